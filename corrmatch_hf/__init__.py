@@ -1,0 +1,45 @@
+"""corrmatch-hf: semi-supervised semantic segmentation, as easy as any Hugging Face model.
+
+Importing the package registers the model with transformers' Auto classes; everything else is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from . import model as _model  # registers CorrMatch with the Auto classes
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "CorrMatchConfig": "model",
+    "CorrMatchForSegmentation": "model",
+    "CorrMatchImageProcessor": "model",
+    "pixel_propagation": "model.correlation_corrmatch",
+    "correlation_shapes": "model.correlation_corrmatch",
+    "region_propagation": "ops.region_propagation",
+    "ohem_cross_entropy": "ops.losses",
+    "DynamicThreshold": "methods",
+    "CorrMatch": "methods",
+    "CorrMatchOptions": "methods",
+    "Supervised": "methods",
+    "InputError": "errors",
+    "MeanIoU": "evaluation",
+    "SemiDataset": "data",
+    "load_semi_dataset": "data",
+    "SemiSupervisedTrainer": "training",
+    "TrainingConfig": "training",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

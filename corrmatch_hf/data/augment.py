@@ -1,0 +1,162 @@
+"""Weak and strong augmentation of the UniMatch family, on PIL images.
+
+PIL because it is the fastest exact way on one CPU core: torchvision's tensor GaussianBlur costs 35 times PIL's.
+Of the resized photo only the part that the crop keeps is ever computed (`resize(box=...)`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import BoolTensor, Tensor
+from torchvision.transforms import functional as F
+
+from corrmatch_hf.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Geometry(NamedTuple):
+    """What is done to a photo, its mask and nothing else: resize to height x width, pad, crop at (top, left), flip."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    flip: bool
+    size: int
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Rows and columns of the crop that show the photo; the rest, right and below, is padding."""
+        return min(self.size, self.height - self.top), min(self.size, self.width - self.left)
+
+    def crop_image(self, image: Image.Image) -> Image.Image:
+        """RGB image -> RGB crop, bilinear, padding 0."""
+        rows, columns = self.kept
+        x, y = image.width / self.width, image.height / self.height
+        # Rounding must not push the box outside the photo.
+        right, bottom = min((self.left + columns) * x, image.width), min((self.top + rows) * y, image.height)
+        crop = image.resize(
+            (columns, rows), Image.Resampling.BILINEAR, box=(self.left * x, self.top * y, right, bottom)
+        )
+        if (rows, columns) != (self.size, self.size):
+            canvas = Image.new("RGB", (self.size, self.size))
+            canvas.paste(crop, (0, 0))
+            crop = canvas
+        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else crop
+
+    def crop_mask(self, mask: np.ndarray, fill: int) -> np.ndarray:
+        """(h, w) integers -> (size, size) int64, nearest neighbour, padding `fill`."""
+        rows, columns = self.kept
+        y = (np.arange(self.top, self.top + rows) + 0.5) * (mask.shape[0] / self.height)
+        x = (np.arange(self.left, self.left + columns) + 0.5) * (mask.shape[1] / self.width)
+        crop = np.full((self.size, self.size), fill, dtype=np.int64)
+        crop[:rows, :columns] = mask[y.astype(np.int64)[:, None], x.astype(np.int64)[None, :]]
+        return np.ascontiguousarray(crop[:, ::-1]) if self.flip else crop
+
+    def valid(self) -> BoolTensor:
+        """(size, size), False on padding."""
+        rows, columns = self.kept
+        valid = torch.zeros(self.size, self.size, dtype=torch.bool)
+        valid[:rows, self.size - columns if self.flip else 0 :][:, :columns] = True
+        return valid
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to every training image. The defaults are the published ones (spec of CorrMatch and UniMatch).
+
+    Weak: long side an integer uniform in [scale_min, scale_max] times itself, padding, random crop, flip 0.5.
+    Strong, on the weak crop: colour jitter, grayscale, blur; then CutMix with the partner's strong view.
+    `cutmix_partner`: "same_image" is a second, independent view of the same photo, which is what the published numbers
+    were made with; "batch" is the next photo of the total batch.
+    """
+
+    crop_size: int = 321
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    flip_probability: float = 0.5
+    strong_views: int = 1
+    brightness: float = 0.5
+    contrast: float = 0.5
+    saturation: float = 0.5
+    hue: float = 0.25
+    jitter_probability: float = 0.8
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_sigma_min: float = 0.1
+    blur_sigma_max: float = 2.0
+    cutmix_probability: float = 0.5
+    cutmix_partner: str = "same_image"
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self):
+        # A processor's config file gives lists.
+        object.__setattr__(self, "image_mean", tuple(self.image_mean))
+        object.__setattr__(self, "image_std", tuple(self.image_std))
+        if self.crop_size < 1:
+            raise InputError(f"crop_size is {self.crop_size}, but a crop needs at least one pixel.")
+        if not 0 < self.scale_min <= self.scale_max:
+            raise InputError(
+                f"scale_min {self.scale_min} and scale_max {self.scale_max} must satisfy 0 < scale_min <= scale_max."
+            )
+        if self.strong_views < 0:
+            raise InputError(f"strong_views is {self.strong_views}, but it counts views: give 0 or more.")
+        for name in ("flip", "jitter", "grayscale", "blur", "cutmix"):
+            value = getattr(self, f"{name}_probability")
+            if not 0 <= value <= 1:
+                raise InputError(f"{name}_probability is {value}, but a probability lies between 0 and 1.")
+        if not 0 <= self.hue <= 0.5 or min(self.brightness, self.contrast, self.saturation) < 0:
+            raise InputError("brightness, contrast and saturation must be 0 or more, and hue between 0 and 0.5.")
+        if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
+            raise InputError(
+                f"blur_sigma_min {self.blur_sigma_min} and blur_sigma_max {self.blur_sigma_max} must satisfy "
+                "0 < blur_sigma_min <= blur_sigma_max."
+            )
+        if self.cutmix_partner not in ("same_image", "batch"):
+            raise InputError(f"cutmix_partner is {self.cutmix_partner!r}: choose 'same_image' or 'batch'.")
+
+    def draw_geometry(self, width: int, height: int, rng: np.random.Generator) -> Geometry:
+        """Resize, crop and flip for one photo of `width` x `height` pixels."""
+        long = max(width, height)
+        low, high = max(int(long * self.scale_min), 1), max(int(long * self.scale_max), 1)
+        new_long = int(rng.integers(low, high, endpoint=True))
+        new_short = max(int(min(width, height) * new_long / long + 0.5), 1)
+        new_width, new_height = (new_long, new_short) if width >= height else (new_short, new_long)
+        size = self.crop_size
+        return Geometry(
+            height=new_height,
+            width=new_width,
+            top=int(rng.integers(0, max(new_height - size, 0), endpoint=True)),
+            left=int(rng.integers(0, max(new_width - size, 0), endpoint=True)),
+            flip=bool(rng.random() < self.flip_probability),
+            size=size,
+        )
+
+    def strong(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """RGB crop -> RGB crop of the same geometry with other colours, maybe gray, maybe blurred."""
+        if rng.random() < self.jitter_probability:
+            factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in (self.brightness, self.contrast, self.saturation)]
+            factors.append(rng.uniform(-self.hue, self.hue))
+            adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+            for i in rng.permutation(4):
+                crop = adjust[i](crop, factors[i])
+        if rng.random() < self.grayscale_probability:
+            crop = crop.convert("L").convert("RGB")
+        if rng.random() < self.blur_probability:
+            crop = crop.filter(ImageFilter.GaussianBlur(rng.uniform(self.blur_sigma_min, self.blur_sigma_max)))
+        return crop
+
+    def normalize(self, crop: Image.Image) -> Tensor:
+        """RGB crop -> (3, H, W) float32, (value / 255 - mean) / std."""
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+        scale = torch.tensor(self.image_std).mul_(255).reciprocal_().view(3, 1, 1)
+        offset = (torch.tensor(self.image_mean) / torch.tensor(self.image_std)).view(3, 1, 1)
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(offset)

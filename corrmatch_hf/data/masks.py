@@ -1,0 +1,145 @@
+"""Masks of every kind, as class ids.
+
+A mask is never converted from one picture mode to another: that turns the ids of a palette mask into brightness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from corrmatch_hf.data.images import open_picture
+from corrmatch_hf.errors import InputError
+
+Color = tuple[int, int, int]
+
+
+def voc_colors(count: int = 256) -> tuple[Color, ...]:
+    """The colours PASCAL VOC gives to class ids: three bits of the id at a time, spread over R, G and B from the top."""
+    colors = []
+    for class_id in range(count):
+        color = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                color[channel] |= (class_id >> (3 * bit + channel) & 1) << (7 - bit)
+        colors.append(tuple(color))
+    return tuple(colors)
+
+
+@dataclass(frozen=True)
+class MaskFormat:
+    """How class ids are written in the masks of a dataset, and how many there may be.
+
+    num_labels: ids run from 0 to num_labels - 1, after `reduce_labels`; None while it is not known: any id is accepted.
+    reduce_labels: 0 becomes ignore_index and the others one less (masks that hold ids; colours name the final ids).
+    label_colors: the colour of each class, where masks are colour-coded; None: PASCAL VOC's, 255 its border colour.
+    ignore_colors: colours that mean ignore_index.
+    """
+
+    num_labels: int | None
+    ignore_index: int = 255
+    reduce_labels: bool = False
+    label_colors: tuple[Color, ...] | None = None
+    ignore_colors: tuple[Color, ...] = ()
+
+    def read(self, value: Any, file: str) -> np.ndarray:
+        """One cell of a label column -> (H, W) uint8 or int32, every value a class id or ignore_index.
+
+        Raises InputError that names `file` and the id or colour which has no class.
+        """
+        values = _as_array(value, file)
+        ids = self._from_colors(values, file) if values.ndim == 3 else self._from_ids(values)
+        limit = np.iinfo(np.int32).max if self.num_labels is None else self.num_labels
+        wrong = ((ids < 0) | (ids >= limit)) & (ids != self.ignore_index)
+        if wrong.any():
+            found = np.unique(ids[wrong])
+            listed = ", ".join(str(v) for v in found[:10].tolist()) + (" ..." if len(found) > 10 else "")
+            reduced = " (after reduce_labels)" if self.reduce_labels else ""
+            known = "0 or more" if self.num_labels is None else f"0 to {self.num_labels - 1}"
+            raise InputError(
+                f"Mask {file} holds the class id{'s' if len(found) > 1 else ''} {listed}{reduced}, but ids must be "
+                f"{known}, or {self.ignore_index} for 'ignore': name more classes with --num_labels or --id2label, "
+                "give another --ignore_index, or use --reduce_labels if 0 means 'no class'."
+            )
+        return ids
+
+    def present(self, value: Any, file: str) -> frozenset[int]:
+        """The class ids that occur in a mask, ignore_index left out."""
+        return frozenset(np.unique(self.read(value, file)).tolist()) - {self.ignore_index}
+
+    def _from_ids(self, values: np.ndarray) -> np.ndarray:
+        """(H, W) of any integers, or of floats that are whole numbers -> ids."""
+        small = values.dtype == np.uint8 and 0 <= self.ignore_index <= 255
+        ids = values if small else values.astype(np.int32)
+        if not self.reduce_labels:
+            return ids
+        ignored = (ids == 0) | (ids == self.ignore_index)
+        return np.where(ignored, np.array(self.ignore_index, ids.dtype), ids - np.array(1, ids.dtype))
+
+    def _from_colors(self, values: np.ndarray, file: str) -> np.ndarray:
+        """(H, W, 3) uint8 -> ids."""
+        codes = _color_codes(values)
+        keys, key_ids = self._color_table
+        place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
+        unknown = keys[place] != codes
+        if not unknown.any():
+            return key_ids[place]
+        gray = (values == values[..., :1]).all()
+        if self.label_colors is None and gray:  # ids saved as R = G = B
+            return self._from_ids(values[..., 0])
+        code = int(codes[unknown][0])
+        color = (code >> 16, code >> 8 & 255, code & 255)
+        y, x = (int(v[0]) for v in np.nonzero(unknown))
+        table = "PASCAL VOC's colours" if self.label_colors is None else "--label_colors"
+        raise InputError(
+            f"Mask {file} has the colour {color} at row {y}, column {x}, which {table} do not name: give the colour of "
+            "every class, and of 'ignore', with --label_colors (a mask is best saved as PNG; JPEG changes colours)."
+        )
+
+    @cached_property
+    def _color_table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted colour codes and their ids."""
+        if self.label_colors is None:
+            *classes, border = voc_colors()
+            classes, ignored = classes[: self.num_labels], (border,)
+        else:
+            classes, ignored = self.label_colors, self.ignore_colors
+        colors = np.array([*classes, *ignored], dtype=np.uint8)
+        ids = np.array([*range(len(classes)), *[self.ignore_index] * len(ignored)], dtype=np.int32)
+        codes = _color_codes(colors)
+        order = np.argsort(codes, kind="stable")
+        return codes[order], ids[order]
+
+
+def _color_codes(colors: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (...) int32, one number for a colour."""
+    red, green, blue = (colors[..., i].astype(np.int32) for i in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _as_array(value: Any, file: str) -> np.ndarray:
+    """One cell of a label column -> (H, W) numbers or (H, W, 3) uint8 colours."""
+    if isinstance(value, dict | str | Image.Image):
+        picture = open_picture(value, file)
+        array = np.asarray(picture)
+        if picture.mode in ("LA", "PA"):  # ids and transparency
+            array = array[..., 0]
+    else:
+        array = np.asarray(value)
+        if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+            array = array.squeeze(0 if array.shape[0] == 1 else 2)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
+        return array[..., :3]
+    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
+    if array.ndim != 2 or not whole or array.size == 0:
+        raise InputError(
+            f"Mask {file} is an array of shape {array.shape} and type {array.dtype}: give one whole number per pixel, "
+            "or an RGB picture with --label_colors."
+        )
+    return array

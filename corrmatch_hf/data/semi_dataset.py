@@ -1,0 +1,97 @@
+"""What every source of data is turned into: labelled, unlabelled and validation images, and the names of the classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from corrmatch_hf.data.images import read_photo
+from corrmatch_hf.data.masks import Color, MaskFormat
+from corrmatch_hf.errors import InputError
+
+
+@dataclass(frozen=True)
+class SemiDataset:
+    """A dataset with few labels.
+
+    `labeled` and `validation` are `datasets.Dataset`s with the columns `image`, `label` and `file`; `unlabeled` has
+    `image` and `file` and may be a `datasets.IterableDataset`. Formats and transforms set on them are not applied.
+    The masks are described by `ignore_index`, `reduce_labels`, `label_colors` and `ignore_colors` (see `MaskFormat`);
+    `id2label` names the ids 0 ... K-1 that come out.
+    """
+
+    labeled: datasets.Dataset
+    unlabeled: datasets.Dataset | datasets.IterableDataset | None
+    validation: datasets.Dataset | None
+    id2label: dict[int, str]
+    ignore_index: int = 255
+    reduce_labels: bool = False
+    label_colors: tuple[Color, ...] | None = None
+    ignore_colors: tuple[Color, ...] = ()
+    name: str = "dataset"
+
+    def __post_init__(self):
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise InputError(
+                f"id2label names the ids {sorted(self.id2label)}, but they must be 0 to {len(self.id2label) - 1}, "
+                "each once: 'ignore' has no name, and --reduce_labels shifts ids that start at 1."
+            )
+        if self.label_colors is not None and len(self.label_colors) != len(self.id2label):
+            raise InputError(
+                f"--label_colors gives {len(self.label_colors)} colours, but there are {len(self.id2label)} classes."
+            )
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @cached_property
+    def mask_format(self) -> MaskFormat:
+        return MaskFormat(
+            self.num_labels, self.ignore_index, self.reduce_labels, self.label_colors, self.ignore_colors
+        )
+
+    def read_labeled(self, row: dict) -> tuple[Image.Image, np.ndarray]:
+        """A row of `labeled` or `validation` -> RGB image and (H, W) ids, of one size; InputError where it is not so."""
+        image = read_photo(row["image"], row["file"])
+        mask = self.mask_format.read(row["label"], mask_file(row))
+        if mask.shape != (image.height, image.width):
+            raise InputError(
+                f"Image {row['file']} is {image.width} x {image.height} pixels, but its mask {mask_file(row)} is "
+                f"{mask.shape[1]} x {mask.shape[0]}: they must show the same pixels (after the photo is turned upright "
+                "by its EXIF orientation)."
+            )
+        return image, mask
+
+    def describe(self) -> str:
+        """A line to print: how many images of each kind, and which classes."""
+        if self.unlabeled is None:
+            unlabeled = "no unlabelled images"
+        elif isinstance(self.unlabeled, datasets.IterableDataset):
+            unlabeled = "a stream of unlabelled images"
+        else:
+            unlabeled = f"{len(self.unlabeled)} unlabelled"
+        validation = "no validation images" if self.validation is None else f"{len(self.validation)} validation"
+        names = list(self.id2label.values())
+        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        return f"{self.name}: {len(self.labeled)} labelled, {unlabeled}, {validation}; {len(names)} classes ({listed})"
+
+
+def undecoded(dataset: datasets.Dataset | datasets.IterableDataset):
+    """The same rows with pictures left as files or bytes: this package decodes them, so that it can name what is bad."""
+    dataset = dataset.with_format(None)
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+def mask_file(row: dict) -> str:
+    """What to call the mask of a row: its own path, or that of the image."""
+    label = row["label"]
+    path = label.get("path") if isinstance(label, dict) else None
+    return path or f"of {row['file']}"

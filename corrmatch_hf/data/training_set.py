@@ -1,0 +1,297 @@
+"""The endless sequence of training batches.
+
+One item of the data set is one whole micro batch, made from its step number alone. A `DataLoader` worker therefore
+shares no state with the others, starting in the middle costs nothing, and one photo that serves several rows of a
+batch (as itself and as a CutMix partner) is read and augmented once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+
+import datasets
+import torch
+from PIL import Image
+from torch import BoolTensor, Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from corrmatch_hf.data.augment import Augmentation
+from corrmatch_hf.data.batch import SemiBatch
+from corrmatch_hf.data.cutmix import random_box
+from corrmatch_hf.data.images import read_photo
+from corrmatch_hf.data.sampler import EndlessList, EndlessStream, Sample, Stream, generator
+from corrmatch_hf.data.semi_dataset import SemiDataset, undecoded
+from corrmatch_hf.errors import InputError
+
+REPLACEMENTS = 8  # how many samples in a row may be unreadable before "skip" gives up
+
+Samples = EndlessList | Mapping[int, Sample]
+
+
+def training_batches(
+    semi: SemiDataset,
+    augmentation: Augmentation,
+    *,
+    labeled_batch: int,
+    unlabeled_batch: int,
+    seed: int,
+    world_size: int = 1,
+    rank: int = 0,
+    start_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    on_bad_sample: str = "error",
+) -> Iterator[SemiBatch]:
+    """The batches of process `rank`, from micro-step `start_step` on, without end.
+
+    `labeled_batch` and `unlabeled_batch` count images per process; with unlabeled_batch=0 there are only labelled ones.
+    The rows of all processes together, process after process, are the same for any `world_size` with the same total
+    batch. Both sets are endless streams, shuffled on each pass; a set smaller than the batch appears more than once
+    in it, each time in another view. `on_bad_sample="skip"` puts the next sample of the stream in the place of one
+    that cannot be read and says so in the batch's `skipped`; "error" raises InputError.
+    """
+    training_set = TrainingSet(
+        semi,
+        augmentation,
+        labeled_batch=labeled_batch,
+        unlabeled_batch=unlabeled_batch,
+        seed=seed,
+        world_size=world_size,
+        rank=rank,
+        on_bad_sample=on_bad_sample,
+    )
+    loader = DataLoader(
+        training_set,
+        batch_size=None,
+        sampler=StepSampler(training_set, start_step),
+        num_workers=num_workers,  # torch gives each worker one thread
+        prefetch_factor=2 if num_workers else None,
+        pin_memory=pin_memory,
+    )
+    for item in loader:
+        if isinstance(item, InputError):
+            raise item
+        yield item
+
+
+class StepSampler(Sampler):
+    """Endless keys of a `TrainingSet`: the step, and the undecoded unlabelled rows it needs if they come from a stream.
+
+    It runs in the main process, so a stream is read once per process and in order, however many workers decode it.
+    """
+
+    def __init__(self, training_set: TrainingSet, start_step: int):
+        self.training_set, self.start_step = training_set, start_step
+
+    def __iter__(self) -> Iterator[tuple[int, dict[int, Sample] | None]]:
+        owner = self.training_set
+        if owner.stream is None:
+            yield from ((step, None) for step in count(self.start_step))
+        total = owner.unlabeled_batch * owner.world_size
+        positions = count(self.start_step * total)
+        rows = zip(positions, owner.stream.from_position(self.start_step * total), strict=False)
+        window: dict[int, Sample] = {}
+        for step in count(self.start_step):
+            first = step * total
+            window = {p: s for p, s in window.items() if p >= first}
+            while len(window) < total + owner.replacements:
+                position, sample = next(rows)
+                window[position] = sample
+            yield step, {p: window[p] for p in owner.needed_positions(step)}
+
+
+class TrainingSet(Dataset):
+    """`training_set[key]` is the SemiBatch of one step of one process, or the InputError that prevented it.
+
+    See `training_batches` for the arguments.
+    """
+
+    def __init__(
+        self,
+        semi: SemiDataset,
+        augmentation: Augmentation,
+        *,
+        labeled_batch: int,
+        unlabeled_batch: int,
+        seed: int,
+        world_size: int = 1,
+        rank: int = 0,
+        on_bad_sample: str = "error",
+    ):
+        if not 0 <= rank < world_size:
+            raise InputError(f"rank is {rank}, but with {world_size} processes it must be 0 to {world_size - 1}.")
+        if labeled_batch < 1 or unlabeled_batch < 0 or seed < 0:
+            raise InputError(
+                f"labeled_batch {labeled_batch} must be at least 1, unlabeled_batch {unlabeled_batch} and seed {seed} "
+                "at least 0."
+            )
+        if on_bad_sample not in ("error", "skip"):
+            raise InputError(f"on_bad_sample is {on_bad_sample!r}: choose 'error' or 'skip'.")
+        if len(semi.labeled) == 0:
+            raise InputError(f"{semi.name} has no labelled images: give at least one image with a mask.")
+        self.semi, self.augmentation, self.seed = semi, augmentation, seed
+        self.labeled_batch, self.unlabeled_batch = labeled_batch, unlabeled_batch
+        self.world_size, self.rank = world_size, rank
+        self.replacements = REPLACEMENTS if on_bad_sample == "skip" else 0
+
+        self.labeled = EndlessList(undecoded(semi.labeled), seed, Stream.ORDER_LABELED)
+        self.unlabeled: EndlessList | None = None
+        self.stream: EndlessStream | None = None
+        if unlabeled_batch:
+            if semi.unlabeled is None:
+                raise InputError(
+                    f"{semi.name} has no unlabelled images: give --labeled_fraction, --labeled_count, an "
+                    "--unlabeled_list or --extra_unlabeled."
+                )
+            pool = undecoded(semi.unlabeled)
+            if isinstance(pool, datasets.IterableDataset):
+                self.stream = EndlessStream(pool, seed, Stream.ORDER_UNLABELED)
+            elif len(pool) == 0:
+                raise InputError(f"{semi.name} has no unlabelled images: every image is labelled.")
+            else:
+                self.unlabeled = EndlessList(pool, seed, Stream.ORDER_UNLABELED)
+
+    def __getitem__(self, key: tuple[int, dict[int, Sample] | None]) -> SemiBatch | InputError:
+        step, window = key
+        try:
+            skipped: dict[str, None] = {}  # an ordered set: a bad file may be met twice in a batch
+            batch = SemiBatch(step, **self._labeled_fields(step, skipped))
+            if self.unlabeled_batch:
+                views = _Views(self, self.unlabeled if window is None else window, skipped)
+                for name, value in self._unlabeled_fields(step, views).items():
+                    setattr(batch, name, value)
+            batch.skipped = list(skipped)
+            return batch
+        except InputError as error:  # returned: raised in a worker it would arrive as a traceback in a string
+            return error
+
+    def needed_positions(self, step: int) -> set[int]:
+        """Positions in the stream of unlabelled images that this process reads for `step`."""
+        needed = {p for own in self._positions(step) for p in (own, self._partner_position(step, own))}
+        return {p + extra for p in needed for extra in range(self.replacements + 1)}
+
+    def _positions(self, step: int) -> range:
+        first = (step * self.world_size + self.rank) * self.unlabeled_batch
+        return range(first, first + self.unlabeled_batch)
+
+    def _partner_position(self, step: int, position: int) -> int:
+        """The next position of the total batch, cyclic."""
+        total = self.world_size * self.unlabeled_batch
+        return step * total + (position - step * total + 1) % total
+
+    def _labeled_fields(self, step: int, skipped: dict[str, None]) -> dict:
+        first = (step * self.world_size + self.rank) * self.labeled_batch
+        images, labels, files = [], [], []
+        for position in range(first, first + self.labeled_batch):
+            sample = self.labeled[position]
+            (image, mask), file = self.read(self.labeled, position, self.semi.read_labeled, skipped)
+            rng = generator(self.seed, Stream.LABELED, sample.number, sample.index)
+            geometry = self.augmentation.draw_geometry(image.width, image.height, rng)
+            images.append(self.augmentation.normalize(geometry.crop_image(image)))
+            labels.append(torch.from_numpy(geometry.crop_mask(mask, fill=self.semi.ignore_index)))
+            files.append(file)
+        return {"image": torch.stack(images), "label": torch.stack(labels), "labeled_files": files}
+
+    def _unlabeled_fields(self, step: int, views: _Views) -> dict:
+        augmentation, positions = self.augmentation, self._positions(step)
+        fields = {
+            "weak": torch.stack([views.weak(p, Stream.UNLABELED) for p in positions]),
+            "valid": torch.stack([views.valid(p, Stream.UNLABELED) for p in positions]),
+            "unlabeled_files": [views.file(p) for p in positions],
+        }
+        if not augmentation.strong_views:
+            return fields
+        size, shape = augmentation.crop_size, (self.unlabeled_batch, augmentation.strong_views)
+        strong, box = torch.empty(*shape, 3, size, size), torch.zeros(*shape, size, size, dtype=torch.bool)
+        partners: dict[int, tuple[int, Stream]] = {}  # row of the batch -> whose view is pasted
+        for row, position in enumerate(positions):
+            other = self._partner_position(step, position)
+            if augmentation.cutmix_partner == "same_image" or other == position:
+                partner = (position, Stream.PARTNER)
+            else:
+                partner = (other, Stream.UNLABELED)
+            for view in range(augmentation.strong_views):
+                strong[row, view] = views.strong(position, Stream.UNLABELED, view)
+                rng = views.rng(position, Stream.CUTMIX, view)
+                if rectangle := random_box(size, augmentation.cutmix_probability, rng):
+                    inside = (row, view, *rectangle.slices)
+                    box[inside] = True
+                    strong[row, view][:, *rectangle.slices] = views.strong(*partner, view)[:, *rectangle.slices]
+                    partners[row] = partner
+        fields |= {"strong": strong, "box": box, "partner_rows": list(partners)}
+        empty = torch.empty(0, 3, size, size), torch.empty(0, size, size, dtype=torch.bool)
+        fields["partner_weak"] = torch.stack([views.weak(*p) for p in partners.values()]) if partners else empty[0]
+        fields["partner_valid"] = torch.stack([views.valid(*p) for p in partners.values()]) if partners else empty[1]
+        return fields
+
+    def read(self, samples: Samples, position: int, reader, skipped: dict[str, None]):
+        """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next one that can be read."""
+        for attempt in range(self.replacements + 1):
+            row = samples[position + attempt].row
+            try:
+                return reader(row), row["file"]
+            except InputError as error:
+                if not self.replacements:
+                    raise
+                skipped.setdefault(str(error))
+                last = error
+        raise InputError(f"{self.replacements + 1} samples in a row cannot be used; the last one: {last}")
+
+
+class _Views:
+    """The views of unlabelled images that one step needs, each made once, on demand."""
+
+    def __init__(self, owner: TrainingSet, samples: Samples, skipped: dict[str, None]):
+        self.owner, self.samples, self.skipped = owner, samples, skipped
+        self._cache: dict[tuple, object] = {}
+
+    def rng(self, position: int, stream: Stream, view: int):
+        sample = self._once(("sample", position), lambda: self.samples[position])
+        return generator(self.owner.seed, stream, sample.number, sample.index, view)
+
+    def file(self, position: int) -> str:
+        return self._photo(position)[1]
+
+    def weak(self, position: int, stream: Stream) -> Tensor:
+        """(3, H, W)"""
+        make = self.owner.augmentation.normalize
+        return self._once(("weak", position, stream), lambda: make(self._crop(position, stream)[0]))
+
+    def valid(self, position: int, stream: Stream) -> BoolTensor:
+        """(H, W)"""
+        return self._crop(position, stream)[1]
+
+    def strong(self, position: int, stream: Stream, view: int) -> Tensor:
+        """(3, H, W), not yet mixed"""
+
+        def make() -> Tensor:
+            crop, augmentation = self._crop(position, stream)[0], self.owner.augmentation
+            return augmentation.normalize(augmentation.strong(crop, self.rng(position, stream, 1 + view)))
+
+        return self._once(("strong", position, stream, view), make)
+
+    def _crop(self, position: int, stream: Stream) -> tuple[Image.Image, BoolTensor]:
+        def make() -> tuple[Image.Image, BoolTensor]:
+            image = self._photo(position)[0]
+            rng = self.rng(position, stream, 0)
+            geometry = self.owner.augmentation.draw_geometry(image.width, image.height, rng)
+            return geometry.crop_image(image), geometry.valid()
+
+        return self._once(("crop", position, stream), make)
+
+    def _photo(self, position: int) -> tuple[Image.Image, str]:
+        def make() -> tuple[Image.Image, str]:
+            return self.owner.read(self.samples, position, read_unlabeled, self.skipped)
+
+        return self._once(("photo", position), make)
+
+    def _once(self, key: tuple, make):
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+
+def read_unlabeled(row: dict) -> Image.Image:
+    """A row of the unlabelled pool -> RGB image."""
+    return read_photo(row["image"], row["file"])

@@ -1,0 +1,18 @@
+"""The one error a user can cause, and the sentence that helps with a misspelt name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one sentence to act on: what, where, and the remedy."""
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known are {', '.join(choices[:20])}."
+    return InputError(f"Unknown {kind} {name!r}: {hint}")

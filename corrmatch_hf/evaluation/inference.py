@@ -1,0 +1,99 @@
+"""Class probabilities of whole images, by sliding windows, scales and flips. Works with any number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from corrmatch_hf.errors import InputError
+
+
+@torch.no_grad()
+def predict_probabilities(
+    model: nn.Module,
+    pixel_values: Tensor,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Softmax probabilities at the size of the input, summing to 1 over the classes of every pixel.
+
+    Args:
+        model: `model(pixel_values).logits` are (N, K, h, w) logits; smaller ones are resized to the input. Used in
+            the mode it is in: call `model.eval()` first.
+        pixel_values: (N, 3, H, W) normalised images.
+        window: side of square windows slid over the image; None: the whole image at once. The last window of a row
+            or column is moved back to end at the border. An image smaller than the window is one window.
+        stride: distance of the windows, by default int(2/3 * window) as for Cityscapes. Softmax is summed over the
+            windows a pixel lies in; dividing by their number makes it a probability and leaves the argmax alone.
+        scales: image sizes to average over, as factors of the input's.
+        flip: average with the horizontally mirrored image too.
+
+    Returns:
+        float32 (N, K, H, W), whatever the precision of the model.
+    """
+    _check(window, stride, scales)
+    size = pixel_values.shape[-2:]
+    total = None
+    for scale in scales:
+        scaled = tuple(max(1, round(side * scale)) for side in size)
+        image = pixel_values
+        if scaled != size:
+            image = interpolate(pixel_values, size=scaled, mode="bilinear", align_corners=True)
+        probabilities = _at_one_scale(model, image, window, stride)
+        if flip:
+            probabilities += _at_one_scale(model, image.flip(-1), window, stride).flip(-1)
+        if scaled != size:
+            probabilities = interpolate(probabilities, size=size, mode="bilinear", align_corners=True)
+        total = probabilities if total is None else total.add_(probabilities)
+    return total / (len(scales) * (2 if flip else 1))
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along one side: every `stride`, the last one moved back to end at the border."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def _at_one_scale(model: nn.Module, image: Tensor, window: int | None, stride: int | None) -> Tensor:
+    if window is None:
+        return _softmax(model, image)
+    stride = stride or max(1, int(window * 2 / 3))
+    height, width = image.shape[-2:]
+    total, count = None, image.new_zeros(height, width, dtype=torch.float32)
+    for top in window_starts(height, window, stride):
+        for left in window_starts(width, window, stride):
+            rows, columns = slice(top, top + window), slice(left, left + window)
+            probabilities = _softmax(model, image[..., rows, columns])
+            if total is None:  # only the first result tells the number of classes
+                total = probabilities.new_zeros(*probabilities.shape[:2], height, width)
+            total[..., rows, columns] += probabilities
+            count[rows, columns] += 1
+    return total / count
+
+
+def _softmax(model: nn.Module, image: Tensor) -> Tensor:
+    logits = model(pixel_values=image).logits.float()
+    if logits.shape[-2:] != image.shape[-2:]:
+        logits = interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
+    return logits.softmax(dim=1)
+
+
+def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> None:
+    if window is not None and window < 1:
+        raise InputError(f"window is {window}: give a side in pixels, or leave it out for the whole image.")
+    if stride is not None and window is None:
+        raise InputError(f"stride is {stride} but there is no window: give window too, or leave out stride.")
+    if stride is not None and not 1 <= stride <= window:
+        raise InputError(
+            f"stride is {stride}: it must lie between 1 and window={window}, or pixels would be skipped."
+        )
+    if not scales or min(scales) <= 0:
+        raise InputError(
+            f"scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25."
+        )

@@ -1,0 +1,113 @@
+"""What a method is: a module that owns the model and all training state, and whose forward is one training step.
+
+State lives in buffers and parameters, so that data-parallel wrapping, saving, resuming, moving and mixed precision work
+for every method without code of its own. Nothing in a step is read back to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import SemiBatch
+from ..errors import InputError
+from ..ops.losses import cross_entropy, ohem_cross_entropy
+
+Logs = dict[str, Tensor]  # name -> detached scalar on the device; loss terms are called "loss/..."
+
+
+def choice(value: str, choices: tuple[str, ...], help: str) -> Any:
+    """A dataclass field that the command line restricts to `choices`."""
+    return field(default=value, metadata={"help": help, "choices": list(choices)})
+
+
+@dataclass
+class MethodOptions:
+    """Options that every method has: how the labelled images are learnt."""
+
+    labeled_loss: str = choice(
+        "ce", ("ce", "ohem"), "Loss on labelled images: cross-entropy, or over the hardest pixels (Cityscapes)."
+    )
+    ohem_threshold: float = field(
+        default=0.7, metadata={"help": "ohem: pixels whose true class has at most this probability are kept."}
+    )
+    ohem_min_kept: int = field(
+        default=100_000, metadata={"help": "ohem: pixels of the total batch that are kept at least."}
+    )
+
+    def check(self) -> None:
+        """Raise `InputError` for values that cannot be used."""
+        for name, spec in type(self).__dataclass_fields__.items():
+            choices = spec.metadata.get("choices")
+            if choices and getattr(self, name) not in choices:
+                raise InputError(
+                    f"--{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}."
+                )
+        if not 0 <= self.ohem_threshold <= 1:
+            raise InputError(f"--ohem_threshold is {self.ohem_threshold}; a probability in [0, 1] is needed.")
+        if self.ohem_min_kept < 1:
+            raise InputError(f"--ohem_min_kept is {self.ohem_min_kept}; at least 1 pixel must be kept.")
+
+
+class Method(nn.Module):
+    """Base of the methods.
+
+    Args:
+        model: the `CorrMatchForSegmentation` to train.
+        options: an instance of the class's `Options`; None takes the defaults.
+        seed: of all randomness inside a step (together with the step's number).
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    uses_unlabeled: ClassVar[bool] = True
+    uses_correlation_head: ClassVar[bool] = False
+    strong_views: ClassVar[int] = 1
+
+    def __init__(self, model: nn.Module, options: MethodOptions | None = None, seed: int = 0):
+        super().__init__()
+        self.options = options if options is not None else self.Options()
+        self.options.check()
+        if self.uses_correlation_head and not model.config.correlation_head:
+            raise InputError(
+                f"Method {self.name!r} trains the correlation head, but the model has none; "
+                "build it with CorrMatchConfig(correlation_head=True)."
+            )
+        self.model = model
+        self.seed = seed
+
+    @property
+    def segmentation_model(self) -> nn.Module:
+        """The model that is evaluated and saved."""
+        return self.model
+
+    def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        """One training step: the total loss, with gradient, and detached scalars to log."""
+        raise NotImplementedError
+
+    def labeled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The labelled loss chosen by the options, on logits (N, K, H, W) and labels (N, H, W)."""
+        ignore_index = self.model.config.ignore_index
+        if self.options.labeled_loss == "ohem":
+            return ohem_cross_entropy(
+                logits, labels, self.options.ohem_threshold, self.options.ohem_min_kept, ignore_index
+            )
+        return cross_entropy(logits, labels, ignore_index)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; afterwards every submodule is back in the mode it had (frozen ones too)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,326 @@
+"""CorrMatch: label propagation via correlation matching (CVPR 2024).
+
+Three forward passes make one step (section and equation numbers are the paper's):
+
+    1. u_m, the CutMix partner's weak view, in evaluation mode without gradient: only pseudo-labels are wanted.
+    2. [x; u_w], labelled images and weak views: logits z, correlation logits (pixel propagation, equations 4 and 5), and
+       a copy decoded from features with dropped channels.
+    3. u_s, the strong views with the partner's box pasted in: logits and correlation logits.
+
+u_w gives the pseudo-labels, their confidence and the threshold (equations 11, 13). Sampled rows of its correlation map
+become shapes (equation 7) along which confident labels spread (region propagation, equations 8-10). Losses:
+
+    x, x_corr      labelled images, logits and correlation logits
+    s, corr_s      strong view against the propagated labels
+    corr_w         correlation logits of the weak view against its own labels
+    kl             strong against weak probabilities
+    fp             weak view with dropped channels against its own labels
+
+    total = 1/2 L_s + 1/2 L_u
+    L_s   = (x + x_corr) / 2
+    L_u   = lambda1 (s + fp) / 2 + lambda2 kl + lambda3 (corr_s + corr_w) / 2      lambda = 0.5, 0.25, 0.25
+
+Where the paper and the published runs differ, the runs' behaviour is the default and the difference is an option.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import SemiBatch
+from ..errors import InputError
+from ..model.correlation_corrmatch import correlation_shapes, pixel_propagation
+from ..model.modeling_corrmatch import CorrMatchFeatures, resize
+from ..ops.channel_mask import channel_mask, step_generator
+from ..ops.distributed import per_process
+from ..ops.losses import (
+    cosine_distance,
+    kl_divergence,
+    masked_cross_entropy,
+    masked_mean,
+    soft_cross_entropy,
+)
+from ..ops.region_propagation import region_propagation
+from .base import Logs, Method, MethodOptions, choice, evaluating
+from .dynamic_threshold import UPDATES, DynamicThreshold
+
+SOFT_LOSSES = {"kl": kl_divergence, "cross_entropy": soft_cross_entropy, "cosine": cosine_distance}
+
+
+@dataclass
+class CorrMatchOptions(MethodOptions):
+    """The paper's choices; the defaults are those of the published runs."""
+
+    threshold_initial: float = field(
+        default=0.85, metadata={"help": "Confidence threshold at the start (table 13)."}
+    )
+    threshold_momentum: float = field(
+        default=0.999, metadata={"help": "Share of the old threshold kept by a step (table 12)."}
+    )
+    threshold_update: str = choice(
+        "class_max", UPDATES, "What the threshold follows; 'fixed' keeps --threshold_initial."
+    )
+    propagation: str = choice(
+        "region", ("region", "none"), "Spread confident labels along correlation shapes, or not (table 5)."
+    )
+    num_shapes: int = field(default=128, metadata={"help": "Correlation shapes sampled per image."})
+    shape_sampling: str = choice(
+        "random", ("random", "uniform"), "Rows of the correlation map drawn at random, or evenly spaced."
+    )
+    hard_weight: float = field(
+        default=0.5, metadata={"help": "lambda1: losses against hard pseudo-labels (table 11)."}
+    )
+    soft_weight: float = field(
+        default=0.25, metadata={"help": "lambda2: soft loss between weak and strong view (table 11)."}
+    )
+    correlation_weight: float = field(
+        default=0.25, metadata={"help": "lambda3: losses of the correlation logits (table 11)."}
+    )
+    labeled_correlation_weight: float = field(
+        default=0.5, metadata={"help": "Share of the correlation logits in the labelled loss."}
+    )
+    unlabeled_weight: float = field(
+        default=0.5, metadata={"help": "Share of the unlabelled losses in the total; the labelled get the rest."}
+    )
+    soft_loss: str = choice("kl", tuple(SOFT_LOSSES), "Soft loss between weak and strong view (table 10).")
+    mix_soft_targets: bool = field(
+        default=False,
+        metadata={
+            "help": "Inside the CutMix box, compare the strong view with the partner's probabilities (the paper) "
+            "instead of those of the image below the box (the published runs)."
+        },
+    )
+    feature_perturbation: bool = field(
+        default=True,
+        metadata={"help": "Loss on features with dropped channels (published runs; the paper's equations lack it)."},
+    )
+    feature_dropout: float = field(
+        default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name in ("threshold_initial", "threshold_momentum", "labeled_correlation_weight", "unlabeled_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name} is {getattr(self, name)}; a number in [0, 1] is needed.")
+        for name in ("hard_weight", "soft_weight", "correlation_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
+        if self.num_shapes < 1:
+            raise InputError(
+                f"--num_shapes is {self.num_shapes}; give at least 1, or switch shapes off with --propagation none."
+            )
+        if not 0 <= self.feature_dropout < 1:
+            raise InputError(f"--feature_dropout is {self.feature_dropout}; a number in [0, 1) is needed.")
+
+
+@dataclass
+class PseudoLabels:
+    """What a view's logits say, without gradient: probabilities' maximum and the class that has it, both (N, H, W)."""
+
+    confidence: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> PseudoLabels:
+        confidence, labels = logits.detach().float().softmax(1).max(1)
+        return cls(confidence, labels)
+
+    def pasted(self, other: PseudoLabels, box: Tensor) -> PseudoLabels:
+        """These with `other`'s inside the box (N, H, W)."""
+        return PseudoLabels(
+            torch.where(box, other.confidence, self.confidence), torch.where(box, other.labels, self.labels)
+        )
+
+
+@dataclass
+class Predictions:
+    """Everything the network says in one step, at full resolution: logits (N, K, H, W)."""
+
+    x: Tensor
+    x_corr: Tensor
+    weak: Tensor
+    weak_corr: Tensor
+    weak_perturbed: Tensor | None
+    strong: Tensor
+    strong_corr: Tensor
+    partner: Tensor  # logits of the CutMix partner; read inside the box only
+
+
+class CorrMatch(Method):
+    """CorrMatch's training step around a model with a correlation head. See the file's head for the equations."""
+
+    name = "corrmatch"
+    Options = CorrMatchOptions
+    uses_correlation_head = True
+    options: CorrMatchOptions
+
+    def __init__(self, model: nn.Module, options: CorrMatchOptions | None = None, seed: int = 0):
+        super().__init__(model, options, seed)
+        self.threshold = DynamicThreshold(
+            model.config.num_labels,
+            self.options.threshold_initial,
+            self.options.threshold_momentum,
+            self.options.threshold_update,
+        )
+
+    def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        box, valid = batch.box[:, 0], batch.valid
+        partner, partner_valid = self._partner(batch)
+        predictions, shapes = self._predict(batch, partner)
+        mixed_valid = torch.where(box, partner_valid, valid)
+        return self.losses(predictions, batch.label, valid, mixed_valid, box, shapes)
+
+    def losses(
+        self,
+        predictions: Predictions,
+        label: Tensor,
+        valid: Tensor,
+        mixed_valid: Tensor,
+        box: Tensor,
+        shapes: Tensor | None,
+    ) -> tuple[Tensor, Logs]:
+        """All terms, their total, and the threshold's update, from the network's outputs.
+
+        Args:
+            predictions: logits of the step.
+            label: (N, H, W) int64, ids or ignore_index.
+            valid, mixed_valid: (N, H, W) bool, not padding; in `mixed_valid` the partner's validity inside the box.
+            box: (N, H, W) bool, the CutMix box.
+            shapes: (N, S, H, W) bool from `correlation_shapes`, nothing excluded yet; None without propagation.
+        """
+        o, p = self.options, predictions
+        weak = PseudoLabels.of(p.weak)
+        mixed = weak.pasted(PseudoLabels.of(p.partner), box)
+
+        self.threshold.update(weak.confidence, weak.labels, mixed_valid)
+        weak_confident = self.threshold.confident(weak.confidence, weak.labels) & valid
+        confident = self.threshold.confident(mixed.confidence, mixed.labels) & mixed_valid
+
+        labels, propagated = mixed.labels, confident
+        if shapes is not None:
+            shapes = shapes & (mixed_valid & ~box).unsqueeze(1)
+            labels, propagated = region_propagation(
+                labels, confident, shapes, self.threshold.scalar(), num_labels=p.weak.shape[1]
+            )
+
+        n0, n1 = per_process(valid.sum()), per_process(mixed_valid.sum())
+        soft_target = torch.where(box.unsqueeze(1), p.partner, p.weak) if o.mix_soft_targets else p.weak
+        terms = {
+            "x": self.labeled_loss(p.x, label),
+            "x_corr": self.labeled_loss(p.x_corr, label),
+            "s": masked_cross_entropy(p.strong, labels, propagated, n1),
+            "corr_s": masked_cross_entropy(p.strong_corr, labels, propagated, n1),
+            "corr_w": masked_cross_entropy(p.weak_corr, weak.labels, weak_confident, n0),
+            "kl": masked_mean(SOFT_LOSSES[o.soft_loss](p.strong, soft_target), confident, n1),
+        }
+        hard = terms["s"]
+        if p.weak_perturbed is not None:
+            terms["fp"] = masked_cross_entropy(p.weak_perturbed, weak.labels, weak_confident, n0)
+            hard = (terms["s"] + terms["fp"]) / 2
+        labeled = torch.lerp(terms["x"], terms["x_corr"], o.labeled_correlation_weight)
+        unlabeled = (
+            o.hard_weight * hard
+            + o.soft_weight * terms["kl"]
+            + o.correlation_weight * (terms["corr_s"] + terms["corr_w"]) / 2
+        )
+        total = torch.lerp(labeled, unlabeled, o.unlabeled_weight)
+
+        logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
+        logs["threshold"] = self.threshold.scalar().clone()
+        logs["kept_ratio"] = confident.sum() / n1
+        logs["propagated_ratio"] = propagated.sum() / n1
+        return total, logs
+
+    def _partner(self, batch: SemiBatch) -> tuple[Tensor, Tensor]:
+        """Pass 1: logits (N, K, H, W) and validity (N, H, W) of the partners. Rows without a box stay zero, unread."""
+        n, _, height, width = batch.weak.shape
+        logits = batch.weak.new_zeros(n, self.model.config.num_labels, height, width, dtype=torch.float32)
+        valid = torch.zeros_like(batch.valid)
+        if batch.partner_rows:
+            rows = torch.tensor(batch.partner_rows).to(batch.weak.device, non_blocking=True)
+            with evaluating(self.model):
+                logits.index_copy_(0, rows, self.model(batch.partner_weak).logits.float())
+            valid.index_copy_(0, rows, batch.partner_valid)
+        return logits, valid
+
+    def _predict(self, batch: SemiBatch, partner: Tensor) -> tuple[Predictions, Tensor | None]:
+        """Passes 2 and 3, and the shapes of the weak views."""
+        o, model = self.options, self.model
+        size = batch.weak.shape[-2:]
+        labeled, unlabeled = len(batch.image), len(batch.weak)
+
+        def mask(channels: int, probability: float, use: str, rows: tuple[int, ...]) -> Tensor:
+            # One draw a part: the rows of the total batch keep their order whatever the number of processes.
+            parts = (
+                channel_mask(
+                    count, channels, probability, batch.weak.device, seed=self.seed, step=batch.step, use=f"{use} {i}"
+                )
+                for i, count in enumerate(rows)
+            )
+            return torch.cat(list(parts))
+
+        def correlation(features, decoded, logits, use, rows) -> tuple[Tensor, Tensor, Tensor]:
+            config = model.config
+            dropout = mask(config.correlation_channels, config.correlation_dropout, use, rows)
+            query, key = model.correlate(features, decoded, channel_mask=dropout)
+            # Detached: the correlation losses train the encoder and the correlation head, not the classifier.
+            source = resize(logits.detach(), query.shape[-2:])
+            return query, key, resize(pixel_propagation(query, key, source), size)
+
+        features = model.encode(torch.cat([batch.image, batch.weak]))
+        rows = (labeled, unlabeled)
+        both = features
+        if o.feature_perturbation:
+            drops = (mask(f.shape[1], o.feature_dropout, f"features {i}", rows) for i, f in enumerate(features))
+            both = CorrMatchFeatures(
+                *(
+                    torch.cat([f, f * drop.to(f.dtype)[:, :, None, None]])
+                    for f, drop in zip(features, drops, strict=True)
+                )
+            )
+        # Labelled images are decoded perturbed, too: the decoder's batch statistics are taken over both halves.
+        decoded_both = model.decode(both)
+        count = labeled + unlabeled
+        decoded = type(decoded_both)(*(tensor[:count] for tensor in decoded_both))
+        logits = resize(decoded.logits, size)
+        query, key, corr = correlation(features, decoded, logits, "weak correlation", rows)
+
+        strong_features = model.encode(batch.strong[:, 0])
+        strong_decoded = model.decode(strong_features)
+        strong = resize(strong_decoded.logits, size)
+        _, _, strong_corr = correlation(
+            strong_features, strong_decoded, strong, "strong correlation", (unlabeled,)
+        )
+
+        shapes = None
+        if o.propagation == "region":
+            index = self._shape_index(query.shape[-2] * query.shape[-1], batch.step, query.device)
+            shapes = correlation_shapes(query[labeled:].detach(), key[labeled:].detach(), index, size)
+        return (
+            Predictions(
+                x=logits[:labeled],
+                x_corr=corr[:labeled],
+                weak=logits[labeled:],
+                weak_corr=corr[labeled:],
+                weak_perturbed=resize(decoded_both.logits[count + labeled :], size)
+                if o.feature_perturbation
+                else None,
+                strong=strong,
+                strong_corr=strong_corr,
+                partner=partner,
+            ),
+            shapes,
+        )
+
+    def _shape_index(self, positions: int, step: int, device: torch.device) -> Tensor:
+        """(S,) rows of the correlation map, the same for all images and processes of a step."""
+        count = self.options.num_shapes
+        if self.options.shape_sampling == "uniform":
+            return torch.linspace(0, positions - 1, count, device=device).long()
+        generator = step_generator(device, self.seed, step, "shapes")
+        # With replacement and never the last position, as in the published runs.
+        return torch.randint(max(positions - 1, 1), (count,), generator=generator, device=device)

@@ -1,0 +1,98 @@
+"""The DeepLabV3+ decoder: ASPP, fusion with the low-level features, classifier."""
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import nn
+
+
+def resize(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners: the one interpolation of this network."""
+    return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution that keeps the size, BatchNorm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, bias: bool = False):
+        padding = dilation * (kernel_size // 2)
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv, norm, act = self
+        x = conv(x)
+        # One value per channel (one image, 1x1 map) has no variance: use the running statistics, as in eval mode.
+        if self.training and x.numel() == x.shape[1] and not _synchronised(norm):
+            return act(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps))
+        return act(norm(x))
+
+
+def _synchronised(norm: nn.Module) -> bool:
+    """Whether other processes add their values to this norm's statistics."""
+    return (
+        isinstance(norm, nn.SyncBatchNorm)
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+class AtrousPyramid(nn.Module):
+    """ASPP: a 1x1 convolution, 3x3 convolutions at several dilations and image pooling, side by side."""
+
+    def __init__(self, in_channels: int, channels: int, rates: list[int]):
+        super().__init__()
+        self.point = ConvNormAct(in_channels, channels, 1)
+        self.dilated = nn.ModuleList(ConvNormAct(in_channels, channels, 3, dilation=rate) for rate in rates)
+        self.pooled = ConvNormAct(in_channels, channels, 1)
+        self.project = ConvNormAct((2 + len(rates)) * channels, channels, 1)
+
+    def forward(self, high: torch.Tensor) -> torch.Tensor:
+        """high (N,C,h,w) -> (N,channels,h,w)"""
+        pooled = self.pooled(high.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *high.shape[-2:])
+        branches = [self.point(high), *(branch(high) for branch in self.dilated), pooled]
+        return self.project(torch.cat(branches, dim=1))
+
+
+class Fusion(nn.Module):
+    """Low-level features, reduced to few channels, and the enlarged ASPP output through two 3x3 convolutions."""
+
+    def __init__(self, low_channels: int, reduced_channels: int, aspp_channels: int, channels: int):
+        super().__init__()
+        self.reduce = ConvNormAct(low_channels, reduced_channels, 1)
+        self.convs = nn.Sequential(
+            ConvNormAct(aspp_channels + reduced_channels, channels, 3), ConvNormAct(channels, channels, 3)
+        )
+
+    def forward(self, low: torch.Tensor, aspp: torch.Tensor) -> torch.Tensor:
+        """low (N,C,H/4,W/4), aspp (N,A,h,w) -> (N,channels,H/4,W/4)"""
+        return self.convs(torch.cat([resize(aspp, low.shape[-2:]), self.reduce(low)], dim=1))
+
+
+class DeepLabV3PlusDecoder(nn.Module):
+    """DeepLabV3+ (Chen et al. 2018) as CorrMatch uses it; its three steps can be called one by one.
+
+    aspp(high (N,C,h,w)) -> (N,aspp_channels,h,w)
+    fuse(low (N,L,H/4,W/4), aspp) -> (N,channels,H/4,W/4)
+    classify(fused) -> logits (N,num_labels,H/4,W/4)
+
+    In train mode it also takes a single image, whose pooled features BatchNorm cannot normalise.
+    """
+
+    def __init__(
+        self,
+        low_channels: int,
+        high_channels: int,
+        num_labels: int,
+        atrous_rates: list[int],
+        aspp_channels: int = 256,
+        low_level_channels: int = 48,
+        channels: int = 256,
+    ):
+        super().__init__()
+        self.aspp = AtrousPyramid(high_channels, aspp_channels, atrous_rates)
+        self.fuse = Fusion(low_channels, low_level_channels, aspp_channels, channels)
+        self.classify = nn.Conv2d(channels, num_labels, 1)

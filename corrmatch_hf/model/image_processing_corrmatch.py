@@ -1,0 +1,1 @@
+"""Images in, normalised tensors out; logits in, label maps out."""

@@ -1,0 +1,260 @@
+"""The CorrMatch segmentation network: DeepLabV3+ on a timm encoder, and the correlation head that trains it.
+
+Inference runs encoder and decoder only; the correlation head is computed for a loss or on request.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_corrmatch import CorrMatchConfig
+from .correlation_corrmatch import CorrelationHead, pixel_propagation
+from .decoders_corrmatch import DeepLabV3PlusDecoder, resize
+from .encoder_corrmatch import CorrMatchEncoder
+from .encoder_weights_corrmatch import pretrained_encoder_weights
+
+
+class CorrMatchFeatures(NamedTuple):
+    """What the encoder sees: low (N,C,~H/4,~W/4) and high (N,C,h,w) at the output stride."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+class DecoderOutput(NamedTuple):
+    """aspp (N,A,h,w), fused (N,F,~H/4,~W/4), logits (N,K,~H/4,~W/4)."""
+
+    aspp: torch.Tensor
+    fused: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass
+class CorrMatchOutput(SemanticSegmenterOutput):
+    """Output of [`CorrMatchForSegmentation`].
+
+    Args:
+        loss: scalar, where labels were given.
+        logits: (N,K,H,W), at the size of the image.
+        correlation_logits: (N,K,H,W) float32, the logits after pixel propagation; with labels or on request.
+        query, key: (N,D,h,w), from which correlation maps are made; with labels or on request.
+    """
+
+    correlation_logits: torch.FloatTensor | None = None
+    query: torch.FloatTensor | None = None
+    key: torch.FloatTensor | None = None
+
+
+class CorrMatchPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and gradient checkpointing."""
+
+    config: CorrMatchConfig
+    base_model_prefix = "corrmatch"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = []  # noqa: RUF012  (transformers reads it from the class)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        # Tables that timm computes and does not save; from_pretrained leaves them as uninitialised memory.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, every_n_layers=1):
+        self.encoder.set_grad_checkpointing(enable)
+        self.encoder.gradient_checkpointing = enable  # where transformers looks for it
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`], but an incomplete encoder is an error, not a warning.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of the encoder, or holds some of another shape.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        wrong = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        if wrong := sorted(key for key in wrong if key.startswith("encoder.")):
+            shown = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks weights of encoder {model.config.encoder_name!r}, "
+                f"or has them in another shape: {shown}."
+            )
+        return (model, info) if output_loading_info else model
+
+
+class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
+    """DeepLabV3+ with a correlation head, for semantic segmentation.
+
+    ```python
+    >>> import torch
+    >>> from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
+
+    >>> model = CorrMatchForSegmentation(CorrMatchConfig(encoder_name="resnet18", num_labels=5)).eval()
+    >>> model(torch.randn(1, 3, 65, 97)).logits.shape
+    torch.Size([1, 5, 65, 97])
+    ```
+
+    Raises:
+        ValueError: the configuration's encoder does not exist or cannot have its output stride.
+    """
+
+    def __init__(self, config: CorrMatchConfig):
+        super().__init__(config)
+        self.encoder = CorrMatchEncoder(config.encoder_name, config.output_stride, config.encoder_kwargs)
+        self.decoder = DeepLabV3PlusDecoder(
+            low_channels=self.encoder.low_channels,
+            high_channels=self.encoder.high_channels,
+            num_labels=config.num_labels,
+            atrous_rates=config.aspp_rates,
+            aspp_channels=config.aspp_channels,
+            low_level_channels=config.low_level_channels,
+            channels=config.decoder_channels,
+        )
+        self.correlation = None
+        if config.correlation_head:
+            channels = {
+                "encoder": self.encoder.high_channels,
+                "aspp": config.aspp_channels,
+                "fusion": config.decoder_channels,
+                "classifier": config.num_labels,
+            }
+            self.correlation = CorrelationHead(
+                in_channels=channels[config.correlation_position],
+                channels=config.correlation_channels,
+                dim=config.correlation_dim or config.num_labels,
+                dropout=config.correlation_dropout,
+            )
+        self.post_init()
+
+    @classmethod
+    def from_encoder_pretrained(cls, config: CorrMatchConfig, weights: str | Path | None = None):
+        """A new model whose encoder has pretrained weights; the only place that loads such.
+
+        Args:
+            config: of the model.
+            weights: a .safetensors, .pth, .pt or .bin file of the whole timm model (its classifier is ignored);
+                `None` downloads the weights of the encoder's pretrained tag through the Hub.
+
+        Raises:
+            ValueError: weights that do not exist, cannot be read safely, lack something or have another shape.
+        """
+        model = cls(config)
+        model.encoder.body.load_state_dict(pretrained_encoder_weights(model.encoder.build_options, weights))
+        return model
+
+    def encode(self, pixel_values: torch.Tensor) -> CorrMatchFeatures:
+        """pixel_values (N,C,H,W) float, normalised -> features."""
+        return CorrMatchFeatures(*self.encoder(pixel_values))
+
+    def decode(self, features: CorrMatchFeatures) -> DecoderOutput:
+        """Features -> ASPP output, fused features and logits at stride 4."""
+        aspp = self.decoder.aspp(features.high)
+        fused = self.decoder.fuse(features.low, aspp)
+        return DecoderOutput(aspp, fused, self.decoder.classify(fused))
+
+    def correlate(
+        self, features: CorrMatchFeatures, decoded: DecoderOutput, channel_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key (N,D,h,w) of the features at `config.correlation_position`, at the output stride.
+
+        channel_mask: (N,correlation_channels) factors in place of the head's random channel dropout.
+
+        Raises:
+            ValueError: the network has no correlation head.
+        """
+        if self.correlation is None:
+            raise ValueError("This network has no correlation head; build it with correlation_head=True.")
+        grid = features.high.shape[-2:]
+        match self.config.correlation_position:
+            case "encoder":
+                seen = features.high
+            case "aspp":
+                seen = decoded.aspp
+            case "fusion":
+                seen = resize(decoded.fused, grid)
+            case "classifier":
+                seen = resize(decoded.logits, grid)
+        return self.correlation(seen, channel_mask)
+
+    @staticmethod
+    def upsample(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners."""
+        return resize(tensor, size)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: torch.LongTensor | None = None,
+        output_correlation: bool = False,
+        **kwargs,
+    ) -> CorrMatchOutput:
+        """Segment images, and score the result where labels are given.
+
+        Args:
+            pixel_values: (N,C,H,W) float, normalised; any height and width that the encoder takes.
+            labels: (N,H,W) integers, class ids or `config.ignore_index`. The loss is the cross-entropy of the logits
+                or, with a correlation head, its mean with that of the propagated logits (the paper's L_s); 0 if every
+                pixel is ignored.
+            output_correlation: return query, key and propagated logits even without labels.
+
+        Raises:
+            ValueError: inputs of other shapes; correlation asked of a network without a correlation head.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.encoder.in_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, {self.encoder.in_channels}, height, width), "
+                f"not {tuple(pixel_values.shape)}; CorrMatchImageProcessor makes them so."
+            )
+        size = pixel_values.shape[-2:]
+        if labels is not None and labels.shape != (len(pixel_values), *size):
+            raise ValueError(
+                f"labels must be (batch, height, width) like the images, {(len(pixel_values), *size)}, "
+                f"not {tuple(labels.shape)}."
+            )
+        if output_correlation and self.correlation is None:
+            raise ValueError("output_correlation needs a network built with correlation_head=True.")
+
+        features = self.encode(pixel_values)
+        decoded = self.decode(features)
+        logits = self.upsample(decoded.logits, size)
+
+        query = key = correlation_logits = None
+        if self.correlation is not None and (output_correlation or labels is not None):
+            query, key = self.correlate(features, decoded)
+            propagated = pixel_propagation(query, key, resize(logits.detach(), query.shape[-2:]))
+            correlation_logits = self.upsample(propagated, size)
+
+        loss = None
+        if labels is not None:
+            loss = self._cross_entropy(logits, labels)
+            if correlation_logits is not None:
+                loss = (loss + self._cross_entropy(correlation_logits, labels)) / 2
+
+        return CorrMatchOutput(
+            loss=loss, logits=logits, correlation_logits=correlation_logits, query=query, key=key
+        )
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over the labelled pixels, 0 if there are none."""
+        total = F.cross_entropy(
+            logits.float(), labels.long(), ignore_index=self.config.ignore_index, reduction="sum"
+        )
+        return total / (labels != self.config.ignore_index).sum().clamp_min(1)

@@ -1,0 +1,36 @@
+"""Dropout masks over channels that do not depend on the number of processes.
+
+`nn.Dropout2d` draws from the process's own generator, so two processes would drop other channels than one process with
+the same total batch, and a resumed run others than an uninterrupted one. Here the mask of the total batch is drawn from
+a generator that depends on the seed, the step and the place of use only, and each process takes its rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from .distributed import rank, world_size
+
+
+def step_generator(device: torch.device | str, seed: int, step: int, use: str) -> torch.Generator:
+    """A generator for one use ("feature dropout", ...) in one step, the same on every process."""
+    key = zlib.crc32(f"{seed}/{step}/{use}".encode())
+    return torch.Generator(device).manual_seed(key)
+
+
+def channel_mask(
+    rows: int, channels: int, probability: float, device: torch.device | str, *, seed: int, step: int, use: str
+) -> Tensor:
+    """(rows, channels) float32 with 0 at dropped channels and 1 / (1 - probability) elsewhere, as `nn.Dropout2d` scales.
+
+    `rows` is the number of images of this process; it must be the same on all of them.
+    """
+    if probability == 0:
+        return torch.ones(rows, channels, device=device)
+    generator = step_generator(device, seed, step, use)
+    total = torch.rand(rows * world_size(), channels, generator=generator, device=device)
+    own = total[rank() * rows : (rank() + 1) * rows]
+    return (own >= probability).float() / (1 - probability)

@@ -1,0 +1,195 @@
+"""What the example commands accept: dataclasses read from the command line and from YAML alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from transformers import HfArgumentParser
+
+from ..data.load import load_semi_dataset
+from ..data.semi_dataset import SemiDataset
+from ..errors import InputError, unknown_name
+from ..methods import METHODS, Method, method_class
+from ..model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from .config import option
+
+
+@dataclass
+class DataArguments:
+    """Where the images are. Without a dataset the built-in synthetic one is made."""
+
+    dataset_name: str | None = option(
+        None, "Hub id, or anything `datasets.load_dataset` reads; the built-in synthetic set if nothing is named."
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the Hub dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the Hub dataset.")
+    data_dir: str | None = option(
+        None, "Local folder: split/{images,masks}, or JPEGImages + SegmentationClass; root of the lists' entries."
+    )
+    train_images: str | None = option(None, "Folder of training images, if the layout is another.")
+    train_masks: str | None = option(None, "Folder of training masks.")
+    validation_images: str | None = option(None, "Folder of validation images.")
+    validation_masks: str | None = option(None, "Folder of validation masks.")
+    labeled_list: str | None = option(None, "Text file with an 'image mask' or 'image' a line: the labelled images.")
+    unlabeled_list: str | None = option(None, "The same for the unlabelled images; masks in it are not read.")
+    validation_list: str | None = option(None, "The same for validation.")
+    labeled_fraction: float | None = option(None, "Share of the training images to use with their masks.")
+    labeled_count: int | None = option(None, "Number of training images to use with their masks.")
+    split_seed: int = option(0, "Seed of the draw of labelled images.")
+    extra_unlabeled: str | None = option(None, "Folder or dataset with further images, without masks.")
+    streaming: bool = option(False, "Read the unlabelled images as a stream (pools too large to list).")
+    train_split: str = option("train", "Name of the training split.")
+    validation_split: str | None = option(None, "Name of the split to evaluate on; found if not given.")
+    image_column: str | None = option(None, "Column of the images; found if not given.")
+    label_column: str | None = option(None, "Column of the masks; found if not given.")
+    id2label: str | None = option(None, "JSON file with the classes' names, {\"0\": \"road\", ...}.")
+    reduce_labels: bool = option(False, "Mask value 0 means ignored, and classes start at 1 (ADE20K).")
+    ignore_index: int = option(255, "Mask value of the pixels that do not count.")
+    label_colors: str | None = option(
+        None, "JSON file with the classes' colours [[r, g, b], ...] for RGB-coded masks."
+    )
+
+    def load(self) -> SemiDataset:
+        """The dataset these arguments describe."""
+        renamed = {
+            "dataset_name": "name",
+            "dataset_config_name": "config_name",
+            "dataset_revision": "revision",
+            "split_seed": "seed",
+        }
+        return load_semi_dataset(**{renamed.get(k, k): v for k, v in dataclasses.asdict(self).items()})
+
+
+@dataclass
+class ModelArguments:
+    """The network."""
+
+    encoder_name: str = option("resnet50", "timm name of a hierarchical encoder.")
+    encoder_weights: str = option(
+        "timm", "'timm' for timm's pretrained weights from the Hub, 'none', or a .safetensors or .pth file."
+    )
+    output_stride: int = option(16, "Stride of the encoder's last features: 8 (the paper), 16 or 32.")
+    correlation_position: str = option(
+        "encoder",
+        "Features the correlation head takes (paper table 8).",
+        ("encoder", "aspp", "fusion", "classifier"),
+    )
+    aspp_channels: int = option(256, "Channels of each branch of the ASPP.")
+    low_level_channels: int = option(48, "Channels of the low-level features in the decoder.")
+    decoder_channels: int = option(256, "Channels of the decoder's fused features.")
+    gradient_checkpointing: bool = option(False, "Recompute the encoder in the backward pass: less memory, slower.")
+
+    def build(
+        self, data: SemiDataset, correlation_head: bool
+    ) -> tuple[CorrMatchForSegmentation, CorrMatchImageProcessor]:
+        """The model for the dataset's classes, and the processor with its encoder's normalisation."""
+        try:
+            config = CorrMatchConfig(
+                encoder_name=self.encoder_name,
+                output_stride=self.output_stride,
+                correlation_position=self.correlation_position,
+                aspp_channels=self.aspp_channels,
+                low_level_channels=self.low_level_channels,
+                decoder_channels=self.decoder_channels,
+                correlation_head=correlation_head,
+                ignore_index=data.ignore_index,
+                id2label=data.id2label,
+                label2id={name: i for i, name in data.id2label.items()},
+            )
+            if self.encoder_weights == "none":
+                model = CorrMatchForSegmentation(config)
+            else:
+                weights = None if self.encoder_weights == "timm" else self.encoder_weights
+                model = CorrMatchForSegmentation.from_encoder_pretrained(config, weights)
+        except (ValueError, OSError) as error:
+            raise InputError(str(error)) from error
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        cfg = timm.get_pretrained_cfg(self.encoder_name)
+        mean, std = (cfg.mean, cfg.std) if cfg is not None else (None, None)
+        processor = CorrMatchImageProcessor(image_mean=list(mean), image_std=list(std)) if mean else CorrMatchImageProcessor()
+        return model, processor
+
+
+@dataclass
+class MethodArguments:
+    """Which method; its options follow from the choice."""
+
+    method: str = option("corrmatch", "Training method.", tuple(METHODS))
+
+
+def parse(
+    *groups: type, args: Sequence[str] | None = None, default_config: Path | None = None, description: str = ""
+) -> tuple[Any, ...]:
+    """Instances of the dataclasses `groups`, then the chosen method's class and options if `MethodArguments` is among them.
+
+    `--config FILE.yaml` gives defaults that the command line overrides; `default_config` is taken when neither
+    `--config` nor a dataset is named.
+
+    Raises:
+        InputError: unknown keys or methods in the YAML, with the nearest name.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    config_path = _value_of("--config", args, remove=True)
+    named = any(a.split("=")[0] in ("--dataset_name", "--data_dir", "--train_images", "--labeled_list") for a in args)
+    if config_path is None and default_config is not None and not named:
+        config_path = str(default_config)
+    values = _read_yaml(config_path) if config_path else {}
+    types = list(groups)
+    method: type[Method] | None = None
+    if MethodArguments in groups:
+        method = method_class(_value_of("--method", args) or values.get("method") or MethodArguments.method)
+        types.append(method.Options)
+    given = {a.split("=")[0].lstrip("-") for a in args if a.startswith("--")}
+    for one, other in (("max_steps", "num_epochs"), ("num_epochs", "max_steps")):
+        if one in given and other not in given:  # the command line's choice replaces the YAML's
+            values.pop(other, None)
+    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with defaults for all options.")
+    known = {field.name for cls in types for field in dataclasses.fields(cls)}
+    elsewhere = {field.name for cls in METHODS.values() for field in dataclasses.fields(cls.Options)}
+    for key in list(values):
+        if key in known:
+            continue
+        if method is not None and key in elsewhere:
+            del values[key]  # another method's option: one YAML serves several methods
+            continue
+        raise unknown_name(f"option in {config_path}", key, known)
+    parser.set_defaults(**values)
+    *parsed, _ = parser.parse_args_into_dataclasses(args=args)
+    if method is not None:
+        return (*parsed[:-1], method, parsed[-1])
+    return tuple(parsed)
+
+
+def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            value, end = args[i + 1], i + 2
+        elif arg.startswith(f"{flag}="):
+            value, end = arg.split("=", 1)[1], i + 1
+        else:
+            continue
+        if remove:
+            del args[i:end]
+        return value
+    return None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"--config {path}: no such file.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} must hold 'option: value' lines.")
+    return values

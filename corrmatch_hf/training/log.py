@@ -1,0 +1,71 @@
+"""The training log: one JSON object a line, and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+class TrainingLog:
+    """Rows of `training_log.jsonl`. Only the main process writes; the others keep silent.
+
+    Args:
+        path: the file.
+        writes: whether this process writes.
+        resume_step: rows after this step are dropped, since they will be written again; 0 starts a new file.
+    """
+
+    def __init__(self, path: Path, writes: bool, resume_step: int = 0):
+        self.path, self.writes = path, writes
+        self.rows: list[dict[str, Any]] = []
+        if not writes:
+            return
+        if resume_step and path.exists():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            self.rows = [row for row in rows if row["step"] <= resume_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+
+    def add(self, row: dict[str, Any]) -> None:
+        if not self.writes:
+            return
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Progress:
+    """A tqdm bar with the losses, the threshold, the kept ratio and images a second; tqdm adds the time left."""
+
+    def __init__(self, total: int, start: int, show: bool):
+        self.bar = tqdm(total=total, initial=start, disable=not show, desc="train", unit="step", dynamic_ncols=True)
+        self._images, self._since = 0, time.perf_counter()
+
+    def advance(self, images: int) -> None:
+        self._images += images
+        self.bar.update(1)
+
+    def images_per_second(self) -> float:
+        """Since the last call."""
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        self._images, self._since = 0, now
+        return rate
+
+    def pause(self) -> None:
+        """Forget the time since the last call: what follows was no training."""
+        self._images, self._since = 0, time.perf_counter()
+
+    def show(self, values: dict[str, float]) -> None:
+        names = {"loss": "loss", "threshold": "tau", "kept_ratio": "kept", "images_per_second": "img/s"}
+        shown = {short: f"{values[name]:.3g}" for name, short in names.items() if name in values}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def write(self, text: str) -> None:
+        self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()

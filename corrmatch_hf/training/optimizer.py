@@ -1,0 +1,41 @@
+"""Optimiser and schedule of the field's recipes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import get_polynomial_decay_schedule_with_warmup
+
+from .config import TrainingConfig
+
+
+def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int) -> torch.optim.Optimizer:
+    """SGD or AdamW with two groups: the encoder at the learning rate, all else at its multiple.
+
+    `total_batch` is the number of labelled images of one optimiser step over all processes; the rate is scaled with it
+    when `config.lr_reference_batch` is set.
+    """
+    rate = config.learning_rate
+    if config.lr_reference_batch:
+        rate *= total_batch / config.lr_reference_batch
+    encoder, rest = [], []
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            (encoder if ".encoder." in f".{name}" else rest).append(parameter)
+    groups = [
+        {"params": encoder, "lr": rate, "name": "encoder"},
+        {"params": rest, "lr": rate * config.head_lr_multiplier, "name": "head"},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """lr(t) = lr (1 - t / T) ** power, with linear warm-up where asked for."""
+    return get_polynomial_decay_schedule_with_warmup(
+        optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power
+    )

@@ -1,0 +1,446 @@
+"""The training loop, on Accelerate: one process or many, any precision, any method.
+
+The trainer knows `Method`, not methods: it feeds batches, steps the optimiser, logs, evaluates, saves. What it promises:
+
+- The sequence of total batches depends on the seed alone, not on the number of processes or workers, nor on being
+  resumed; randomness inside a step depends on (seed, step, process).
+- Losses are read back at logging steps only.
+- Folders that matter (checkpoints, best model) are written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data.augment import Augmentation
+from ..data.batch import SemiBatch
+from ..data.checks import check_dataset
+from ..data.evaluation_set import EvaluationSet
+from ..data.semi_dataset import SemiDataset
+from ..data.training_set import training_batches
+from ..errors import InputError
+from ..evaluation.evaluate import evaluate_segmentation
+from ..methods.base import Logs, Method
+from ..model.image_processing_corrmatch import CorrMatchImageProcessor
+from ..ops.distributed import all_reduce
+from . import checkpoint as ckpt
+from .config import TrainingConfig
+from .log import Progress, TrainingLog
+from .non_finite import NonFiniteLossError, NonFiniteWatch
+from .optimizer import build_optimizer, build_schedule
+from .report import write_report
+
+OWN_FILES = (
+    "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",
+    "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "README.md",
+)  # fmt: skip
+
+
+class SemiSupervisedTrainer:
+    """Trains a method on a dataset.
+
+    ```python
+    data = load_semi_dataset("path/to/data", labeled_fraction=0.1)
+    model = CorrMatchForSegmentation.from_encoder_pretrained(CorrMatchConfig(encoder_name="resnet50", ...))
+    trainer = SemiSupervisedTrainer(CorrMatch(model), data, TrainingConfig(max_steps=1000))
+    trainer.train()
+    ```
+
+    Args:
+        method: a `Method` around the model.
+        data: from `load_semi_dataset`.
+        config: the `TrainingConfig`.
+        processor: image processor saved with the model, whose mean and standard deviation training uses too.
+        recipe: further options to record in `training_config.yaml` (the command line's, for instance).
+
+    Raises:
+        InputError: for anything the user gave that cannot work, before the first step.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: SemiDataset,
+        config: TrainingConfig,
+        processor: CorrMatchImageProcessor | None = None,
+        recipe: dict[str, Any] | None = None,
+    ):
+        config.check()
+        self.config, self.data = config, data
+        self.processor = processor or CorrMatchImageProcessor()
+        self.recipe = recipe or {}
+        self.output_dir = Path(config.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_dir=self.output_dir,
+            step_scheduler_with_optimizer=False,
+        )
+        self._check(method)
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+
+        self.total_batch = (
+            config.per_device_batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
+        )
+        self.max_steps = config.max_steps or self._steps_of_epochs(method)
+        optimizer = build_optimizer(method, config, self.total_batch)
+        self.schedule = build_schedule(optimizer, config, self.max_steps)
+        self.method = method.to(self.accelerator.device)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.method, optimizer)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.average: AveragedModel | None = None
+        if config.ema_decay is not None:
+            self.average = AveragedModel(
+                self.method.segmentation_model,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
+                use_buffers=True,
+            )
+            self.accelerator.register_for_checkpointing(self.average)
+
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0
+        self.skipped_files: dict[str, int] = {}
+
+    # ------------------------------------------------------------------------------------------------ checks
+
+    def _check(self, method: Method) -> None:
+        config, data, model = self.config, self.data, method.segmentation_model
+        if method.uses_unlabeled and data.unlabeled is None:
+            raise InputError(
+                f"Method {method.name!r} needs unlabelled images and there are none; give --unlabeled_list, "
+                "--extra_unlabeled or a --labeled_fraction below 1, or train with --method supervised."
+            )
+        if model.config.num_labels != data.num_labels:
+            raise InputError(
+                f"The model has {model.config.num_labels} classes and the dataset {data.num_labels}; "
+                "build the model with the dataset's id2label."
+            )
+        if model.config.ignore_index != data.ignore_index:
+            raise InputError(
+                f"The model ignores label {model.config.ignore_index} and the dataset marks ignored pixels with "
+                f"{data.ignore_index}; give both the same ignore_index."
+            )
+        try:
+            training = model.training
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, config.crop_size, config.crop_size))
+            model.train(training)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"--crop_size {config.crop_size} does not work with encoder {model.config.encoder_name!r}: {error}"
+            ) from error
+
+    def _steps_of_epochs(self, method: Method) -> int:
+        images = self.data.unlabeled if self.data.unlabeled is not None else self.data.labeled
+        if not hasattr(images, "__len__"):
+            raise InputError("A streamed dataset has no known length; give --max_steps instead of --num_epochs.")
+        per_device = (
+            self.config.unlabeled_batch
+            if self.data.unlabeled is not None
+            else self.config.per_device_batch_size
+        )
+        batch = per_device * self.accelerator.num_processes * self.config.gradient_accumulation_steps
+        return max(1, math.ceil(self.config.num_epochs * len(images) / batch))
+
+    def _prepare_output(self) -> Path | None:
+        """Make the output folder ready; the checkpoint to resume from, if any."""
+        config, folder = self.config, self.output_dir
+        if config.resume_from_checkpoint:
+            path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
+            ckpt.check_same_architecture(ckpt.read_state(path)["architecture"], self._architecture(), path)
+            return path
+        if folder.is_file():
+            raise InputError(f"--output_dir {folder} is a file; name a folder.")
+        present = [name for name in OWN_FILES if (folder / name).exists()]
+        if present and not config.overwrite:
+            raise InputError(
+                f"--output_dir {folder} already holds a run ({', '.join(present[:3])}); choose another folder, "
+                "go on with --resume_from_checkpoint latest, or replace it with --overwrite."
+            )
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            for name in present:
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        return None
+
+    def _architecture(self) -> dict[str, Any]:
+        config = self.method.segmentation_model.config
+        names = (
+            "encoder_name", "output_stride", "num_labels", "aspp_channels", "low_level_channels", "decoder_channels",
+            "correlation_head", "correlation_position",
+        )  # fmt: skip
+        return {
+            "method": self.method.name,
+            "ema": self.average is not None,
+            **{n: getattr(config, n) for n in names},
+        }
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end and write everything; returns the metrics that `metrics.json` holds."""
+        config, accelerator = self.config, self.accelerator
+        resumed = self._prepare_output()
+        if accelerator.is_main_process:
+            check_dataset(self.data, need_unlabeled=self.method.uses_unlabeled)
+        accelerator.wait_for_everyone()
+        if resumed:
+            self._load(resumed)
+        self._write_configuration()
+        log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
+        if config.report_to != "none":
+            accelerator.init_trackers("corrmatch", config=_flat(self.recipe or dataclasses.asdict(config)))
+        progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
+        self.watch = NonFiniteWatch(
+            accelerator.device, config.logging_steps * config.gradient_accumulation_steps
+        )
+        started = time.perf_counter() - self.seconds
+        metrics: dict[str, Any] | None = None
+        batches = self._batches()
+        try:
+            self.wrapped.train()
+            while self.step < self.max_steps:
+                logs = self._optimizer_step(batches, progress)
+                self.step += 1
+                last = self.step == self.max_steps
+                if self.step % config.logging_steps == 0 or last:
+                    self._log(logs, log, progress)
+                if last or (config.eval_steps and self.step % config.eval_steps == 0):
+                    metrics = self._evaluate_and_keep_best(log, progress)
+                    progress.pause()
+                self.seconds = time.perf_counter() - started
+                if config.save_steps and self.step % config.save_steps == 0 and not last:
+                    self.save_checkpoint()
+        finally:
+            progress.close()
+            batches.close()
+        return self._finish(metrics, log)
+
+    def _batches(self):
+        config = self.config
+        augmentation = Augmentation(
+            crop_size=config.crop_size,
+            scale_min=config.scale_min,
+            scale_max=config.scale_max,
+            strong_views=self.method.strong_views,
+            cutmix_probability=config.cutmix_probability,
+            cutmix_partner=config.cutmix_partner,
+            image_mean=tuple(self.processor.image_mean),
+            image_std=tuple(self.processor.image_std),
+        )
+        return training_batches(
+            self.data,
+            augmentation,
+            labeled_batch=config.per_device_batch_size,
+            unlabeled_batch=config.unlabeled_batch if self.method.uses_unlabeled else 0,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            start_step=self.step * config.gradient_accumulation_steps,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            on_bad_sample=config.on_bad_sample,
+        )
+
+    def _optimizer_step(self, batches, progress: Progress) -> Logs:
+        accelerator, config = self.accelerator, self.config
+        for _ in range(config.gradient_accumulation_steps):
+            batch: SemiBatch = next(batches)
+            # Whatever draws from the global generator (drop path, for instance) does so by (seed, step, process).
+            torch.manual_seed(zlib.crc32(f"{config.seed}/{batch.step}/{accelerator.process_index}".encode()))
+            with accelerator.accumulate(self.wrapped):
+                batch = batch.to(accelerator.device, non_blocking=True)
+                loss, logs = self.wrapped(batch)
+                self.watch.observe(self.step + 1, loss, logs, batch.labeled_files + batch.unlabeled_files)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and config.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.method.segmentation_model)
+        progress.advance(self.total_batch + self._unlabeled_total())
+        return {"loss": loss.detach(), **logs}
+
+    def _unlabeled_total(self) -> int:
+        if not self.method.uses_unlabeled:
+            return 0
+        return (
+            self.config.unlabeled_batch
+            * self.accelerator.num_processes
+            * self.config.gradient_accumulation_steps
+        )
+
+    def _log(self, logs: Logs, log: TrainingLog, progress: Progress) -> None:
+        """Read the step's scalars back: means over processes."""
+        self.watch.check()
+        stacked = all_reduce(torch.stack([value.float() for value in logs.values()]))
+        values = dict(zip(logs, (stacked / self.accelerator.num_processes).tolist(), strict=True))
+        values["learning_rate"] = self.schedule.get_last_lr()[0]
+        values["images_per_second"] = progress.images_per_second()
+        progress.show(values)
+        log.add({"step": self.step, **values})
+        self.accelerator.log(values, step=self.step)
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What is evaluated and saved: the method's model, or its average where `ema_decay` is set."""
+        return self.average.module if self.average is not None else self.method.segmentation_model
+
+    def evaluate(self, dataset: Any = None) -> dict[str, Any] | None:
+        """Metrics on `dataset` (columns image and label), by default the validation split; None where there is none."""
+        dataset = self.data.validation if dataset is None else dataset
+        if dataset is None:
+            return None
+        config = self.config
+        return evaluate_segmentation(
+            self.evaluated_model,
+            EvaluationSet(dataset, self.data),
+            num_labels=self.data.num_labels,
+            id2label=self.data.id2label,
+            ignore_index=self.data.ignore_index,
+            image_mean=self.processor.image_mean,
+            image_std=self.processor.image_std,
+            window=config.eval_window,
+            stride=config.eval_stride,
+            batch_size=config.eval_batch_size,
+            num_workers=config.num_workers,
+            device=self.accelerator.device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def _evaluate_and_keep_best(self, log: TrainingLog, progress: Progress) -> dict[str, Any] | None:
+        self.watch.check()
+        metrics = self.evaluate()
+        if metrics is None:
+            return None
+        row = {"step": self.step} | {k: metrics[k] for k in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+        log.add(row)
+        self.accelerator.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
+        if self.accelerator.is_main_process:
+            progress.write(
+                f"step {self.step}: mean IoU {100 * metrics['mean_iou']:.2f}, "
+                f"pixel accuracy {100 * metrics['pixel_accuracy']:.2f}"
+            )
+        if self.best is None or metrics["mean_iou"] > self.best["mean_iou"]:
+            self.best = {"step": self.step, **metrics}
+            if self.accelerator.is_main_process:
+                with ckpt.replaced_folder(self.output_dir / "best") as folder:
+                    self._save_model(folder)
+        return {"step": self.step, **metrics}
+
+    # ------------------------------------------------------------------------------------------------ saving
+
+    def _save_model(self, folder: Path) -> None:
+        self.evaluated_model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def save_checkpoint(self) -> Path:
+        """Write everything a resumed run needs, as `checkpoints/step_...`; the oldest beyond the limit go."""
+        self.watch.check()
+        self._check_weights()
+        folder = self.output_dir / "checkpoints"
+        path = ckpt.checkpoint_path(folder, self.step)
+        aside = folder / f".{path.name}.writing"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(aside))
+        if self.accelerator.is_main_process:
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "seconds": self.seconds,
+                "architecture": self._architecture(),
+                "config": dataclasses.asdict(self.config),
+            }
+            (aside / ckpt.STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            ckpt.publish_folder(aside, path)
+            ckpt.rotate(folder, self.config.max_checkpoints)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _check_weights(self) -> None:
+        """A gradient can be infinite where the loss is not; such weights must not replace a good checkpoint."""
+        sums = torch.stack([p.detach().float().sum() for p in self.method.parameters()])
+        if not bool(sums.isfinite().all()):
+            raise NonFiniteLossError(
+                f"The weights are not finite after step {self.step}; the last checkpoint is intact. "
+                "Lower --learning_rate, set --max_grad_norm 1, or use --mixed_precision no."
+            )
+
+    def _load(self, path: Path) -> None:
+        self.accelerator.load_state(str(path))
+        state = ckpt.read_state(path)
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+
+    def save_model(self, folder: str | Path | None = None) -> None:
+        """Write weights, config and processor into `folder`, by default the output folder."""
+        self._check_weights()
+        if self.accelerator.is_main_process:
+            folder = Path(folder or self.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._save_model(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _write_configuration(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        full = {
+            **self.recipe,
+            "method": self.method.name,
+            **dataclasses.asdict(self.config),
+            **dataclasses.asdict(self.method.options),
+        }
+        text = yaml.safe_dump(full, sort_keys=False, allow_unicode=True)
+        (self.output_dir / "training_config.yaml").write_text(text, encoding="utf-8")
+
+    def _finish(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
+        self.save_checkpoint()
+        self.save_model()
+        result = {
+            "method": self.method.name,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "final": metrics,
+            "best": self.best,
+            "skipped_files": self.skipped_files,
+        }
+        if self.accelerator.is_main_process:
+            (self.output_dir / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+            write_report(self, result, log.rows)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return result
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Values that every tracker accepts."""
+    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}

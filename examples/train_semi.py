@@ -1,0 +1,50 @@
+"""Train a segmentation model from a few labelled and many unlabelled images.
+
+    accelerate launch examples/train_semi.py                                   # built-in synthetic data
+    accelerate launch examples/train_semi.py --data_dir photos --labeled_fraction 0.1 --max_steps 5000
+    accelerate launch examples/train_semi.py --config examples/configs/pascal.yaml --data_dir VOC2012 \
+        --labeled_list splits/92/labeled.txt --unlabeled_list splits/92/unlabeled.txt
+    python examples/train_semi.py --method supervised                          # the baseline, without a launcher
+    torchrun --nproc_per_node 4 examples/train_semi.py --config my.yaml
+
+Every option stands in `--help`, may stand in a YAML file (`--config`), and is recorded in the output folder.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from accelerate.utils import set_seed
+
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.training import SemiSupervisedTrainer, TrainingConfig
+from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
+
+
+def main() -> None:
+    # Arguments
+    synthetic = Path(__file__).parent / "configs" / "synthetic.yaml"
+    method_args, data_args, model_args, config, method_class, options = parse(
+        MethodArguments, DataArguments, ModelArguments, TrainingConfig,
+        default_config=synthetic, description=__doc__,
+    )  # fmt: skip
+    config.check()
+    set_seed(config.seed)
+
+    # Dataset
+    data = data_args.load()
+
+    # Model and method
+    model, processor = model_args.build(data, correlation_head=method_class.uses_correlation_head)
+    method = method_class(model, options, seed=config.seed)
+
+    # Training
+    recipe = {**vars(method_args), **dataclasses.asdict(data_args), **dataclasses.asdict(model_args)}
+    SemiSupervisedTrainer(method, data, config, processor, recipe).train()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
