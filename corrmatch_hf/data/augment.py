@@ -1,7 +1,7 @@
 """Weak and strong augmentation of the UniMatch family, on PIL images.
 
-PIL because it is the fastest exact way on one CPU core: torchvision's tensor GaussianBlur costs 35 times PIL's.
-Of the resized photo only the part that the crop keeps is ever computed (`resize(box=...)`).
+PIL because it is the fastest exact way on one CPU core: torchvision's tensor GaussianBlur costs 35 times
+PIL's. Of the resized photo only the part that the crop keeps is ever computed (`resize(box=...)`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Geometry(NamedTuple):
-    """What is done to a photo, its mask and nothing else: resize to height x width, pad, crop at (top, left), flip."""
+    """What is done to a photo and its mask: resize to height x width, pad, crop at (top, left), flip."""
 
     height: int
     width: int
@@ -54,10 +54,11 @@ class Geometry(NamedTuple):
     def crop_mask(self, mask: np.ndarray, fill: int) -> np.ndarray:
         """(h, w) integers -> (size, size) int64, nearest neighbour, padding `fill`."""
         rows, columns = self.kept
-        y = (np.arange(self.top, self.top + rows) + 0.5) * (mask.shape[0] / self.height)
-        x = (np.arange(self.left, self.left + columns) + 0.5) * (mask.shape[1] / self.width)
+        # The pixel under the centre, (i + 1/2) * old / new, in integers: exact, whatever the sizes.
+        y = (2 * np.arange(self.top, self.top + rows) + 1) * mask.shape[0] // (2 * self.height)
+        x = (2 * np.arange(self.left, self.left + columns) + 1) * mask.shape[1] // (2 * self.width)
         crop = np.full((self.size, self.size), fill, dtype=np.int64)
-        crop[:rows, :columns] = mask[y.astype(np.int64)[:, None], x.astype(np.int64)[None, :]]
+        crop[:rows, :columns] = mask.take(y, axis=0).take(x, axis=1)
         return np.ascontiguousarray(crop[:, ::-1]) if self.flip else crop
 
     def valid(self) -> BoolTensor:
@@ -70,12 +71,12 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to every training image. The defaults are the published ones (spec of CorrMatch and UniMatch).
+    """What is done to every training image. The defaults are those of CorrMatch's and UniMatch's experiments.
 
     Weak: long side an integer uniform in [scale_min, scale_max] times itself, padding, random crop, flip 0.5.
     Strong, on the weak crop: colour jitter, grayscale, blur; then CutMix with the partner's strong view.
-    `cutmix_partner`: "same_image" is a second, independent view of the same photo, which is what the published numbers
-    were made with; "batch" is the next photo of the total batch.
+    `cutmix_partner`: "same_image" is a second, independent view of the same photo, which is what the
+    published numbers were made with; "batch" is the next photo of the total batch.
     """
 
     crop_size: int = 321
@@ -98,14 +99,14 @@ class Augmentation:
     image_std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self):
-        # A processor's config file gives lists.
-        object.__setattr__(self, "image_mean", tuple(self.image_mean))
-        object.__setattr__(self, "image_std", tuple(self.image_std))
+        # A processor's configuration file gives lists, of integers perhaps.
+        object.__setattr__(self, "image_mean", tuple(float(v) for v in self.image_mean))
+        object.__setattr__(self, "image_std", tuple(float(v) for v in self.image_std))
         if self.crop_size < 1:
             raise InputError(f"crop_size is {self.crop_size}, but a crop needs at least one pixel.")
         if not 0 < self.scale_min <= self.scale_max:
             raise InputError(
-                f"scale_min {self.scale_min} and scale_max {self.scale_max} must satisfy 0 < scale_min <= scale_max."
+                f"scale_min {self.scale_min} and scale_max {self.scale_max} must be positive and in order."
             )
         if self.strong_views < 0:
             raise InputError(f"strong_views is {self.strong_views}, but it counts views: give 0 or more.")
@@ -114,11 +115,13 @@ class Augmentation:
             if not 0 <= value <= 1:
                 raise InputError(f"{name}_probability is {value}, but a probability lies between 0 and 1.")
         if not 0 <= self.hue <= 0.5 or min(self.brightness, self.contrast, self.saturation) < 0:
-            raise InputError("brightness, contrast and saturation must be 0 or more, and hue between 0 and 0.5.")
+            raise InputError(
+                "brightness, contrast and saturation must be 0 or more, and hue between 0 and 0.5."
+            )
         if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
             raise InputError(
-                f"blur_sigma_min {self.blur_sigma_min} and blur_sigma_max {self.blur_sigma_max} must satisfy "
-                "0 < blur_sigma_min <= blur_sigma_max."
+                f"blur_sigma_min {self.blur_sigma_min} and blur_sigma_max {self.blur_sigma_max} must be "
+                "positive and in order."
             )
         if self.cutmix_partner not in ("same_image", "batch"):
             raise InputError(f"cutmix_partner is {self.cutmix_partner!r}: choose 'same_image' or 'batch'.")
@@ -143,15 +146,23 @@ class Augmentation:
     def strong(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
         """RGB crop -> RGB crop of the same geometry with other colours, maybe gray, maybe blurred."""
         if rng.random() < self.jitter_probability:
-            factors = [rng.uniform(max(0.0, 1 - s), 1 + s) for s in (self.brightness, self.contrast, self.saturation)]
-            factors.append(rng.uniform(-self.hue, self.hue))
-            adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+            # strength, middle of the range of the factor, and what it does to a picture
+            adjustments = (
+                (self.brightness, 1, F.adjust_brightness),
+                (self.contrast, 1, F.adjust_contrast),
+                (self.saturation, 1, F.adjust_saturation),
+                (self.hue, 0, F.adjust_hue),
+            )
             for i in rng.permutation(4):
-                crop = adjust[i](crop, factors[i])
+                strength, middle, adjust = adjustments[i]
+                factor = rng.uniform(max(middle - strength, middle - 1), middle + strength)
+                crop = adjust(crop, factor) if strength else crop
         if rng.random() < self.grayscale_probability:
             crop = crop.convert("L").convert("RGB")
         if rng.random() < self.blur_probability:
-            crop = crop.filter(ImageFilter.GaussianBlur(rng.uniform(self.blur_sigma_min, self.blur_sigma_max)))
+            crop = crop.filter(
+                ImageFilter.GaussianBlur(rng.uniform(self.blur_sigma_min, self.blur_sigma_max))
+            )
         return crop
 
     def normalize(self, crop: Image.Image) -> Tensor:

@@ -14,9 +14,10 @@ from torch import BoolTensor, Tensor
 class SemiBatch:
     """Labelled crops and the views of unlabelled crops that one process trains on in one micro-step.
 
-    B_l, B_u: labelled and unlabelled images of this process; S: strong views; P = len(partner_rows); H = W: crop size.
-    Pictures are float32, normalised by the augmentation's mean and std. Without unlabelled images the fields from
-    `weak` to `partner_valid` are None; without strong views `strong` and `box` are.
+    B_l, B_u: labelled and unlabelled images of this process; S: strong views; P = len(partner_rows);
+    H = W: crop size.
+    Pictures are float32, normalised by the augmentation's mean and std. Without unlabelled images the fields
+    from `weak` to `partner_valid` are None; without strong views `strong` and `box` are.
     """
 
     step: int  # global micro-step, from 0
@@ -31,7 +32,7 @@ class SemiBatch:
     partner_valid: BoolTensor | None = None  # (P, H, W), False where `partner_weak` is padding
     labeled_files: list[str] = field(default_factory=list)
     unlabeled_files: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # why, one sentence each, for every sample that was replaced
+    skipped: list[str] = field(default_factory=list)  # files that could not be used and were replaced
 
     def to(self, device: torch.device | str, non_blocking: bool = False, **kwargs) -> SemiBatch:
         """The same batch on `device`; further arguments go to `Tensor.to` of the float32 pictures alone."""
@@ -48,4 +49,6 @@ class SemiBatch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> SemiBatch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+        return dataclasses.replace(
+            self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        )

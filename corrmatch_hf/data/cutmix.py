@@ -25,8 +25,9 @@ class Box(NamedTuple):
 def random_box(size: int, probability: float, rng: np.random.Generator) -> Box | None:
     """A rectangle inside a `size` x `size` crop, or None (no mixing) with probability 1 - `probability`.
 
-    The area is uniform in 2-40 % of the crop, height / width uniform in 0.3-3.33, the corner uniform over the whole
-    crop, all drawn again until the rectangle fits. That favours small rectangles: the published runs had it so.
+    The area is uniform in 2-40 % of the crop, height / width uniform in 0.3-3.33, the corner uniform over the
+    whole crop, all drawn again until the rectangle fits. That favours small rectangles: the published runs
+    had it so.
     """
     if rng.random() >= probability:
         return None

@@ -30,7 +30,9 @@ def open_picture(value: Any, file: str) -> Image.Image:
         return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error ...
         reason = str(error) or type(error).__name__
-        raise InputError(f"Cannot read the picture {file}: {reason}. Repair it or take it out of the data.") from error
+        raise InputError(
+            f"Cannot read the picture {file}: {reason}. Repair it or take it out of the data."
+        ) from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

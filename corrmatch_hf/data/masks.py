@@ -1,6 +1,6 @@
 """Masks of every kind, as class ids.
 
-A mask is never converted from one picture mode to another: that turns the ids of a palette mask into brightness.
+A mask is never converted from one picture mode to another: palette ids would turn into brightness.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Color = tuple[int, int, int]
 
 
 def voc_colors(count: int = 256) -> tuple[Color, ...]:
-    """The colours PASCAL VOC gives to class ids: three bits of the id at a time, spread over R, G and B from the top."""
+    """The colours PASCAL VOC gives to class ids: three bits of the id at a time, for R, G, B, top down."""
     colors = []
     for class_id in range(count):
         color = [0, 0, 0]
@@ -34,9 +34,10 @@ def voc_colors(count: int = 256) -> tuple[Color, ...]:
 class MaskFormat:
     """How class ids are written in the masks of a dataset, and how many there may be.
 
-    num_labels: ids run from 0 to num_labels - 1, after `reduce_labels`; None while it is not known: any id is accepted.
-    reduce_labels: 0 becomes ignore_index and the others one less (masks that hold ids; colours name the final ids).
-    label_colors: the colour of each class, where masks are colour-coded; None: PASCAL VOC's, 255 its border colour.
+    num_labels: ids run from 0 to num_labels - 1, after `reduce_labels`; None: any id will do.
+    reduce_labels: 0 becomes ignore_index and the others one less; not in colour-coded masks.
+    label_colors: the colour of each class in colour-coded masks; None: PASCAL VOC's, its border colour being
+        ignore_index. If all of them are gray, masks of one channel are read as colours too.
     ignore_colors: colours that mean ignore_index.
     """
 
@@ -52,6 +53,8 @@ class MaskFormat:
         Raises InputError that names `file` and the id or colour which has no class.
         """
         values = _as_array(value, file)
+        if values.ndim == 2 and self._gray_colors and values.dtype == np.uint8:
+            values = np.repeat(values[..., None], 3, axis=2)
         ids = self._from_colors(values, file) if values.ndim == 3 else self._from_ids(values)
         limit = np.iinfo(np.int32).max if self.num_labels is None else self.num_labels
         wrong = ((ids < 0) | (ids >= limit)) & (ids != self.ignore_index)
@@ -61,9 +64,9 @@ class MaskFormat:
             reduced = " (after reduce_labels)" if self.reduce_labels else ""
             known = "0 or more" if self.num_labels is None else f"0 to {self.num_labels - 1}"
             raise InputError(
-                f"Mask {file} holds the class id{'s' if len(found) > 1 else ''} {listed}{reduced}, but ids must be "
-                f"{known}, or {self.ignore_index} for 'ignore': name more classes with --num_labels or --id2label, "
-                "give another --ignore_index, or use --reduce_labels if 0 means 'no class'."
+                f"Mask {file} holds the class id{'s' if len(found) > 1 else ''} {listed}{reduced}, but ids "
+                f"must be {known}, or {self.ignore_index} for 'ignore': name more classes with --num_labels "
+                "or --id2label, give another --ignore_index, or use --reduce_labels if 0 means 'no class'."
             )
         return ids
 
@@ -89,16 +92,23 @@ class MaskFormat:
         if not unknown.any():
             return key_ids[place]
         gray = (values == values[..., :1]).all()
-        if self.label_colors is None and gray:  # ids saved as R = G = B
+        if gray and (self.label_colors is None or self._gray_colors):  # ids after all, saved as R = G = B
             return self._from_ids(values[..., 0])
         code = int(codes[unknown][0])
         color = (code >> 16, code >> 8 & 255, code & 255)
         y, x = (int(v[0]) for v in np.nonzero(unknown))
         table = "PASCAL VOC's colours" if self.label_colors is None else "--label_colors"
         raise InputError(
-            f"Mask {file} has the colour {color} at row {y}, column {x}, which {table} do not name: give the colour of "
-            "every class, and of 'ignore', with --label_colors (a mask is best saved as PNG; JPEG changes colours)."
+            f"Mask {file} has the colour {color} at row {y}, column {x}, which {table} do not name: give the "
+            "colour of every class, and of 'ignore', with --label_colors (a mask is best saved as PNG; JPEG "
+            "changes colours)."
         )
+
+    @cached_property
+    def _gray_colors(self) -> bool:
+        """Whether the given colours are all gray, so that a mask of one channel is coded by them too."""
+        colors = (*(self.label_colors or ()), *self.ignore_colors)
+        return bool(colors) and all(len(set(color)) == 1 for color in colors)
 
     @cached_property
     def _color_table(self) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +149,7 @@ def _as_array(value: Any, file: str) -> np.ndarray:
     whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
     if array.ndim != 2 or not whole or array.size == 0:
         raise InputError(
-            f"Mask {file} is an array of shape {array.shape} and type {array.dtype}: give one whole number per pixel, "
-            "or an RGB picture with --label_colors."
+            f"Mask {file} is an array of shape {array.shape} and type {array.dtype}: give one whole number "
+            "per pixel, or an RGB picture with --label_colors."
         )
     return array

@@ -1,7 +1,7 @@
 """Which sample stands at which position of an endless stream, and the randomness that belongs to it.
 
-Everything is a function of (seed, stream, pass, index): a run is the same for any number of workers and processes, and
-one that is resumed in the middle is the run that was never interrupted.
+Everything is a function of (seed, stream, pass, index): a run is the same for any number of workers and
+processes, and one that is resumed in the middle is the run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class EndlessList:
 
 
 class EndlessStream:
-    """The same for an `IterableDataset`, which can only be read forwards: shuffled through a buffer on every pass."""
+    """The same for an `IterableDataset`, read forwards only: shuffled through a buffer on every pass."""
 
     def __init__(self, dataset: datasets.IterableDataset, seed: int, order: Stream, buffer_size: int = 1000):
         self.dataset, self.seed, self.order, self.buffer_size = dataset, seed, order, buffer_size
 
     def from_position(self, start: int) -> Iterator[Sample]:
-        """Samples from position `start` on. What lies before is read but not decoded: at most one pass and a part."""
+        """Samples from `start` on. What lies before is read but not decoded: at most one pass and a part."""
         number, skip, length = 0, start, None
         while True:
             if length is not None:  # every pass has the same length, so whole passes need no reading

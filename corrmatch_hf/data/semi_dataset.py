@@ -1,4 +1,4 @@
-"""What every source of data is turned into: labelled, unlabelled and validation images, and the names of the classes."""
+"""What every source of data is turned into: labelled, unlabelled and validation images, and class names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from corrmatch_hf.errors import InputError
 class SemiDataset:
     """A dataset with few labels.
 
-    `labeled` and `validation` are `datasets.Dataset`s with the columns `image`, `label` and `file`; `unlabeled` has
-    `image` and `file` and may be a `datasets.IterableDataset`. Formats and transforms set on them are not applied.
-    The masks are described by `ignore_index`, `reduce_labels`, `label_colors` and `ignore_colors` (see `MaskFormat`);
-    `id2label` names the ids 0 ... K-1 that come out.
+    `labeled` and `validation` are `datasets.Dataset`s with the columns `image`, `label` and `file`;
+    `unlabeled` has `image` and `file` and may be a `datasets.IterableDataset`. Formats and transforms set on
+    them are not applied. The masks are described by `ignore_index`, `reduce_labels`, `label_colors` and
+    `ignore_colors` (see `MaskFormat`); `id2label` names the ids 0 ... K-1 that come out.
     """
 
     labeled: datasets.Dataset
@@ -37,12 +37,14 @@ class SemiDataset:
     def __post_init__(self):
         if sorted(self.id2label) != list(range(len(self.id2label))):
             raise InputError(
-                f"id2label names the ids {sorted(self.id2label)}, but they must be 0 to {len(self.id2label) - 1}, "
-                "each once: 'ignore' has no name, and --reduce_labels shifts ids that start at 1."
+                f"id2label names the ids {sorted(self.id2label)}, but they must be 0 to "
+                f"{len(self.id2label) - 1}, each once: 'ignore' has no name, and --reduce_labels shifts ids "
+                "that start at 1."
             )
         if self.label_colors is not None and len(self.label_colors) != len(self.id2label):
             raise InputError(
-                f"--label_colors gives {len(self.label_colors)} colours, but there are {len(self.id2label)} classes."
+                f"--label_colors gives {len(self.label_colors)} colours, but there are {len(self.id2label)} "
+                "classes."
             )
 
     @property
@@ -56,14 +58,16 @@ class SemiDataset:
         )
 
     def read_labeled(self, row: dict) -> tuple[Image.Image, np.ndarray]:
-        """A row of `labeled` or `validation` -> RGB image and (H, W) ids, of one size; InputError where it is not so."""
+        """A row of `labeled` or `validation` -> RGB image and (H, W) ids; InputError if sizes differ."""
+        if row["label"] is None:
+            raise InputError(f"The labelled image {row['file']} has no mask.")
         image = read_photo(row["image"], row["file"])
         mask = self.mask_format.read(row["label"], mask_file(row))
         if mask.shape != (image.height, image.width):
             raise InputError(
-                f"Image {row['file']} is {image.width} x {image.height} pixels, but its mask {mask_file(row)} is "
-                f"{mask.shape[1]} x {mask.shape[0]}: they must show the same pixels (after the photo is turned upright "
-                "by its EXIF orientation)."
+                f"Image {row['file']} is {image.width} x {image.height} pixels, but its mask "
+                f"{mask_file(row)} is {mask.shape[1]} x {mask.shape[0]}: they must show the same pixels "
+                "(after the photo is turned upright by its EXIF orientation)."
             )
         return image, mask
 
@@ -75,14 +79,17 @@ class SemiDataset:
             unlabeled = "a stream of unlabelled images"
         else:
             unlabeled = f"{len(self.unlabeled)} unlabelled"
-        validation = "no validation images" if self.validation is None else f"{len(self.validation)} validation"
+        validation = (
+            "no validation images" if self.validation is None else f"{len(self.validation)} validation"
+        )
         names = list(self.id2label.values())
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        return f"{self.name}: {len(self.labeled)} labelled, {unlabeled}, {validation}; {len(names)} classes ({listed})"
+        counts = f"{len(self.labeled)} labelled, {unlabeled}, {validation}"
+        return f"{self.name}: {counts}; {len(names)} classes ({listed})"
 
 
 def undecoded(dataset: datasets.Dataset | datasets.IterableDataset):
-    """The same rows with pictures left as files or bytes: this package decodes them, so that it can name what is bad."""
+    """The same rows with pictures left as files or bytes, so that a bad one is named when it is decoded."""
     dataset = dataset.with_format(None)
     for column, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):

@@ -1,8 +1,8 @@
 """The endless sequence of training batches.
 
-One item of the data set is one whole micro batch, made from its step number alone. A `DataLoader` worker therefore
-shares no state with the others, starting in the middle costs nothing, and one photo that serves several rows of a
-batch (as itself and as a CutMix partner) is read and augmented once.
+One item of the data set is one whole micro batch, made from its step number alone. A `DataLoader` worker
+therefore shares no state with the others, starting in the middle costs nothing, and one photo that serves
+several rows of a batch (as itself and as a CutMix partner) is read and augmented once.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def training_batches(
 ) -> Iterator[SemiBatch]:
     """The batches of process `rank`, from micro-step `start_step` on, without end.
 
-    `labeled_batch` and `unlabeled_batch` count images per process; with unlabeled_batch=0 there are only labelled ones.
-    The rows of all processes together, process after process, are the same for any `world_size` with the same total
-    batch. Both sets are endless streams, shuffled on each pass; a set smaller than the batch appears more than once
-    in it, each time in another view. `on_bad_sample="skip"` puts the next sample of the stream in the place of one
-    that cannot be read and says so in the batch's `skipped`; "error" raises InputError.
+    `labeled_batch` and `unlabeled_batch` count images per process; with unlabeled_batch=0 there are only
+    labelled ones. The rows of all processes together, process after process, are the same for any
+    `world_size` with the same total batch. Both sets are endless streams, shuffled on each pass; a set
+    smaller than the batch appears more than once in it, each time in another view. `on_bad_sample="skip"`
+    puts the next sample of the stream in the place of one that cannot be read and says so in the batch's
+    `skipped`; "error" raises InputError.
     """
     training_set = TrainingSet(
         semi,
@@ -68,6 +69,7 @@ def training_batches(
         num_workers=num_workers,  # torch gives each worker one thread
         prefetch_factor=2 if num_workers else None,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # else it would draw from the global one
     )
     for item in loader:
         if isinstance(item, InputError):
@@ -76,9 +78,9 @@ def training_batches(
 
 
 class StepSampler(Sampler):
-    """Endless keys of a `TrainingSet`: the step, and the undecoded unlabelled rows it needs if they come from a stream.
+    """Endless keys of a `TrainingSet`: the step and, for a stream, the undecoded unlabelled rows it needs.
 
-    It runs in the main process, so a stream is read once per process and in order, however many workers decode it.
+    It runs in the main process, so a stream is read once per process and in order, whatever workers decode.
     """
 
     def __init__(self, training_set: TrainingSet, start_step: int):
@@ -120,11 +122,13 @@ class TrainingSet(Dataset):
         on_bad_sample: str = "error",
     ):
         if not 0 <= rank < world_size:
-            raise InputError(f"rank is {rank}, but with {world_size} processes it must be 0 to {world_size - 1}.")
+            raise InputError(
+                f"rank is {rank}, but with {world_size} processes it must be 0 to {world_size - 1}."
+            )
         if labeled_batch < 1 or unlabeled_batch < 0 or seed < 0:
             raise InputError(
-                f"labeled_batch {labeled_batch} must be at least 1, unlabeled_batch {unlabeled_batch} and seed {seed} "
-                "at least 0."
+                f"labeled_batch {labeled_batch} must be at least 1, unlabeled_batch {unlabeled_batch} and "
+                f"seed {seed} at least 0."
             )
         if on_bad_sample not in ("error", "skip"):
             raise InputError(f"on_bad_sample is {on_bad_sample!r}: choose 'error' or 'skip'.")
@@ -215,18 +219,22 @@ class TrainingSet(Dataset):
                 strong[row, view] = views.strong(position, Stream.UNLABELED, view)
                 rng = views.rng(position, Stream.CUTMIX, view)
                 if rectangle := random_box(size, augmentation.cutmix_probability, rng):
-                    inside = (row, view, *rectangle.slices)
-                    box[inside] = True
-                    strong[row, view][:, *rectangle.slices] = views.strong(*partner, view)[:, *rectangle.slices]
+                    inside = (..., *rectangle.slices)
+                    box[row, view][inside] = True
+                    strong[row, view][inside] = views.strong(*partner, view)[inside]
                     partners[row] = partner
         fields |= {"strong": strong, "box": box, "partner_rows": list(partners)}
         empty = torch.empty(0, 3, size, size), torch.empty(0, size, size, dtype=torch.bool)
-        fields["partner_weak"] = torch.stack([views.weak(*p) for p in partners.values()]) if partners else empty[0]
-        fields["partner_valid"] = torch.stack([views.valid(*p) for p in partners.values()]) if partners else empty[1]
+        fields["partner_weak"] = (
+            torch.stack([views.weak(*p) for p in partners.values()]) if partners else empty[0]
+        )
+        fields["partner_valid"] = (
+            torch.stack([views.valid(*p) for p in partners.values()]) if partners else empty[1]
+        )
         return fields
 
     def read(self, samples: Samples, position: int, reader, skipped: dict[str, None]):
-        """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next one that can be read."""
+        """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next good one."""
         for attempt in range(self.replacements + 1):
             row = samples[position + attempt].row
             try:
@@ -234,7 +242,7 @@ class TrainingSet(Dataset):
             except InputError as error:
                 if not self.replacements:
                     raise
-                skipped.setdefault(str(error))
+                skipped.setdefault(row["file"])
                 last = error
         raise InputError(f"{self.replacements + 1} samples in a row cannot be used; the last one: {last}")
 

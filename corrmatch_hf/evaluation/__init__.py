@@ -8,8 +8,8 @@ __all__ = ["ConfusionMatrix", "MeanIoU", "evaluate_segmentation", "predict_proba
 
 
 def __getattr__(name: str):
-    # Only on demand: its library is called `evaluate`, as is examples/evaluate.py, which Python finds first when a
-    # script in that folder runs.
+    # Only on demand: its library is called `evaluate`, as is examples/evaluate.py, which Python finds first
+    # when a script in that folder runs.
     if name == "MeanIoU":
         from corrmatch_hf.evaluation.metric import MeanIoU
 

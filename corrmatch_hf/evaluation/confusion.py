@@ -1,7 +1,7 @@
 """The confusion matrix all segmentation figures come from, and those figures.
 
-One `bincount` over `truth * K + prediction` per image; integer counts, so sums over images and processes are exact
-and come out the same in any order.
+One `bincount` over `truth * K + prediction` per image; integer counts, so sums over images and processes are
+exact and come out the same in any order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class) over all pixels whose label is not `ignore_index`.
 
     Attributes:
-        matrix: int64 (K, K), rows are the truth, columns the prediction. Lives on `device`; under NCCL that must be
-            the process's GPU for `reduce` to work.
+        matrix: int64 (K, K), rows are the truth, columns the prediction. Lives on `device`; under NCCL that
+            must be the process's GPU for `reduce` to work.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, device: torch.device | str = "cpu"):
@@ -33,8 +33,8 @@ class ConfusionMatrix:
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Counts the pixels of two integer tensors of the same shape, whatever that shape is.
 
-        Predictions below ignored labels are not looked at. Any other id outside 0..K-1 raises `InputError`, and the
-        matrix stays as it was.
+        Predictions below ignored labels are not looked at. Any other id outside 0..K-1 raises `InputError`,
+        and the matrix stays as it was.
         """
         if prediction.shape != label.shape:
             raise InputError(
@@ -43,11 +43,12 @@ class ConfusionMatrix:
             )
         if prediction.is_floating_point() or label.is_floating_point():
             raise InputError(
-                f"The confusion matrix counts class ids but got {prediction.dtype} predictions and {label.dtype} labels: "
-                "take the argmax over the classes first."
+                f"The confusion matrix counts class ids but got {prediction.dtype} predictions and "
+                f"{label.dtype} labels: take the argmax over the classes first."
             )
         k = self.num_labels
-        # int32 is enough for K*K cells and twice as fast as int64; uint8 would wrap when compared with K > 255.
+        # int32 is enough for K*K cells and twice as fast as int64; uint8 would wrap when compared with K >
+        # 255.
         prediction = prediction.flatten().to(torch.int32)
         label = label.flatten().to(prediction.device, torch.int32)
         ignored = label == self.ignore_index
@@ -79,14 +80,14 @@ class ConfusionMatrix:
     def __iadd__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         if (other.num_labels, other.ignore_index) != (self.num_labels, self.ignore_index):
             raise InputError(
-                f"A confusion matrix of {other.num_labels} classes and ignore_index {other.ignore_index} cannot be "
-                f"added to one of {self.num_labels} and {self.ignore_index}."
+                f"A confusion matrix of {other.num_labels} classes and ignore_index {other.ignore_index} "
+                f"cannot be added to one of {self.num_labels} and {self.ignore_index}."
             )
         self.matrix += other.matrix.to(self.matrix.device)
         return self
 
     def reduce(self) -> ConfusionMatrix:
-        """Sums over all processes, in place and once; every process then holds the total. Alone it changes nothing."""
+        """Sums over all processes, in place: called once, each holds the total. Alone, nothing changes."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.matrix)
         return self
@@ -96,11 +97,12 @@ class ConfusionMatrix:
 
         Returns:
             mean_iou: mean over the classes that occur in the truth or in a prediction.
-            mean_iou_all_classes: mean of intersection / (union + 1e-10) over all K classes, absent ones count 0: what
-                papers of this family publish.
+            mean_iou_all_classes: mean of intersection / (union + 1e-10) over all K classes, absent ones count
+                0: what papers of this family publish.
             mean_accuracy: mean recall over the classes that occur in the truth.
             pixel_accuracy: share of labelled pixels predicted right.
-            per_class: {name: {"iou", "accuracy", "frequency"}}, frequency being the class's share of the truth.
+            per_class: {name: {"iou", "accuracy", "frequency"}}, frequency being the class's share of the
+                truth.
         """
         matrix = self.matrix.cpu().double()
         hit, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
@@ -130,7 +132,7 @@ def _number(value: Tensor) -> float | None:
 
 
 def _names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
-    """One different name per class: a name that stands for several classes (ADE20K has such) gets its id behind it."""
+    """One name per class; a name that several classes share gets the id behind it, so that none is lost."""
     names = [str((id2label or {}).get(c, c)) for c in range(num_labels)]
     count = Counter(names)
     return [f"{name} ({c})" if count[name] > 1 else name for c, name in enumerate(names)]

@@ -1,7 +1,7 @@
 """Evaluates a model on a set of images of any sizes, alone or over many processes.
 
-Process r of W takes the samples r, r+W, r+2W, ...; nothing is padded or repeated, and only the confusion matrix
-travels. So the figures are those of one process, whatever W is.
+Process r of W takes the samples r, r+W, r+2W, ...; nothing is padded or repeated, and only the confusion
+matrix travels. So the figures are those of one process, whatever W is.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ def evaluate_segmentation(
     """The metrics of `ConfusionMatrix.compute` over all samples, and `num_images`. Equal on every process.
 
     Args:
-        model: gives (N, K, H, W) logits for normalised images. Evaluated in eval mode; the training flag of each of
-            its modules is put back afterwards. Under several processes all must hold the same weights and buffers.
-        samples: `samples[i]` is {"image": uint8 (3, H, W), "label": int64 (H, W), "file": str}. Sizes may differ.
+        model: gives (N, K, H, W) logits for normalised images. Evaluated in eval mode; the training flag of
+            each of its modules is put back afterwards. Under several processes all must hold the same weights
+            and buffers.
+        samples: `samples[i]` is {"image": uint8 (3, H, W), "label": int64 (H, W), "file": str}, of any size.
         image_mean, image_std: of the image processor, for pixels in 0..1.
         window, stride, scales, flip: see `predict_probabilities`.
         device: where to run; by default where the model is.
         batch_size: images of equal size that follow each other are predicted together, at most this many.
-        autocast_dtype: torch.bfloat16 or torch.float16 to run under autocast; None for the model's own precision.
+        autocast_dtype: torch.bfloat16 or torch.float16 for autocast; None: the model's own precision.
         rank, world_size: this process among those that call this function together.
 
     Raises:
-        InputError: a sample has no label, a label of another size than its image or with ids that are no class; or the
-            model predicts another number of classes. The message names the file.
+        InputError: a sample has no label, a label of another size than its image or with ids that are no
+            class; or the model predicts another number of classes. The message names the file.
     """
     if isinstance(model, DistributedDataParallel):
-        model = (
-            model.module
-        )  # its buffer broadcast at each forward would wait for processes with fewer samples
+        # It broadcasts buffers at each forward and would wait for processes with fewer samples.
+        model = model.module
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
     device = torch.device(device)
@@ -74,7 +74,7 @@ def evaluate_segmentation(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,  # sizes may differ; equal ones are stacked below
-        generator=torch.Generator(),  # else the loader draws from the global one, and evaluating would change training
+        generator=torch.Generator(),  # not the global one, or evaluating would change the training after it
     )
 
     with _evaluating(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
@@ -123,7 +123,7 @@ def _count(confusion: ConfusionMatrix, prediction: Tensor, sample: dict) -> None
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module's own flag as before (a frozen BatchNorm stays in eval mode)."""
+    """Eval mode inside; then every module's own flag as before (a frozen BatchNorm stays in eval mode)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Class probabilities of whole images, by sliding windows, scales and flips. Works with any number of classes."""
+"""Class probabilities of images: whole or by sliding windows, at several scales, mirrored."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def predict_probabilities(
     """Softmax probabilities at the size of the input, summing to 1 over the classes of every pixel.
 
     Args:
-        model: `model(pixel_values).logits` are (N, K, h, w) logits; smaller ones are resized to the input. Used in
-            the mode it is in: call `model.eval()` first.
+        model: `model(pixel_values).logits` are (N, K, h, w) logits; smaller ones are resized to the input.
+            Used in the mode it is in: call `model.eval()` first.
         pixel_values: (N, 3, H, W) normalised images.
-        window: side of square windows slid over the image; None: the whole image at once. The last window of a row
-            or column is moved back to end at the border. An image smaller than the window is one window.
-        stride: distance of the windows, by default int(2/3 * window) as for Cityscapes. Softmax is summed over the
-            windows a pixel lies in; dividing by their number makes it a probability and leaves the argmax alone.
+        window: side of square windows slid over the image; None: the whole image at once. The last window of
+            a row or column is moved back to end at the border. An image smaller than the window is one
+            window.
+        stride: distance of the windows, by default int(2/3 * window) as for Cityscapes. Softmax is summed
+            over the windows a pixel lies in; dividing by their number makes it a probability and leaves the
+            argmax alone.
         scales: image sizes to average over, as factors of the input's.
         flip: average with the horizontally mirrored image too.
 
@@ -55,7 +57,7 @@ def predict_probabilities(
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along one side: every `stride`, the last one moved back to end at the border."""
+    """Where windows begin along one side: every `stride`, the last one moved back to end at the border."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 

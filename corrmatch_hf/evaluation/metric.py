@@ -5,8 +5,8 @@
     metric.add_batch(predictions=maps, references=masks)
     metric.compute(num_labels=21, ignore_index=255)
 
-Arguments and result keys are those of the Hub's `mean_iou`. `evaluate` stores every map in an Arrow table, which
-takes some 40 ms per 512 x 512 image; `evaluate_segmentation` has no such cost.
+Arguments and result keys are those of the Hub's `mean_iou`. `evaluate` stores every map in an Arrow table,
+which takes some 40 ms per 512 x 512 image; `evaluate_segmentation` has no such cost.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation.confusion import ConfusionMatrix
 
 _DESCRIPTION = (
-    "Intersection over union of each class over all pixels of all images together, and its mean over the classes "
-    "that occur in the truth or in a prediction."
+    "Intersection over union of each class, over all pixels of all images together, and its mean over the "
+    "classes that occur in the truth or in a prediction."
 )
 
 _INPUTS = """
@@ -30,12 +30,13 @@ Args:
     references: masks of the same sizes.
     num_labels (int): number of classes K; ids are 0..K-1.
     ignore_index (int, default 255): label of pixels that do not count.
-    reduce_labels (bool, default False): the masks count from 1 and 0 means "no class": 0 becomes `ignore_index`, every
+    reduce_labels (bool, default False): the masks count from 1 and 0 means "no class": 0 becomes
+    `ignore_index`, every
         other id is lowered by one, `ignore_index` stays.
 
 Returns:
-    dict with mean_iou, mean_accuracy, overall_accuracy (floats) and per_category_iou, per_category_accuracy (float64
-    arrays of length K, NaN where the class is absent).
+    dict with mean_iou, mean_accuracy, overall_accuracy (floats) and per_category_iou, per_category_accuracy
+    (float64 arrays of length K, NaN where the class is absent).
 """
 
 

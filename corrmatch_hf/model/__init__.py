@@ -1,11 +1,12 @@
 """The network: everything that travels with the weights, and its registration with the Auto classes."""
 
-from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from .configuration_corrmatch import CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, correlation_shapes, pixel_propagation
 from .decoders_corrmatch import DeepLabV3PlusDecoder, resize
 from .encoder_corrmatch import CorrMatchEncoder
+from .image_processing_corrmatch import CorrMatchImageProcessor
 from .modeling_corrmatch import (
     CorrMatchFeatures,
     CorrMatchForSegmentation,
@@ -14,7 +15,28 @@ from .modeling_corrmatch import (
     DecoderOutput,
 )
 
+__all__ = [
+    "CorrMatchConfig",
+    "CorrMatchEncoder",
+    "CorrMatchFeatures",
+    "CorrMatchForSegmentation",
+    "CorrMatchImageProcessor",
+    "CorrMatchOutput",
+    "CorrMatchPreTrainedModel",
+    "CorrelationHead",
+    "DecoderOutput",
+    "DeepLabV3PlusDecoder",
+    "correlation_shapes",
+    "pixel_propagation",
+    "resize",
+]
+
 AutoConfig.register("corrmatch", CorrMatchConfig, exist_ok=True)
 AutoModelForSemanticSegmentation.register(CorrMatchConfig, CorrMatchForSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    CorrMatchConfig, image_processor_classes={"torchvision": CorrMatchImageProcessor}, exist_ok=True
+)
+# So that save_pretrained and push_to_hub put this folder beside the weights.
 CorrMatchConfig.register_for_auto_class()
 CorrMatchForSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+CorrMatchImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}
 CORRELATION_POSITIONS = ("encoder", "aspp", "fusion", "classifier")
-# create_model arguments that the encoder sets itself, or that would read a file or the network while a model is built.
+# Arguments of create_model that the encoder sets itself, or that would read a file or the network.
 RESERVED_ENCODER_KWARGS = (
     "model_name",
     "pretrained",
@@ -30,17 +30,18 @@ class CorrMatchConfig(PreTrainedConfig):
             ("resnet101s", "convnext_tiny.fb_in22k"). Building a model never downloads anything.
         encoder_kwargs: further arguments for `timm.create_model`, for example `{"drop_path_rate": 0.1}`.
         output_stride: image pixels per pixel of the deepest feature map: 8, 16 or 32, where the encoder can.
-        atrous_rates: dilation rates of the ASPP branches; `None` means 12/24/36, 6/12/18, 3/6/9 at stride 8, 16, 32.
+        atrous_rates: dilation rates of the ASPP branches; `None` means 12/24/36 at output stride 8,
+            6/12/18 at 16, 3/6/9 at 32.
         aspp_channels: channels of each ASPP branch and of the ASPP output.
         low_level_channels: channels the low-level features are reduced to before the fusion.
         decoder_channels: channels of the fused features.
-        correlation_head: whether the network has a correlation head at all (CorrMatch needs it, others do not).
+        correlation_head: whether the network has one; CorrMatch needs it, other methods do not.
         correlation_channels: channels of the correlation head's 3x3 projection.
-        correlation_dim: channels of query and key, D in the paper's equation 4; `None` means the number of classes.
+        correlation_dim: channels of query and key, the paper's D; `None` means the number of classes.
         correlation_dropout: probability of dropping a channel of the projected features, in [0, 1).
-        correlation_position: what the correlation head looks at: the deepest features of the "encoder" (the paper's
-            choice), the output of the "aspp", the "fusion" of low and high level, or the logits of the "classifier"
-            (the paper's table of feature positions).
+        correlation_position: what the correlation head looks at: the deepest features of the "encoder" (the
+            paper's choice), the output of the "aspp", the "fusion" of low and high level, or the logits of
+            the "classifier" (the paper's table of feature positions).
         ignore_index: label id of pixels without a class; must not be a class id.
 
     Raises:
@@ -84,7 +85,7 @@ class CorrMatchConfig(PreTrainedConfig):
         if 0 <= self.ignore_index < self.num_labels:
             raise ValueError(
                 f"ignore_index {self.ignore_index} is the id of a class, for there are {self.num_labels}; "
-                f"give one that is not, such as -100."
+                "give one that is not, such as -100."
             )
         if reserved := sorted(set(self.encoder_kwargs or ()).intersection(RESERVED_ENCODER_KWARGS)):
             raise ValueError(

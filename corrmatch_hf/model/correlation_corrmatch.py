@@ -2,7 +2,7 @@
 
 The correlation map of an image with n = h*w pixels is the n x n matrix
 
-    C[p, q] = softmax over q of  query[:, p] . key[:, q] / sqrt(D)            (equation 4; every row sums to 1)
+    C[p, q] = softmax over q of  query[:, p] . key[:, q] / sqrt(D)       (equation 4; every row sums to 1)
 
 Row p says where the image looks like its pixel p. All of this is computed in float32, under autocast too.
 """
@@ -19,7 +19,9 @@ SHAPE_CHUNK = 2**24
 
 
 def pixel_propagation(query: torch.Tensor, key: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """z[:, q] = sum over p of logits[:, p] C[p, q]: every pixel hands its logits to those it looks like (equation 5).
+    """Every pixel hands its logits to those it looks like: z[:, q] = sum over p of logits[:, p] C[p, q].
+
+    Equation 5 of the paper.
 
     Args:
         query, key: (N,D,h,w), any floating dtype.
@@ -40,8 +42,8 @@ def correlation_shapes(
 ) -> torch.Tensor:
     """The regions that look like the pixels `index`, as binary shapes (equation 7).
 
-    Each of the rows of C is brought to `size`, scaled to 0..1 over the image and cut at 0.5. A row that is the same
-    everywhere says nothing and gives an empty shape. Only the rows asked for are computed.
+    Each of the rows of C is brought to `size`, scaled to 0..1 over the image and cut at 0.5. A row that is
+    the same everywhere says nothing and gives an empty shape. Only the rows asked for are computed.
 
     Args:
         query, key: (N,D,h,w), any floating dtype.
@@ -54,10 +56,15 @@ def correlation_shapes(
     with torch.autocast(query.device.type, enabled=False):
         rows = _correlation_rows(query, key, index).unflatten(2, query.shape[-2:])  # (N,S,h,w)
         at_once = max(1, SHAPE_CHUNK // (len(rows) * size[0] * size[1]))
-        return torch.cat([_binary_shapes(resize(chunk, size)) for chunk in rows.split(at_once, dim=1)], dim=1)
+        shapes = [_upper_half(resize(chunk, size)) for chunk in rows.split(at_once, dim=1)]
+        # Of a constant row, the upsampling's rounding would be cut into a shape.
+        constant = rows.amax(dim=(2, 3)) == rows.amin(dim=(2, 3))
+        return torch.cat(shapes, dim=1) & ~constant[:, :, None, None]
 
 
-def _correlation_rows(query: torch.Tensor, key: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+def _correlation_rows(
+    query: torch.Tensor, key: torch.Tensor, index: torch.Tensor | None = None
+) -> torch.Tensor:
     """C (N,n,n), or its rows `index` (N,S,n)."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(dtype).flatten(2), key.to(dtype).flatten(2)
@@ -66,8 +73,8 @@ def _correlation_rows(query: torch.Tensor, key: torch.Tensor, index: torch.Tenso
     return torch.softmax(query.transpose(1, 2) @ key / math.sqrt(query.shape[1]), dim=-1)
 
 
-def _binary_shapes(maps: torch.Tensor) -> torch.Tensor:
-    """maps (N,S,H,W) -> bool: above the middle between each map's minimum and maximum."""
+def _upper_half(maps: torch.Tensor) -> torch.Tensor:
+    """maps (N,S,H,W) -> bool: above the middle between the minimum and the maximum of each map."""
     low = maps.amin(dim=(2, 3), keepdim=True)
     span = maps.amax(dim=(2, 3), keepdim=True) - low
     return (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny) > 0.5
@@ -95,8 +102,8 @@ class CorrelationHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """features (N,C,h,w) -> query, key (N,dim,h,w).
 
-        channel_mask: (N,channels) factors for the projected channels, in place of the random dropout: for a mask
-            drawn elsewhere, which then need not depend on how images are spread over processes.
+        channel_mask: (N,channels) factors for the projected channels, in place of the random dropout: for a
+            mask drawn elsewhere, which then need not depend on how images are spread over processes.
         """
         projected = self.project(features)
         if channel_mask is None:

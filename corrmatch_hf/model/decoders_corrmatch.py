@@ -7,28 +7,32 @@ from torch import nn
 
 
 def resize(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners: the one interpolation of this network."""
+    """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners: the one interpolation of this
+    network."""
     return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-class ConvNormAct(nn.Sequential):
+class ConvNormAct(nn.Module):
     """Convolution that keeps the size, BatchNorm, ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, bias: bool = False):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, bias: bool = False
+    ):
+        super().__init__()
         padding = dilation * (kernel_size // 2)
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias
         )
+        self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv, norm, act = self
-        x = conv(x)
-        # One value per channel (one image, 1x1 map) has no variance: use the running statistics, as in eval mode.
+        x, norm = self.conv(x), self.norm
         if self.training and x.numel() == x.shape[1] and not _synchronised(norm):
-            return act(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps))
-        return act(norm(x))
+            # One value per channel (one image, 1x1 map) has no variance: running statistics, as in eval mode.
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            x = norm(x)
+        return F.relu(x, inplace=True)
 
 
 def _synchronised(norm: nn.Module) -> bool:
@@ -58,18 +62,20 @@ class AtrousPyramid(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Low-level features, reduced to few channels, and the enlarged ASPP output through two 3x3 convolutions."""
+    """Low-level features, reduced to few channels, and the enlarged ASPP output through two 3x3
+    convolutions."""
 
     def __init__(self, low_channels: int, reduced_channels: int, aspp_channels: int, channels: int):
         super().__init__()
         self.reduce = ConvNormAct(low_channels, reduced_channels, 1)
         self.convs = nn.Sequential(
-            ConvNormAct(aspp_channels + reduced_channels, channels, 3), ConvNormAct(channels, channels, 3)
+            ConvNormAct(reduced_channels + aspp_channels, channels, 3), ConvNormAct(channels, channels, 3)
         )
 
     def forward(self, low: torch.Tensor, aspp: torch.Tensor) -> torch.Tensor:
         """low (N,C,H/4,W/4), aspp (N,A,h,w) -> (N,channels,H/4,W/4)"""
-        return self.convs(torch.cat([resize(aspp, low.shape[-2:]), self.reduce(low)], dim=1))
+        # low level first, as in the authors' checkpoints
+        return self.convs(torch.cat([self.reduce(low), resize(aspp, low.shape[-2:])], dim=1))
 
 
 class DeepLabV3PlusDecoder(nn.Module):

@@ -1,4 +1,5 @@
-"""Pretrained weights for an encoder: timm's own from the Hub, or a file; complete, or an error that says what is not."""
+"""Pretrained weights for an encoder: timm's own from the Hub, or a file; complete, or an error that says what
+is not."""
 
 from pathlib import Path
 
@@ -9,37 +10,41 @@ from timm.models import load_state_dict
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def pretrained_encoder_weights(build_options: dict, weights: str | Path | None = None) -> dict[str, torch.Tensor]:
-    """The state dict of the timm feature encoder that `build_options` make, with pretrained weights.
+def pretrained_encoder_weights(options: dict, weights: str | Path | None = None) -> dict[str, torch.Tensor]:
+    """The state dict of the timm feature encoder that `options` make, with pretrained weights.
 
-    timm renames and reshapes what files hold (nested modules, other image sizes, older layouts), so the weights go
-    through its own loading.
+    timm renames and reshapes what files hold (nested modules, other image sizes, older layouts), so the
+    weights go through its own loading.
 
     Args:
-        build_options: arguments of `timm.create_model`.
-        weights: a .safetensors, .pth, .pt or .bin file with the weights of the whole timm model, whose classifier
-            is ignored; `None` downloads those of the model's pretrained tag through the Hub.
+        options: arguments of `timm.create_model`.
+        weights: a .safetensors, .pth, .pt or .bin file with the weights of the whole timm model, whose
+            classifier is ignored; `None` downloads those of the model's pretrained tag through the Hub.
 
     Raises:
         ValueError: no such weights; a file that cannot be read safely; weights missing or of another shape.
     """
-    name = build_options["model_name"]
+    name = options["model_name"]
     if weights is None:
         try:
-            return timm.create_model(**build_options, pretrained=True).state_dict()
+            return timm.create_model(**options, pretrained=True).state_dict()
         except RuntimeError as error:
             known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
-            raise ValueError(f"timm has no pretrained weights for {name!r} (it has: {known}): {error}") from error
+            raise ValueError(
+                f"timm has no pretrained weights for {name!r} (it has: {known}): {error}"
+            ) from error
 
     state = _read(Path(weights))
-    loaded = _load(build_options, state, weights)
-    # timm does not say which weights it did not find. A file of the same names and shapes full of NaN does: what is
-    # not NaN afterwards is not in the file. (Integers are counters and tables that the model makes itself.)
-    probe = _load(build_options, {k: torch.full_like(v, torch.nan) for k, v in state.items()}, weights)
+    loaded = _load(options, state, weights)
+    # timm does not say which weights it did not find. The same file full of NaN does: what is not NaN after
+    # loading is not in the file. (Integers are counters and tables that the model makes itself.)
+    probe = _load(options, {k: torch.full_like(v, torch.nan) for k, v in state.items()}, weights)
     missing = [key for key, value in probe.items() if value.is_floating_point() and not value.isnan().all()]
     if missing:
         shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise ValueError(f"{weights} lacks weights of encoder {name!r}: {shown}. Is it a checkpoint of that model?")
+        raise ValueError(
+            f"{weights} lacks weights of encoder {name!r}: {shown}. Is it a checkpoint of that model?"
+        )
     return loaded
 
 
@@ -53,8 +58,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can raise anything
         raise ValueError(
-            f"{path} cannot be read as plain weights ({type(error).__name__}). It is damaged or holds more than "
-            "tensors; save its state dict as .safetensors where you trust it."
+            f"{path} cannot be read as plain weights ({type(error).__name__}): it is damaged, or holds more "
+            "than tensors. Save its state dict as .safetensors where you trust it."
         ) from error
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     if not state:
@@ -62,13 +67,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load(build_options: dict, state: dict[str, torch.Tensor], weights: str | Path) -> dict[str, torch.Tensor]:
+def _load(options: dict, state: dict[str, torch.Tensor], weights: str | Path) -> dict[str, torch.Tensor]:
     """Pass a state dict through timm's loading."""
     overlay = {"state_dict": state, "custom_load": False}
     try:
-        encoder = timm.create_model(**build_options, pretrained=True, pretrained_cfg_overlay=overlay)
+        encoder = timm.create_model(**options, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm's renaming meets names it does not expect
-        raise ValueError(
-            f"{weights} does not fit encoder {build_options['model_name']!r}: {type(error).__name__}: {error}"
-        ) from error
+        reason = " ".join(str(error).split())  # torch lists wrong shapes on lines of their own
+        raise ValueError(f"{weights} does not fit encoder {options['model_name']!r}: {reason}") from error
     return encoder.state_dict()

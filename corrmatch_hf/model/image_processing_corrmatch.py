@@ -1,1 +1,225 @@
-"""Images in, normalised tensors out; logits in, label maps out."""
+"""Images of any kind to normalised tensors, segmentation maps to class ids, logits to segmentation maps."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ImageInput,
+    PILImageResampling,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+# 65535 = 255 * 257: a 16-bit value divided by 257 is the 8-bit value of the same brightness.
+SIXTEEN_TO_EIGHT = 257
+
+
+class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    ignore_index (`int`, *optional*, defaults to 255):
+        Label of pixels added around segmentation maps when a batch holds several sizes.
+    """
+
+    ignore_index: int
+
+
+class CorrMatchImageProcessor(TorchvisionBackend):
+    """Prepares images and segmentation maps for [`CorrMatchForSegmentation`], and reads its output.
+
+    Images are PIL images of every mode, or arrays and tensors (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4
+    channels. Gray becomes RGB, palettes are looked up, alpha is dropped, and 16-bit values (PIL modes I;16
+    and I, uint16) are divided by 257. The size stays unless `do_resize` and `size` are given. Values are
+    divided by 255 and normalised with ImageNet's mean and deviation. Float images that are 0..1 already need
+    `do_rescale=False`.
+
+    Segmentation maps are PIL images (palette indices are the ids), or arrays and tensors (H,W). Ids are kept
+    as they are; if the size changes, by nearest neighbour.
+
+    Images of different sizes are padded at the right and bottom to the largest, with zeros after
+    normalisation, their maps with `ignore_index`; without `return_tensors` they stay as they are.
+    """
+
+    valid_kwargs = CorrMatchImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = None
+    do_convert_rgb = True
+    do_resize = False
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    ignore_index = 255
+    model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers reads it from the class)
+
+    def __init__(self, **kwargs: Unpack[CorrMatchImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[CorrMatchImageProcessorKwargs],
+    ) -> BatchFeature:
+        """One image or several, with their segmentation maps or without.
+
+        Returns:
+            pixel_values: (N,3,H,W) float32 with `return_tensors="pt"`, else a list of (3,H,W).
+            labels: (N,H,W) int64, or a list of (H,W), where segmentation maps were given.
+
+        Raises:
+            ValueError: an image or a segmentation map of a kind that is not named above; a map of another
+                size than its image.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, device=None, **kwargs):
+        """One image to a (3,H,W) tensor in 0..255."""
+        if isinstance(image, Image.Image):
+            if image.mode == "I" or image.mode.startswith("I;16"):
+                image = np.array(image, dtype=np.uint16)
+            elif do_convert_rgb:
+                image = image.convert("RGB")
+        if isinstance(image, np.ndarray):
+            # a copy, for torch reads neither other byte orders nor negative strides
+            image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
+        if isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
+            image = image.to(torch.float32).div(SIXTEEN_TO_EIGHT).round().to(torch.uint8)
+        image = super().process_image(
+            image, do_convert_rgb=False, input_data_format=input_data_format, device=device
+        )
+        if do_convert_rgb:
+            image = image[:3].expand(3, -1, -1)  # without alpha; gray three times
+        return image
+
+    def _preprocess_image_like_inputs(
+        self,
+        images,
+        segmentation_maps,
+        do_convert_rgb,
+        input_data_format,
+        return_tensors,
+        ignore_index,
+        device=None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = [
+            self.process_image(each, do_convert_rgb, input_data_format, device)
+            for each in _as_list(self.fetch_images(images), batch_ndim=4)
+        ]
+        data = {"pixel_values": self._preprocess(images, **kwargs)}
+        if segmentation_maps is not None:
+            maps = [
+                _class_ids(each).to(device or "cpu") for each in _as_list(segmentation_maps, batch_ndim=3)
+            ]
+            sizes = [tuple(image.shape[-2:]) for image in images], [tuple(each.shape) for each in maps]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"Segmentation maps must be as large as their images {sizes[0]}, not {sizes[1]}."
+                )
+            if kwargs["do_resize"]:
+                maps = [
+                    self.resize(each[None], kwargs["size"], tvF.InterpolationMode.NEAREST_EXACT)[0]
+                    for each in maps
+                ]
+            data["labels"] = maps
+        if return_tensors:
+            data["pixel_values"] = _stack(data["pixel_values"], 0)
+            if segmentation_maps is not None:
+                data["labels"] = _stack(data["labels"], ignore_index)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size,
+        resample,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        **kwargs,
+    ) -> list[torch.Tensor]:
+        if do_resize:
+            images = [self.resize(image, size, resample) for image in images]
+        return [
+            self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
+            for image in images
+        ]
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Class ids of every pixel.
+
+        Args:
+            outputs: of [`CorrMatchForSegmentation`], with logits (N,K,H,W).
+            target_sizes: (height, width) of each result, usually of the image before processing. Without
+                `do_resize`, a smaller size means that the image was padded, and cuts the padding off;
+                otherwise the logits are resized.
+
+        Returns:
+            N tensors (height, width), int64.
+
+        Raises:
+            ValueError: not one target size for each image.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(
+                f"target_sizes must name one size for each of {len(logits)} images, not {len(target_sizes)}."
+            )
+        results = []
+        for each, (height, width) in zip(logits, target_sizes, strict=True):
+            height, width = int(height), int(width)
+            if not self.do_resize and height <= each.shape[-2] and width <= each.shape[-1]:
+                each = each[:, :height, :width]
+            else:
+                each = F.interpolate(each[None], size=(height, width), mode="bilinear", align_corners=True)[0]
+            results.append(each.argmax(dim=0))
+        return results
+
+
+def _as_list(images, batch_ndim: int) -> list:
+    """One image, a list of them or an array of `batch_ndim` dimensions, as a list of images."""
+    if isinstance(images, list | tuple):
+        return [image for each in images for image in _as_list(each, batch_ndim)]
+    if getattr(images, "ndim", 0) == batch_ndim and images.shape[-1] != 1:
+        return list(images)
+    return [images]
+
+
+def _class_ids(segmentation_map) -> torch.Tensor:
+    """A segmentation map as (H,W) int64."""
+    if isinstance(segmentation_map, torch.Tensor):
+        ids = segmentation_map
+    else:
+        array = np.asarray(segmentation_map)  # of a palette image: the indices
+        ids = (
+            torch.from_numpy(array.astype(np.int64)) if array.dtype.kind in "biu" else torch.from_numpy(array)
+        )
+    if ids.ndim == 3 and 1 in (ids.shape[0], ids.shape[-1]):
+        ids = ids.squeeze(0 if ids.shape[0] == 1 else -1)
+    if ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError(
+            f"A segmentation map must be (height, width) integers, not {tuple(ids.shape)} {ids.dtype}; "
+            "turn colours into class ids first."
+        )
+    return ids.to(torch.int64)
+
+
+def _stack(tensors: list[torch.Tensor], fill: float) -> torch.Tensor:
+    """Tensors (...,h,w) to (N,...,H,W), padded at the right and bottom to the largest height and width."""
+    height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (-2, -1))
+    return torch.stack(
+        [F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2]), value=fill) for each in tensors]
+    )

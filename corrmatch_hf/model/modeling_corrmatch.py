@@ -96,6 +96,7 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} lacks weights of encoder {model.config.encoder_name!r}, "
                 f"or has them in another shape: {shown}."
             )
+        model.encoder.freeze_unused()  # loading made all parameters trainable
         return (model, info) if output_loading_info else model
 
 
@@ -149,14 +150,15 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
 
         Args:
             config: of the model.
-            weights: a .safetensors, .pth, .pt or .bin file of the whole timm model (its classifier is ignored);
-                `None` downloads the weights of the encoder's pretrained tag through the Hub.
+            weights: a .safetensors, .pth, .pt or .bin file of the whole timm model (its classifier is
+                ignored); `None` downloads the weights of the encoder's pretrained tag through the Hub.
 
         Raises:
-            ValueError: weights that do not exist, cannot be read safely, lack something or have another shape.
+            ValueError: weights that do not exist, cannot be read safely, lack something or have another
+                shape.
         """
         model = cls(config)
-        model.encoder.body.load_state_dict(pretrained_encoder_weights(model.encoder.build_options, weights))
+        model.encoder.body.load_state_dict(pretrained_encoder_weights(model.encoder.plan.options, weights))
         return model
 
     def encode(self, pixel_values: torch.Tensor) -> CorrMatchFeatures:
@@ -210,9 +212,9 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
 
         Args:
             pixel_values: (N,C,H,W) float, normalised; any height and width that the encoder takes.
-            labels: (N,H,W) integers, class ids or `config.ignore_index`. The loss is the cross-entropy of the logits
-                or, with a correlation head, its mean with that of the propagated logits (the paper's L_s); 0 if every
-                pixel is ignored.
+            labels: (N,H,W) integers, class ids or `config.ignore_index`. The loss is the cross-entropy of the
+                logits or, with a correlation head, its mean with that of the propagated logits (the paper's
+                L_s); 0 if every pixel is ignored.
             output_correlation: return query, key and propagated logits even without labels.
 
         Raises:

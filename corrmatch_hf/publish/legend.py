@@ -1,4 +1,4 @@
-"""Text and colour legends drawn with Pillow. The font is matplotlib's DejaVu Sans, so that names in most scripts show."""
+"""Colour legends drawn with Pillow, in matplotlib's DejaVu Sans, which shows names in most scripts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def draw_legend(
 
     Args:
         max_width: as many columns as fit, at least one.
-        max_height: as few columns as keep to it, at most three: a legend of very many classes gets higher instead.
+        max_height: as few columns as keep to it, at most three: a legend of very many classes gets higher
+            instead.
     """
     font = text_font(font_size)
     line, patch, gap = round(font_size * 1.6), font_size, round(font_size * 0.6)

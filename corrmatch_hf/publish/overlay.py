@@ -27,8 +27,8 @@ def mask_image(label_map: np.ndarray, palette: np.ndarray) -> Image.Image:
         return Image.fromarray(label_map.astype(np.uint16))
     if label_map.size and not 0 <= label_map.min() <= label_map.max() <= 255:
         raise InputError(
-            f"The label map holds ids from {label_map.min()} to {label_map.max()}: a palette image takes 0 to 255; "
-            "map the ignored pixels to 255."
+            f"The label map holds ids from {label_map.min()} to {label_map.max()}: a palette image takes "
+            "0 to 255; map the ignored pixels to 255."
         )
     image = Image.fromarray(label_map.astype(np.uint8))
     colors = np.full((256, 3), IGNORED, dtype=np.uint8)
@@ -50,7 +50,8 @@ def overlay(
         image: a PIL image or uint8 (H, W, 3).
         label_map: integers (H, W); ids that are no class are left as in the photo.
         palette: uint8 (K, 3).
-        alpha: from 0, the photo alone, to 1, the colours alone. Class borders are drawn opaque in any case but 0.
+        alpha: from 0, the photo alone, to 1, the colours alone. Class borders are drawn opaque in any case
+            but 0.
 
     Returns:
         An RGB image, as high as the photo or higher and wider by the legend.
@@ -60,8 +61,8 @@ def overlay(
     label_map = np.asarray(label_map)
     if label_map.shape != photo.shape[:2]:
         raise InputError(
-            f"The label map is {label_map.shape} but the photo {photo.shape[:2]} (height, width): they must be equal; "
-            "predict at the size of the photo."
+            f"The label map is {label_map.shape} but the photo {photo.shape[:2]} (height, width): they must "
+            "be equal; predict at the size of the photo."
         )
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}: it must lie between 0 (photo alone) and 1 (colours alone).")
@@ -71,7 +72,8 @@ def overlay(
     blended = photo * (1 - weight) + color_map(label_map, palette) * weight
     picture = Image.fromarray(blended.round().astype(np.uint8))
 
-    # Large enough to read, in proportion to the photo; a photo of thumbnail size gets a legend higher than itself.
+    # Large enough to read, in proportion to the photo; a photo of thumbnail size gets a legend higher than
+    # itself.
     font_size = max(12, round(min(picture.size) / 26))
     entries = class_shares(label_map, id2label, palette)
     legend = draw_legend(entries, font_size, max_height=max(picture.height, 16 * font_size))

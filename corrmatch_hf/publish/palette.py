@@ -15,7 +15,7 @@ IGNORED = (255, 255, 255)
 def class_palette(
     id2label: Mapping[int, str], colors: Sequence[Sequence[int]] | np.ndarray | None = None
 ) -> np.ndarray:
-    """uint8 (K, 3) RGB colours: `colors` where the data set has its own, else fixed ones that are easy to tell apart.
+    """uint8 (K, 3) RGB colours: `colors` where the data set has its own, else fixed ones easy to tell apart.
 
     A class called "background" is black. The fixed colours of K classes are the first K of those of K + 1.
 
@@ -56,7 +56,7 @@ def _distinct_colors(count: int) -> np.ndarray:
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB 0..255 to Oklab, where distance is perceived difference (Björn Ottosson, bottosson.github.io/posts/oklab)."""
+    """sRGB 0..255 to Oklab, where distance is perceived difference (Björn Ottosson, 2020)."""
     c = rgb / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     lms = linear @ np.array(

@@ -22,11 +22,12 @@ def prediction_grid(
     *,
     cell_width: int = 360,
 ) -> Image.Image:
-    """One row per image: photo | truth | prediction | pseudo-label; in the maps white is ignored or not selected.
+    """One row per image: photo | truth | prediction | pseudo-label; in the maps white is ignored.
 
     Args:
-        rows: each with "image" (PIL, or uint8 (H, W, 3)) and any of "label", "prediction", "pseudo_label" (integers
-            (H, W)). A column no row has is left out; a map that a row lacks (missing or None) leaves its place empty.
+        rows: each with "image" (PIL, or uint8 (H, W, 3)) and any of "label", "prediction", "pseudo_label"
+            (integers (H, W)). A column no row has is left out; a map that a row lacks (missing or None)
+            leaves its place empty.
         palette: uint8 (K, 3).
         cell_width: width in pixels that every picture is scaled to; high ones to at most 4/3 of it.
 

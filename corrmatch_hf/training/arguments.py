@@ -50,6 +50,7 @@ class DataArguments:
     image_column: str | None = option(None, "Column of the images; found if not given.")
     label_column: str | None = option(None, "Column of the masks; found if not given.")
     id2label: str | None = option(None, "JSON file with the classes' names, {\"0\": \"road\", ...}.")
+    num_labels: int | None = option(None, "Number of classes, where no file names them; found if not given.")
     reduce_labels: bool = option(False, "Mask value 0 means ignored, and classes start at 1 (ADE20K).")
     ignore_index: int = option(255, "Mask value of the pixels that do not count.")
     label_colors: str | None = option(
@@ -163,7 +164,9 @@ def parse(
             continue
         raise unknown_name(f"option in {config_path}", key, known)
     parser.set_defaults(**values)
-    *parsed, _ = parser.parse_args_into_dataclasses(args=args)
+    *parsed, _, unused = parser.parse_args_into_dataclasses(args=args, return_remaining_strings=True)
+    if unused:
+        raise unknown_name("option", unused[0], [f"--{name}" for name in sorted(known)])
     if method is not None:
         return (*parsed[:-1], method, parsed[-1])
     return tuple(parsed)

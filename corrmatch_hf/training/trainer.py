@@ -115,7 +115,7 @@ class SemiSupervisedTrainer:
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0
-        self.skipped_files: dict[str, int] = {}
+        self.skipped_files: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------ checks
 
@@ -208,7 +208,7 @@ class SemiSupervisedTrainer:
         self._write_configuration()
         log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         if config.report_to != "none":
-            accelerator.init_trackers("corrmatch", config=_flat(self.recipe or dataclasses.asdict(config)))
+            accelerator.init_trackers("corrmatch", config=_flat(self.full_configuration()))
         progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
         self.watch = NonFiniteWatch(
             accelerator.device, config.logging_steps * config.gradient_accumulation_steps
@@ -265,6 +265,10 @@ class SemiSupervisedTrainer:
         accelerator, config = self.accelerator, self.config
         for _ in range(config.gradient_accumulation_steps):
             batch: SemiBatch = next(batches)
+            for file in batch.skipped:
+                if file not in self.skipped_files:
+                    self.skipped_files.add(file)
+                    progress.write(f"warning: skipped unreadable image {file}")
             # Whatever draws from the global generator (drop path, for instance) does so by (seed, step, process).
             torch.manual_seed(zlib.crc32(f"{config.seed}/{batch.step}/{accelerator.process_index}".encode()))
             with accelerator.accumulate(self.wrapped):
@@ -316,6 +320,10 @@ class SemiSupervisedTrainer:
         if dataset is None:
             return None
         config = self.config
+        if self.accelerator.num_processes > 1:
+            # Without SyncBatchNorm every process has its own running statistics; those of the first are saved.
+            for buffer in self.evaluated_model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         return evaluate_segmentation(
             self.evaluated_model,
             EvaluationSet(dataset, self.data),
@@ -409,17 +417,20 @@ class SemiSupervisedTrainer:
             self._save_model(folder)
         self.accelerator.wait_for_everyone()
 
-    def _write_configuration(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        full = {
+    def full_configuration(self) -> dict[str, Any]:
+        """Every option of the run; as YAML it is a valid `--config` of the same run."""
+        return {
             **self.recipe,
             "method": self.method.name,
             **dataclasses.asdict(self.config),
             **dataclasses.asdict(self.method.options),
         }
-        text = yaml.safe_dump(full, sort_keys=False, allow_unicode=True)
+
+    def _write_configuration(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(self.full_configuration(), sort_keys=False, allow_unicode=True)
         (self.output_dir / "training_config.yaml").write_text(text, encoding="utf-8")
 
     def _finish(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
@@ -431,7 +442,7 @@ class SemiSupervisedTrainer:
             "seconds": round(self.seconds, 1),
             "final": metrics,
             "best": self.best,
-            "skipped_files": self.skipped_files,
+            "skipped_files": sorted(self.skipped_files),
         }
         if self.accelerator.is_main_process:
             (self.output_dir / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")

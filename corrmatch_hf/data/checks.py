@@ -1,0 +1,85 @@
+"""Reading part of the data before the first step, so that what does not fit is said then, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import datasets
+import numpy as np
+
+from corrmatch_hf.data.semi_dataset import SemiDataset, mask_file, undecoded
+from corrmatch_hf.data.training_set import read_unlabeled
+from corrmatch_hf.errors import InputError
+
+
+def check_dataset(
+    semi: SemiDataset, *, limit: int | None = 200, on_bad_sample: str = "error", need_unlabeled: bool = True
+) -> list[str]:
+    """Reads up to `limit` images of each set, evenly spread, with their masks, and says what is wrong or odd.
+
+    limit: None for all; of a stream, never more than its first 8.
+    Raises InputError for: no labelled images; no unlabelled ones although `need_unlabeled`; a picture that
+    cannot be read; class ids out of range; image and mask of different size; a labelled mask that is 'ignore'
+    everywhere. With on_bad_sample="skip", training will replace a bad sample, so here it is only listed,
+    unless more than half of the images looked at are bad; validation images are not skipped.
+    Returns warnings, a sentence each: the samples that will be skipped, and classes without a labelled pixel.
+    """
+    if len(semi.labeled) == 0:
+        raise InputError(f"{semi.name} has no labelled images: give at least one image with a mask.")
+    no_unlabeled = semi.unlabeled is None or (
+        isinstance(semi.unlabeled, datasets.Dataset) and len(semi.unlabeled) == 0
+    )
+    if need_unlabeled and no_unlabeled:
+        raise InputError(
+            f"{semi.name} has no unlabelled images: give --labeled_fraction, --labeled_count, an "
+            "--unlabeled_list or --extra_unlabeled."
+        )
+
+    shown: set[int] = set()
+
+    def check_labeled(row: dict) -> None:
+        _, mask = semi.read_labeled(row)
+        shown.update(np.unique(mask).tolist())
+        if (mask == semi.ignore_index).all():
+            raise InputError(
+                f"Mask {mask_file(row)} of a labelled image holds only the ignore value {semi.ignore_index}: "
+                "check --ignore_index and --reduce_labels, or take it out of the labelled images."
+            )
+
+    skip = on_bad_sample == "skip"
+    found = _check(_rows(semi.labeled, limit), check_labeled, skip)
+    missing = [name for i, name in semi.id2label.items() if i not in shown]
+    if missing and (limit is None or limit >= len(semi.labeled)):
+        found.append(
+            f"No labelled image shows {', '.join(missing)}: a model cannot learn what it never sees."
+        )
+    if not no_unlabeled:
+        found += _check(_rows(semi.unlabeled, limit), read_unlabeled, skip)
+    if semi.validation is not None:
+        _check(_rows(semi.validation, limit), semi.read_labeled, skip=False)
+    return found
+
+
+def _rows(dataset: datasets.Dataset | datasets.IterableDataset, limit: int | None) -> Iterable[dict]:
+    rows = undecoded(dataset)
+    if isinstance(rows, datasets.IterableDataset):
+        yield from islice(rows, 8 if limit is None else min(limit, 8))
+        return
+    count = len(rows) if limit is None else min(limit, len(rows))
+    for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist():
+        yield rows[i]
+
+
+def _check(rows: Iterable[dict], read: Callable[[dict], object], skip: bool) -> list[str]:
+    found, seen = [], 0
+    for seen, row in enumerate(rows, 1):  # noqa: B007
+        try:
+            read(row)
+        except InputError as error:
+            if not skip:
+                raise
+            found.append(str(error))
+    if len(found) > seen / 2:
+        raise InputError(f"{len(found)} of {seen} images cannot be used, too many to skip: {found[0]}")
+    return found

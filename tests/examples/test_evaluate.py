@@ -1,0 +1,134 @@
+"""The command, with a tiny model and three pictures; once as people call it, else in this process."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.evaluation import ConfusionMatrix
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "evaluate.py"
+ID2LABEL = {0: "sky", 1: "road", 2: "car"}
+
+
+@pytest.fixture(scope="module")
+def evaluate_main():
+    # Not under its own name, which is that of a library.
+    spec = importlib.util.spec_from_file_location("evaluate_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    torch.manual_seed(0)
+    config = CorrMatchConfig(
+        encoder_name="test_resnet",
+        id2label=ID2LABEL,
+        aspp_channels=16,
+        decoder_channels=16,
+        correlation_head=False,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    CorrMatchForSegmentation(config).save_pretrained(folder)
+    CorrMatchImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """train: one picture; validation and test: three each, of two sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, sizes in {"train": [(30, 40)], "validation": [(30, 40)] * 2 + [(25, 33)]}.items():
+        write_split(folder / split, sizes, rng)
+    write_split(folder / "test", [(25, 33)] * 3, rng)
+    (folder / "id2label.json").write_text(json.dumps(ID2LABEL))
+    return folder
+
+
+def write_split(folder, sizes, rng):
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        mask = rng.integers(0, 2, size, dtype=np.uint8)  # no car anywhere
+        mask[:3] = 255
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+
+
+def expected_figures(saved_model, split):
+    model = CorrMatchForSegmentation.from_pretrained(saved_model)
+    processor = CorrMatchImageProcessor.from_pretrained(saved_model)
+    confusion = ConfusionMatrix(3)
+    for path in sorted((split / "images").iterdir()):
+        with torch.no_grad():
+            logits = model(**processor(images=Image.open(path), return_tensors="pt")).logits
+        confusion.update(logits[0].argmax(0), torch.tensor(np.array(Image.open(split / "masks" / path.name))))
+    return {**confusion.compute(ID2LABEL), "num_images": 3}
+
+
+def test_the_command_prints_a_table_and_writes_the_figures(saved_model, photos, tmp_path):
+    """In a process of its own: there examples/ is first on Python's path, and `evaluate` is this script."""
+    output = tmp_path / "new" / "metrics.json"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--model", saved_model, "--data_dir", photos, "--output", output]
+        + "--num_workers 0".split(),
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(output.read_text()) == expected_figures(saved_model, photos / "validation")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["class", "sky", "road", "car"]
+    for figure in ("mean IoU", "mean accuracy", "pixel accuracy", "images"):
+        assert any(line.startswith(figure) for line in lines)
+
+
+def test_split_and_inference_options_are_used(evaluate_main, saved_model, photos, capsys):
+    base = ["--model", str(saved_model), "--data_dir", str(photos), "--num_workers", "0"]
+    test = evaluate_main([*base, "--split", "test"])
+    assert test["pixel_accuracy"] == expected_figures(saved_model, photos / "test")["pixel_accuracy"]
+    other = evaluate_main(
+        [*base, "--split", "test", "--window", "16", "--stride", "8", "--scales", "0.5", "1", "--flip"]
+    )
+    assert other["num_images"] == 3 and other["pixel_accuracy"] != test["pixel_accuracy"]
+    assert "note" not in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_told(evaluate_main, saved_model, photos, tmp_path, capsys):
+    base = ["--data_dir", str(photos), "--num_workers", "0"]
+    with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
+        evaluate_main([*base, "--model", str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match="tset"):
+        evaluate_main([*base, "--model", str(saved_model), "--split", "tset"])
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({0: "road", 1: "sky", 2: "car"}))
+    evaluate_main([*base, "--model", str(saved_model), "--id2label", str(names)])
+    assert "note: the model was trained for ['sky', 'road', 'car']" in capsys.readouterr().err
+    names.write_text(json.dumps({0: "sky", 1: "road"}))
+    with pytest.raises(InputError, match="predicts 3 classes but the data set has 2"):
+        evaluate_main([*base, "--model", str(saved_model), "--id2label", str(names)])
+
+
+def test_every_argument_has_its_help(evaluate_main, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_main(["--help"])
+    text = capsys.readouterr().out
+    assert "--window" in text and "--data_dir" in text
+    options = text.split("options:")[1]
+    for line in options.split("\n  -")[1:]:
+        assert len(" ".join(line.split())) > len(line.split()[0]) + 25, line

@@ -1,0 +1,105 @@
+"""The command in this process, with a tiny model of random weights."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.errors import InputError
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
+ID2LABEL = {0: "sky", 1: "road", 2: "car"}
+
+
+@pytest.fixture(scope="module")
+def predict():
+    spec = importlib.util.spec_from_file_location("predict_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    torch.manual_seed(0)
+    config = CorrMatchConfig(
+        encoder_name="test_resnet",
+        id2label=ID2LABEL,
+        aspp_channels=16,
+        decoder_channels=16,
+        correlation_head=False,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    CorrMatchForSegmentation(config).save_pretrained(folder)
+    CorrMatchImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def write_photo(path, size=(50, 40), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def test_mask_and_overlay_are_those_of_the_model(predict, saved_model, tmp_path):
+    photo = write_photo(tmp_path / "photo.png")
+    predict.main([str(photo), "--model", str(saved_model), "--output_dir", str(tmp_path / "out")])
+
+    model = CorrMatchForSegmentation.from_pretrained(saved_model)
+    processor = CorrMatchImageProcessor.from_pretrained(saved_model)
+    with torch.no_grad():
+        logits = model(**processor(images=Image.open(photo), return_tensors="pt")).logits
+    mask = Image.open(tmp_path / "out" / "photo_mask.png")
+    assert mask.mode == "P"
+    np.testing.assert_array_equal(np.array(mask), logits[0].argmax(0).numpy())
+    overlay = Image.open(tmp_path / "out" / "photo_overlay.png")
+    assert overlay.width > 50 and overlay.height >= 40
+
+
+def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(predict, saved_model, tmp_path):
+    write_photo(tmp_path / "in" / "a.jpg", (33, 47))
+    write_photo(tmp_path / "in" / "b.png", mode="L")
+    write_photo(tmp_path / "in" / "c.png", mode="RGBA")
+    (tmp_path / "in" / "notes.txt").write_text("no photo")
+    other = write_photo(tmp_path / "other" / "a.png", (20, 64), seed=1)
+    third = write_photo(tmp_path / "third" / "a_2.png", (30, 30), seed=2)
+    predict.main(
+        [str(tmp_path / "in"), str(other), str(third), "--model", str(saved_model), "--window", "32"]
+        + f"--alpha 0.3 --output_dir {tmp_path}/out".split()
+    )
+    sizes = {p.name: Image.open(p).size for p in (tmp_path / "out").glob("*_mask.png")}
+    assert sizes == {
+        "a_mask.png": (33, 47),
+        "b_mask.png": (50, 40),
+        "c_mask.png": (50, 40),
+        "a_2_mask.png": (20, 64),
+        "a_2_2_mask.png": (30, 30),
+    }
+    assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 5
+
+
+def test_an_unreadable_photo_is_told_after_the_others_are_done(predict, saved_model, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    good = write_photo(tmp_path / "good.png")
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        predict.main(
+            [str(tmp_path / "broken.jpg"), str(good), "--model", str(saved_model)]
+            + f"--output_dir {tmp_path}/out".split()
+        )
+    assert (tmp_path / "out" / "good_mask.png").exists()
+    assert not (tmp_path / "out" / "broken_mask.png").exists()
+
+
+def test_what_is_not_there_is_told(predict, saved_model, tmp_path):
+    with pytest.raises(InputError, match=r"no image .*gone\.jpg"):
+        predict.main([str(tmp_path / "gone.jpg"), "--model", str(saved_model)])
+    with pytest.raises(InputError, match="holds no picture"):
+        predict.main([str(tmp_path), "--model", str(saved_model)])
+    photo = write_photo(tmp_path / "photo.png")
+    with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
+        predict.main([str(photo), "--model", str(tmp_path / "nowhere")])

@@ -1,0 +1,165 @@
+"""Every kind of encoder: builds, learns, and comes back from a folder as it was."""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+from corrmatch_hf.model import CorrMatchEncoder, CorrMatchForSegmentation
+
+ENCODERS = {  # name: output stride
+    "resnet18": 16,
+    "resnet50": 32,
+    "resnet101s": 8,
+    "convnext_atto": 16,
+    "convnextv2_atto": 8,
+    "efficientnet_b0": 16,
+    "mobilenetv2_100": 8,
+    "mobilenetv3_small_100": 16,
+    "regnety_002": 16,
+    "swin_tiny_patch4_window7_224": 32,
+    "pvt_v2_b0": 32,
+    "edgenext_xx_small": 32,
+    "hrnet_w18_small": 32,
+    "res2net50_26w_4s": 16,
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder(name, network, tmp_path):
+    stride = ENCODERS[name]
+    model = network(encoder_name=name, output_stride=stride).train()
+    height, width = 49, 67  # odd, and no multiple of anything
+    low, high = model.encoder(torch.randn(1, 3, height, width))
+    assert low.shape[1] == model.encoder.low_channels
+    assert high.shape[1] == model.encoder.high_channels
+    for features, each in ((low, 4), (high, stride)):
+        for side, pixels in zip(features.shape[-2:], (height, width), strict=True):
+            assert side in (pixels // each, -(-pixels // each))
+
+    labels = torch.randint(5, (2, height, width))
+    model(torch.randn(2, 3, height, width), labels=labels).loss.backward()
+    # Data-parallel training needs a gradient for every parameter.
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    model.eval().save_pretrained(tmp_path)
+    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path)
+    for kind in ("named_parameters", "named_buffers"):  # buffers that are not saved, too
+        ours, theirs = (dict(getattr(m, kind)()) for m in (model, loaded))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert all(ours[key].requires_grad == theirs[key].requires_grad for key in ours)
+    image = torch.randn(1, 3, height, width)
+    # Copies, for the CPU's convolutions round differently on memory aligned differently.
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(image).logits, copy.deepcopy(loaded)(image).logits)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_timms_initialisation_survives(name, network):
+    """PreTrainedModel would write N(0, 0.02) into everything."""
+    torch.manual_seed(3)
+    options = CorrMatchEncoder(name, 32).plan.options
+    torch.manual_seed(3)
+    expected = timm.create_model(**options).state_dict()
+    torch.manual_seed(3)
+    state = network(encoder_name=name, output_stride=32).encoder.body.state_dict()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_features_are_timms():
+    encoder = CorrMatchEncoder("resnet18", 16).eval()
+    image = torch.randn(1, 3, 65, 97)
+    full = timm.create_model("resnet18", features_only=True, output_stride=16).eval()
+    full.load_state_dict(encoder.body.state_dict())
+    low, high = encoder(image)
+    expected = full(image)
+    assert torch.equal(low, expected[1]) and torch.equal(high, expected[4])
+
+
+def test_planning_takes_no_random_numbers():
+    from corrmatch_hf.model import encoder_plan_corrmatch
+
+    encoder_plan_corrmatch._plan.cache_clear()
+    state = torch.get_rng_state()
+    encoder_plan_corrmatch.plan_encoder("mobilenetv2_100", 16, {})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_encoder_kwargs_reach_timm():
+    encoder = CorrMatchEncoder("resnet18", 32, {"in_chans": 4})
+    assert encoder.in_channels == 4
+    assert encoder(torch.randn(1, 4, 64, 64))[1].shape == (1, 512, 2, 2)
+
+
+def test_swin_takes_other_sizes_than_its_own():
+    encoder = CorrMatchEncoder("swin_tiny_patch4_window7_224", 32).eval()
+    for height, width in ((33, 47), (224, 224), (250, 321)):
+        low, high = encoder(torch.randn(1, 3, height, width))
+        assert low.shape == (1, 96, -(-height // 4), -(-width // 4))
+        assert high.shape == (1, 768, -(-height // 32), -(-width // 32))
+
+
+def test_padding_does_not_move_the_features():
+    """HRNet takes multiples of 32 only; other sizes are padded and cut."""
+    encoder = CorrMatchEncoder("hrnet_w18_small", 32).eval()
+    assert encoder.plan.size_multiple == 32
+    image = torch.randn(1, 3, 96, 128)
+    image[..., 65:, :] = 0
+    image[..., 97:] = 0
+    with torch.no_grad():
+        whole, part = encoder(image), encoder(image[..., :65, :97])
+    torch.testing.assert_close(part[0], whole[0][..., :17, :25])
+    torch.testing.assert_close(part[1], whole[1][..., :3, :4])
+
+
+@pytest.mark.parametrize(
+    "name, stride, message",
+    [
+        ("resnet81", 16, "no model named 'resnet81': did you mean .*'resnet18'"),
+        ("zzzzzz", 16, "no model named 'zzzzzz': use for example 'resnet50'"),
+        ("vit_tiny_patch16_224", 16, "plain ViT encoders are not supported yet. Use one with a pyramid"),
+        ("swin_tiny_patch4_window7_224", 8, "cannot have output_stride 8: it can have 32"),
+        ("hrnet_w18_small", 16, "cannot have output_stride 16: it can have 32"),
+        ("levit_128s", 32, "cannot have output_stride 32: its own is 64"),
+    ],
+)
+def test_impossible_encoders_are_explained(name, stride, message):
+    with pytest.raises(ValueError, match=message):
+        CorrMatchEncoder(name, stride)
+
+
+def test_possible_strides_are_named():
+    with pytest.raises(ValueError, match="it can have 8 and 16 and 32"):
+        CorrMatchEncoder("resnet18", 64)
+
+
+def test_bad_arguments_are_explained():
+    with pytest.raises(ValueError, match=r"cannot build 'resnet18' .*no_such_option"):
+        CorrMatchEncoder("resnet18", 16, {"no_such_option": 1})
+
+
+@pytest.mark.parametrize(
+    "name, size, message",
+    [
+        ("pvt_v2_b0", (16, 97), "an image of 16x97 pixels; of squares from 32 to 512 it takes 32"),
+        ("coatnet_0_rw_224", (65, 97), "it takes 224"),
+    ],
+)
+def test_impossible_image_sizes_are_explained(name, size, message):
+    encoder = CorrMatchEncoder(name, 32)
+    with pytest.raises(ValueError, match=message):
+        encoder(torch.randn(1, 3, *size))
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(RuntimeError, match="type"):
+        CorrMatchEncoder("resnet18", 32)(torch.randn(1, 3, 65, 97, dtype=torch.float64))
+
+
+def test_encoders_without_checkpointing_say_so():
+    encoder = CorrMatchEncoder("hrnet_w18_small", 32)
+    encoder.set_grad_checkpointing(False)
+    with pytest.raises(ValueError, match="'hrnet_w18_small' has no gradient checkpointing"):
+        encoder.set_grad_checkpointing(True)

@@ -1,0 +1,245 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
+
+from corrmatch_hf.model import CorrMatchForSegmentation, CorrMatchImageProcessor, pixel_propagation, resize
+
+IMAGES = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
+SMALL_SWIN = (
+    "swin_tiny_patch4_window7_224",
+    {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)},
+)
+
+
+def labels(ignored=0.2):
+    ids = torch.randint(5, (2, 65, 97))
+    ids[torch.rand(ids.shape) < ignored] = 255
+    return ids
+
+
+def test_output_at_inference(network):
+    model = network().eval()
+    model.correlation.register_forward_hook(lambda *_: pytest.fail("correlation head computed at inference"))
+    output = model(IMAGES)
+    assert list(output.keys()) == ["logits"]
+    assert output.logits.shape == (2, 5, 65, 97)
+    assert torch.equal(model(IMAGES, return_dict=False)[0], output.logits)
+
+
+@pytest.mark.parametrize("position", ["encoder", "aspp", "fusion", "classifier"])
+def test_correlation_positions(position, network):
+    model = network(correlation_position=position, correlation_dim=7).eval()
+    output = model(IMAGES, output_correlation=True)
+    assert output.query.shape == output.key.shape == (2, 7, 5, 7)
+    assert output.correlation_logits.shape == (2, 5, 65, 97)
+    expected = pixel_propagation(output.query, output.key, resize(output.logits, (5, 7)))
+    assert torch.equal(output.correlation_logits, model.upsample(expected, (65, 97)))
+
+
+def test_steps_are_the_forward_pass(network):
+    model = network().eval()
+    features = model.encode(IMAGES)
+    decoded = model.decode(features)
+    query, key = model.correlate(features, decoded, channel_mask=torch.ones(2, 16))
+    output = model(IMAGES, output_correlation=True)
+    assert decoded.aspp.shape == (2, 16, 5, 7)
+    assert decoded.fused.shape == (2, 16, 17, 25) and decoded.logits.shape == (2, 5, 17, 25)
+    assert torch.equal(model.upsample(decoded.logits, (65, 97)), output.logits)
+    assert torch.equal(query, output.query) and torch.equal(key, output.key)
+
+
+def test_loss_is_the_mean_of_both(network):
+    model, y = network().eval(), labels()
+    output = model(IMAGES, labels=y)
+    both = [F.cross_entropy(z, y, ignore_index=255) for z in (output.logits, output.correlation_logits)]
+    torch.testing.assert_close(output.loss, sum(both) / 2)
+
+    model = network(correlation_head=False, ignore_index=-1).eval()
+    y[y == 255] = -1
+    output = model(IMAGES, labels=y.to(torch.int32))
+    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, y, ignore_index=-1))
+    assert output.correlation_logits is None
+
+
+def test_all_ignored_labels_give_zero(network):
+    model = network().train()
+    loss = model(IMAGES, labels=torch.full((2, 65, 97), 255)).loss
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
+
+
+def test_correlation_loss_leaves_the_decoder_alone(network):
+    """The logits are constants to the propagation, so only encoder and correlation head learn from it."""
+    # timm starts the last norm of every residual block at zero, and with it the block's gradient
+    model = network(encoder_kwargs={"zero_init_last": False}).train()
+    model(IMAGES, output_correlation=True).correlation_logits.square().sum().backward()
+    assert all(p.grad is None for p in model.decoder.parameters())
+    for part in (model.encoder, model.correlation):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters() if p.ndim == 4)
+
+
+def test_batch_of_one_trains(network):
+    model = network().train()
+    loss = model(IMAGES[:1], labels=labels()[:1]).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_bad_inputs_are_explained(network):
+    model = network(correlation_head=False)
+    with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\), not \(3, 65, 97\)"):
+        model(IMAGES[0])
+    with pytest.raises(ValueError, match=r"not \(2, 1, 65, 97\)"):
+        model(IMAGES[:, :1])
+    with pytest.raises(ValueError, match=r"labels must be .*\(2, 65, 97\), not \(2, 64, 97\)"):
+        model(IMAGES, labels=labels()[:, 1:])
+    with pytest.raises(ValueError, match="correlation_head=True"):
+        model(IMAGES, output_correlation=True)
+    with pytest.raises(ValueError, match="correlation_head=True"):
+        model.correlate(model.encode(IMAGES), None)
+
+
+def test_decoder_initialisation(network):
+    model = network(aspp_channels=64)
+    weight = model.decoder.aspp.dilated[0].conv.weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.02)  # kaiming normal
+    assert (model.decoder.classify.bias == 0).all() and (model.correlation.project.norm.weight == 1).all()
+
+
+# ----------------------------------------------------------------------------------------- precision and
+# layout
+
+
+def test_bfloat16(network):
+    model = network().to(torch.bfloat16).train()
+    output = model(IMAGES.bfloat16(), labels=labels())
+    assert output.logits.dtype == torch.bfloat16 and output.correlation_logits.dtype == torch.float32
+    output.loss.backward()
+    assert output.loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_autocast(network):
+    model = network().eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(IMAGES, labels=labels())
+    assert output.query.dtype == torch.bfloat16 and output.correlation_logits.dtype == torch.float32
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, model(IMAGES, labels=labels()).loss, rtol=0.2, atol=0)
+
+
+def test_channels_last(network):
+    model = network().eval()
+    expected = model(IMAGES, output_correlation=True)
+    model = model.to(memory_format=torch.channels_last)
+    output = model(IMAGES.to(memory_format=torch.channels_last), output_correlation=True)
+    assert output.query.is_contiguous(memory_format=torch.channels_last)
+    for key in ("logits", "correlation_logits"):
+        torch.testing.assert_close(output[key], expected[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, options", [("resnet18", {}), SMALL_SWIN, ("mobilenetv2_100", {})])
+def test_gradient_checkpointing(name, options, network):
+    options = {**options, "drop_path_rate": 0.0}
+    model = network(encoder_name=name, output_stride=32, encoder_kwargs=options).train()
+    model.correlation.dropout.p = 0.0
+    y, gradients = labels(), []
+    for on in (False, True):
+        if on:
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
+        model.zero_grad()
+        model(IMAGES, labels=y).loss.backward()
+        gradients.append({key: p.grad.clone() for key, p in model.named_parameters()})
+    for key in gradients[0]:
+        torch.testing.assert_close(gradients[1][key], gradients[0][key], rtol=1e-3, atol=1e-5)
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("name, options", [("resnet18", {}), SMALL_SWIN])
+def test_compiles_to_one_graph(name, options, network):
+    model = network(encoder_name=name, output_stride=32, encoder_kwargs=options).eval()
+    with torch.no_grad():
+        expected = model(IMAGES).logits
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(IMAGES).logits, expected)
+    torch._dynamo.reset()
+
+
+def test_exports_with_dynamic_size(network):
+    model = network().eval()
+    dim = torch.export.Dim
+    sizes = ({0: dim("n"), 2: dim("h", min=33, max=512), 3: dim("w", min=33, max=512)},)
+    program = torch.export.export(model, (IMAGES,), dynamic_shapes={"pixel_values": sizes[0]})
+    other = torch.randn(3, 3, 49, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(other).logits, model(other).logits)
+
+
+# ------------------------------------------------------------------------------------------- saving and
+# loading
+
+
+def test_auto_classes(network, tmp_path):
+    model = network(id2label={0: "road", 1: "sky"}).eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert type(loaded) is CorrMatchForSegmentation and loaded.config.id2label == {0: "road", 1: "sky"}
+    assert not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    fresh = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert type(fresh) is CorrMatchForSegmentation
+
+
+def test_new_classes_for_old_weights(network, tmp_path):
+    network().save_pretrained(tmp_path)
+    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
+    assert loaded.decoder.classify.weight.shape[0] == 9
+    assert loaded.decoder.classify.weight.isfinite().all()
+    old = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(loaded.encoder.body.conv1.weight, old["encoder.body.conv1.weight"])
+
+
+@pytest.mark.parametrize("damage", ["missing", "shape"])
+def test_incomplete_encoders_are_refused(damage, network, tmp_path):
+    network().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    if damage == "missing":
+        del state["encoder.body.layer1.0.conv1.weight"]
+    else:
+        state["encoder.body.layer1.0.conv1.weight"] = torch.zeros(2, 2)
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks weights of encoder 'resnet18'.*layer1\.0\.conv1\.weight"):
+        CorrMatchForSegmentation.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+
+
+def test_saved_folder_works_without_this_package(network, tmp_path):
+    """The code travels with the weights."""
+    model = network().eval()
+    model.save_pretrained(tmp_path / "model")
+    CorrMatchImageProcessor().save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        torch.save(model(IMAGES).logits, tmp_path / "logits.pt")
+    torch.save(IMAGES, tmp_path / "images.pt")
+    script = """
+import sys, torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+processor = AutoImageProcessor.from_pretrained("model", trust_remote_code=True)
+assert processor(torch.zeros(3, 9, 9), return_tensors="pt").pixel_values.shape == (1, 3, 9, 9)
+model = AutoModelForSemanticSegmentation.from_pretrained("model", trust_remote_code=True)
+with torch.no_grad():
+    torch.testing.assert_close(model(torch.load("images.pt")).logits, torch.load("logits.pt"))
+assert "corrmatch_hf" not in sys.modules
+"""
+    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

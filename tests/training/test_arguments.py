@@ -1,0 +1,105 @@
+"""Command line and YAML are one thing, and mistakes in either are named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import HfArgumentParser
+
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.methods import METHODS, CorrMatch, Supervised
+from corrmatch_hf.training import TrainingConfig
+from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
+
+GROUPS = (MethodArguments, DataArguments, ModelArguments, TrainingConfig)
+CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
+
+
+def test_command_line_overrides_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("method: corrmatch\ncrop_size: 99\nlearning_rate: 1e-2\nnum_shapes: 7\nnum_epochs: 3\n")
+    _, _, model, config, method, options = parse(
+        *GROUPS, args=["--config", str(path), "--crop_size", "65", "--output_stride=8", "--max_steps", "5"]
+    )
+    assert (config.crop_size, config.learning_rate, model.output_stride) == (65, 0.01, 8)
+    assert (config.max_steps, config.num_epochs) == (5, None), "the command line's length replaces the YAML's"
+    assert method is CorrMatch and options.num_shapes == 7
+
+
+def test_one_yaml_serves_several_methods(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("num_shapes: 7\nmax_steps: 1\n")
+    *_, method, options = parse(*GROUPS, args=["--config", str(path), "--method", "supervised"])
+    assert method is Supervised and not hasattr(options, "num_shapes")
+
+
+def test_the_default_configuration_is_for_the_built_in_data_only():
+    default = CONFIGS / "synthetic.yaml"
+    encoder = yaml.safe_load(default.read_text())["encoder_name"]
+    assert parse(*GROUPS, args=[], default_config=default)[2].encoder_name == encoder
+    assert parse(*GROUPS, args=["--data_dir", "x"], default_config=default)[2].encoder_name == "resnet50"
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "message"),
+    [
+        ("crop_sise: 3", [], "crop_size"),
+        ("method: corrmatsch", [], "corrmatch"),
+        ("- a list", [], "option: value"),
+        ("a: [", [], "no valid YAML"),
+        ("", ["--method", "supervized"], "supervised"),
+    ],
+)
+def test_mistakes(tmp_path, text, args, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text or "max_steps: 1")
+    with pytest.raises(InputError, match=message):
+        parse(*GROUPS, args=["--config", str(path), *args])
+
+
+def test_missing_yaml():
+    with pytest.raises(InputError, match="nowhere.yaml: no such file"):
+        parse(*GROUPS, args=["--config", "nowhere.yaml"])
+
+
+def test_unknown_option_names_the_nearest():
+    with pytest.raises(InputError, match="'--crop_sise': did you mean '--crop_size'"):
+        parse(*GROUPS, args=["--crop_sise", "3"])
+
+
+def test_every_option_has_a_help_text():
+    for cls in (*GROUPS, *(method.Options for method in METHODS.values())):
+        for action in HfArgumentParser(cls)._actions:
+            assert action.help, f"{cls.__name__}.{action.dest}"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid(path):
+    _, _, _, config, _, options = parse(*GROUPS, args=["--config", str(path)])
+    config.check()
+    options.check()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_size": -1}, "--crop_size is -1"),
+        ({"learning_rate": 0}, "--learning_rate is 0"),
+        ({"optimizer": "adam"}, "sgd, adamw"),
+        ({"scale_min": 2, "scale_max": 1}, "--scale_max"),
+        ({"ema_decay": 1.0}, "--ema_decay"),
+        ({"num_epochs": 3}, "both were given"),
+        ({"max_steps": None}, "neither was given"),
+        ({"cutmix_partner": "me"}, "same_image, batch"),
+        ({"overwrite": True, "resume_from_checkpoint": "latest"}, "--overwrite deletes"),
+        ({"eval_stride": 4}, "--eval_window"),
+    ],
+)
+def test_bad_values(values, message):
+    with pytest.raises(InputError, match=message):
+        TrainingConfig(**({"max_steps": 1} | values)).check()
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(InputError, match=r"--crop_size.*--max_steps is 0.*--momentum"):
+        TrainingConfig(crop_size=0, max_steps=0, momentum=2).check()

@@ -1,0 +1,259 @@
+"""The loop: what it writes, that it resumes exactly, that it refuses and stops clearly."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.methods import CorrMatch, CorrMatchOptions
+from corrmatch_hf.training.checkpoint import checkpoints
+from corrmatch_hf.training.non_finite import NonFiniteLossError
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.method.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["corrmatch", "supervised"])
+def test_a_run_leaves_everything(make_trainer, method, capsys):
+    trainer = make_trainer(method, eval_steps=2)
+    before = weights(trainer)
+    result = trainer.train()
+    assert any(not torch.equal(before[k], v) for k, v in weights(trainer).items())
+    folder = trainer.output_dir
+    for name in (
+        "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json", "training_config.yaml",
+        "training_log.jsonl", "curves.png", "predictions.png", "README.md", "best/model.safetensors",
+    ):  # fmt: skip
+        assert (folder / name).is_file(), name
+    assert json.loads((folder / "metrics.json").read_text())["final"]["mean_iou"] == result["final"]["mean_iou"]
+    rows = read_log(folder)
+    assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows if "mean_iou" in r] == [2, 4]
+    assert ("threshold" in rows[0]) == (method == "corrmatch")
+    out = capsys.readouterr().out
+    assert "mean IoU" in out and "triangle" in out
+
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    AutoImageProcessor.from_pretrained(folder)
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(image).logits, trainer.evaluated_model.eval()(image).logits, rtol=0, atol=0
+        )
+    assert model.config.id2label[4] == trainer.data.id2label[4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, tmp_path, workers):
+    settings = {"max_steps": 5, "eval_steps": 2, "save_steps": 2, "ema_decay": 0.9, "num_workers": workers}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+
+    class Cut(Exception):
+        pass
+
+    cut = make_trainer(output_dir=str(tmp_path / "cut"), **settings)
+    take_step, taken = cut._optimizer_step, []
+
+    def interrupted(*args):
+        if len(taken) == 3:
+            raise Cut
+        taken.append(1)
+        return take_step(*args)
+
+    cut._optimizer_step = interrupted
+    with pytest.raises(Cut):
+        cut.train()
+    torch.manual_seed(123)
+    resumed = make_trainer(output_dir=str(tmp_path / "cut"), resume_from_checkpoint="latest", **settings)
+    resumed.train()
+    assert resumed.step == 5
+    assert_same(weights(resumed), weights(whole))
+    assert_same(resumed.average.state_dict(), whole.average.state_dict())
+    keep = ("step", "loss", "threshold", "mean_iou", "learning_rate")
+    logs = [[{k: r.get(k) for k in keep} for r in read_log(t.output_dir)] for t in (resumed, whole)]
+    assert logs[0] == logs[1]
+
+
+def test_checkpoints_rotate(make_trainer):
+    trainer = make_trainer(max_steps=4, save_steps=1, max_checkpoints=2)
+    trainer.train()
+    found = checkpoints(trainer.output_dir / "checkpoints")
+    assert [p.name for p in found] == ["step_00000003", "step_00000004"]
+    assert not list((trainer.output_dir / "checkpoints").glob(".*")), "nothing half-written stays"
+
+
+def test_threshold_is_in_the_checkpoint(make_trainer):
+    trainer = make_trainer(options=CorrMatchOptions(threshold_momentum=0.5))
+    trainer.train()
+    value = trainer.method.threshold.value.clone()
+    assert value != 0.85
+    again = make_trainer(options=CorrMatchOptions(threshold_momentum=0.5))
+    again._load(checkpoints(trainer.output_dir / "checkpoints")[-1])
+    assert torch.equal(again.method.threshold.value, value)
+    assert again.step == 4
+
+
+def test_gradient_accumulation_counts_optimizer_steps(make_trainer):
+    trainer = make_trainer(max_steps=3, gradient_accumulation_steps=2)
+    seen = []
+    trainer.method.register_forward_pre_hook(lambda module, args: seen.append(args[0].step))
+    trainer.train()
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert trainer.schedule.last_epoch == 3
+
+
+def test_epochs_count_unlabelled_images(make_trainer):
+    assert make_trainer(num_epochs=2).max_steps == 6  # 6 images, batch 2
+    assert make_trainer("supervised", num_epochs=2).max_steps == 6, "the baseline trains as long"
+
+
+def test_adamw_bf16_clipping_warmup_and_batch_partner_run(make_trainer):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    try:
+        result = make_trainer(
+            optimizer="adamw", mixed_precision="bf16", max_grad_norm=1.0, warmup_steps=1, cutmix_partner="batch",
+            max_steps=2, eval_window=32, per_device_unlabeled_batch_size=3,
+        ).train()  # fmt: skip
+        assert 0 <= result["final"]["mean_iou"] <= 1
+    finally:
+        AcceleratorState._reset_state(True)
+
+
+def test_learning_rates(make_trainer):
+    trainer = make_trainer(learning_rate=0.01, head_lr_multiplier=5, lr_reference_batch=16, warmup_steps=0)
+    encoder, head = trainer.optimizer.param_groups
+    assert encoder["lr"] == pytest.approx(0.01 * 2 / 16)
+    assert head["lr"] == pytest.approx(5 * encoder["lr"])
+    encoder_weights = {id(p) for p in trainer.method.model.encoder.parameters()}
+    assert {id(p) for p in encoder["params"]} == encoder_weights
+    trainer.schedule.step()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 2 / 16 * (1 - 1 / 4) ** 0.9)
+
+
+def test_an_output_folder_with_a_run_is_not_touched(make_trainer):
+    first = make_trainer(max_steps=1)
+    first.train()
+    before = (first.output_dir / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="--overwrite"):
+        make_trainer(max_steps=1).train()
+    assert (first.output_dir / "model.safetensors").read_bytes() == before
+    make_trainer(max_steps=2, overwrite=True).train()
+    assert [p.name for p in checkpoints(first.output_dir / "checkpoints")] == ["step_00000002"]
+
+
+def test_resume_errors(make_trainer):
+    with pytest.raises(InputError, match="no checkpoint"):
+        make_trainer(resume_from_checkpoint="latest").train()
+    make_trainer(max_steps=1).train()
+    with pytest.raises(InputError, match="method is 'corrmatch' there and 'supervised' here"):
+        make_trainer("supervised", resume_from_checkpoint="latest").train()
+    with pytest.raises(InputError, match="name a step_"):
+        make_trainer(resume_from_checkpoint="nowhere").train()
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_batch(make_trainer):
+    trainer = make_trainer(max_steps=6, save_steps=2, logging_steps=2)
+    losses = trainer.method.losses
+
+    def poisoned(*args):
+        total, logs = losses(*args)
+        if trainer.step == 2:
+            logs["loss/kl"] = logs["loss/kl"] * float("nan")
+            total = total * float("nan")
+        return total, logs
+
+    trainer.method.losses = poisoned
+    with pytest.raises(NonFiniteLossError, match=r"step 3 .*loss/kl nan.*Files of the batch: .*labeled"):
+        trainer.train()
+    (only,) = checkpoints(trainer.output_dir / "checkpoints")
+    assert only.name == "step_00000002"
+    again = make_trainer()
+    again._load(only)
+    assert all(p.isfinite().all() for p in again.method.parameters())
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_trainer):
+    trainer = make_trainer(max_steps=3, save_steps=2)
+    step = trainer._optimizer_step
+
+    def breaking(*args):
+        logs = step(*args)
+        with torch.no_grad():
+            next(trainer.method.parameters()).fill_(float("inf"))
+        return logs
+
+    trainer._optimizer_step = breaking
+    with pytest.raises(NonFiniteLossError):
+        trainer.train()
+    assert checkpoints(trainer.output_dir / "checkpoints") == []
+
+
+def test_refusals_before_the_first_step(make_trainer, tiny_data):
+    with pytest.raises(InputError, match="--method supervised"):
+        make_trainer(data=dataclasses.replace(tiny_data, unlabeled=None))
+    with pytest.raises(InputError, match="--crop_size 4"):
+        make_trainer(crop_size=4, model=None) if False else make_trainer(
+            crop_size=4, model=swin(tiny_data), method="supervised"
+        )
+    with pytest.raises(InputError, match="classes"):
+        other = dataclasses.replace(tiny_data, id2label={**tiny_data.id2label, 5: "star"})
+        make_trainer(data=other, model=make_trainer().method.model)
+    with pytest.raises(InputError, match="ignore"):
+        other = dataclasses.replace(tiny_data, ignore_index=254)
+        make_trainer(data=other, model=make_trainer().method.model)
+
+
+def swin(data):
+    from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
+
+    return CorrMatchForSegmentation(
+        CorrMatchConfig(
+            encoder_name="swin_tiny_patch4_window7_224",
+            output_stride=32,
+            id2label=data.id2label,
+            encoder_kwargs={"depths": (1, 1, 1, 1), "embed_dim": 12, "num_heads": (1, 1, 1, 1)},
+            correlation_head=False,
+        )
+    )
+
+
+def test_no_validation_images(make_trainer, tiny_data):
+    result = make_trainer(data=dataclasses.replace(tiny_data, validation=None), max_steps=1).train()
+    assert result["final"] is None and result["best"] is None
+
+
+def test_the_written_configuration_runs_again(make_trainer):
+    from corrmatch_hf.training import TrainingConfig
+    from corrmatch_hf.training.arguments import MethodArguments, parse
+
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    path = trainer.output_dir / "training_config.yaml"
+    assert yaml.safe_load(path.read_text())["crop_size"] == 33
+    _, config, method, options = parse(MethodArguments, TrainingConfig, args=["--config", str(path)])
+    assert config == trainer.config and method is CorrMatch and options == trainer.method.options
+
+
+def test_tensorboard(make_trainer):
+    pytest.importorskip("tensorboard")
+    trainer = make_trainer(max_steps=1, report_to="tensorboard")
+    trainer.train()
+    assert list(trainer.output_dir.rglob("events.out.tfevents*"))
