@@ -59,9 +59,12 @@ class EndlessList:
 
 
 class EndlessStream:
-    """The same for an `IterableDataset`, read forwards only: shuffled through a buffer on every pass."""
+    """The same for an `IterableDataset`, read forwards only: shuffled through a buffer on every pass.
 
-    def __init__(self, dataset: datasets.IterableDataset, seed: int, order: Stream, buffer_size: int = 1000):
+    The buffer is filled before the first sample comes out, so its size is also what a start has to download.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, seed: int, order: Stream, buffer_size: int = 256):
         self.dataset, self.seed, self.order, self.buffer_size = dataset, seed, order, buffer_size
 
     def from_position(self, start: int) -> Iterator[Sample]:

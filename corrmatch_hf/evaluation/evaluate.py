@@ -1,7 +1,8 @@
 """Evaluates a model on a set of images of any sizes, alone or over many processes.
 
 Process r of W takes the samples r, r+W, r+2W, ...; nothing is padded or repeated, and only the confusion
-matrix travels. So the figures are those of one process, whatever W is.
+matrix travels. So the figures are those of one process, whatever W is. Running statistics differ between
+processes that train without SyncBatchNorm: all take those of process 0, which are the ones that get saved.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def evaluate_segmentation(
 
     Args:
         model: gives (N, K, H, W) logits for normalised images. Evaluated in eval mode; the training flag of
-            each of its modules is put back afterwards. Under several processes all must hold the same weights
-            and buffers.
+            each of its modules is put back afterwards. Several processes must hold the same weights;
+            buffers are set to those of process 0.
         samples: `samples[i]` is {"image": uint8 (3, H, W), "label": int64 (H, W), "file": str}, of any size.
         image_mean, image_std: of the image processor, for pixels in 0..1.
         window, stride, scales, flip: see `predict_probabilities`.
@@ -61,8 +62,10 @@ def evaluate_segmentation(
             class; or the model predicts another number of classes. The message names the file.
     """
     if isinstance(model, DistributedDataParallel):
-        # It broadcasts buffers at each forward and would wait for processes with fewer samples.
-        model = model.module
+        model = model.module  # its first forward broadcasts, and would wait for a process without a sample
+    if world_size > 1 and torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
     device = torch.device(device)

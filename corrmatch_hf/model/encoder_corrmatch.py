@@ -88,12 +88,11 @@ class CorrMatchEncoder(nn.Module):
         encoder, multiple = build_on_meta(self.plan.options), self.plan.size_multiple
         if takes(encoder, self.in_channels, height + -height % multiple, width + -width % multiple):
             return
-        possible = [str(side) for side in SQUARES if takes(encoder, self.in_channels, side, side)]
+        smallest = next((side for side in SQUARES if takes(encoder, self.in_channels, side, side)), "unknown")
         raise ValueError(
-            f"Encoder {self.encoder_name!r} cannot take an image of {height}x{width} pixels; of squares "
-            f"from {SQUARES[0]} to {SQUARES[-1]} it takes {', '.join(possible) or 'none'}. Pad or resize the "
-            "image, give its size in encoder_kwargs ({'img_size': ...}) where the encoder has one, or use "
-            "another encoder."
+            f"Encoder {self.encoder_name!r} cannot take an image of {height}x{width} pixels; the smallest "
+            f"square that it takes has a side of {smallest}. Pad or resize the image, give its size in "
+            "encoder_kwargs ({'img_size': ...}) where the encoder has one, or use another encoder."
         ) from error
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -60,7 +60,7 @@ def write_run_card(
             "unlabeled_images", "validation_images" (counts), "steps", "total_batch", "crop_size", "seed",
             and "reference" (the method's paper, in Markdown). For the front matter:
             "hub_model_id", "dataset_id" and "base_model" (Hub ids).
-        metrics: of the weights in the folder, as `evaluate_segmentation` returns them, and "step" where known.
+        metrics: of the weights in the folder, from `evaluate_segmentation`; and "step" where known.
         best: {"step", "mean_iou"} of the weights in `folder/best`.
         pictures: {file name in the folder: caption}.
         options: every option of the run, written out as YAML.
@@ -83,7 +83,7 @@ def write_run_card(
     if pictures:
         sections += [
             "## Pictures",
-            *(f"{caption}:\n\n![{caption}]({file})" for file, caption in pictures.items()),
+            *(f"![{caption}]({file})\n\n{caption}" for file, caption in pictures.items()),
         ]
     sections += [
         "## Use",

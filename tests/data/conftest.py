@@ -6,9 +6,10 @@ from pathlib import Path
 
 import datasets
 import pytest
-from pictures_on_disk import write_split
 
 from corrmatch_hf.data import synthetic_semi_dataset
+
+from .pictures_on_disk import write_split
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pictures_on_disk import write_mask, write_photo
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.data.checks import check_dataset
 from corrmatch_hf.errors import InputError
+
+from .pictures_on_disk import write_mask, write_photo
 
 NAMES = ["a", "b", "c", "d"]
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from pictures_on_disk import write_mask, write_photo, write_split
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.data.evaluation_set import EvaluationSet
 from corrmatch_hf.errors import InputError
+
+from .pictures_on_disk import write_mask, write_photo, write_split
 
 
 def stems(dataset) -> list[str]:

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures_on_disk import write_mask, write_photo
 
 from corrmatch_hf.data.folders import Pair
 from corrmatch_hf.data.partition import draw_labeled, read_list
 from corrmatch_hf.errors import InputError
+
+from .pictures_on_disk import write_mask, write_photo
 
 
 def read(tmp_path: Path, text: str, **kwargs) -> list[Pair]:

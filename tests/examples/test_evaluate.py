@@ -83,8 +83,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(saved_model, photos, 
     """In a process of its own: there examples/ is first on Python's path, and `evaluate` is this script."""
     output = tmp_path / "new" / "metrics.json"
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--model", saved_model, "--data_dir", photos, "--output", output]
-        + "--num_workers 0".split(),
+        [sys.executable, SCRIPT, "--model", saved_model, "--data_dir", photos, "--output", output],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -68,10 +68,8 @@ def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(predict, s
     (tmp_path / "in" / "notes.txt").write_text("no photo")
     other = write_photo(tmp_path / "other" / "a.png", (20, 64), seed=1)
     third = write_photo(tmp_path / "third" / "a_2.png", (30, 30), seed=2)
-    predict.main(
-        [str(tmp_path / "in"), str(other), str(third), "--model", str(saved_model), "--window", "32"]
-        + f"--alpha 0.3 --output_dir {tmp_path}/out".split()
-    )
+    options = ["--window", "32", "--alpha", "0.3", "--output_dir", str(tmp_path / "out")]
+    predict.main([str(tmp_path / "in"), str(other), str(third), "--model", str(saved_model), *options])
     sizes = {p.name: Image.open(p).size for p in (tmp_path / "out").glob("*_mask.png")}
     assert sizes == {
         "a_mask.png": (33, 47),
@@ -84,12 +82,12 @@ def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(predict, s
 
 
 def test_an_unreadable_photo_is_told_after_the_others_are_done(predict, saved_model, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    bad = tmp_path / "broken.jpg"
+    bad.write_bytes(b"not a photo")
     good = write_photo(tmp_path / "good.png")
     with pytest.raises(InputError, match=r"broken\.jpg"):
         predict.main(
-            [str(tmp_path / "broken.jpg"), str(good), "--model", str(saved_model)]
-            + f"--output_dir {tmp_path}/out".split()
+            [str(bad), str(good), "--model", str(saved_model), "--output_dir", str(tmp_path / "out")]
         )
     assert (tmp_path / "out" / "good_mask.png").exists()
     assert not (tmp_path / "out" / "broken_mask.png").exists()

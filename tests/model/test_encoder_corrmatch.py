@@ -24,6 +24,10 @@ ENCODERS = {  # name: output stride
     "hrnet_w18_small": 32,
     "res2net50_26w_4s": 16,
 }
+SMALL_SWIN = (
+    "swin_tiny_patch4_window7_224",
+    {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)},
+)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -56,15 +60,15 @@ def test_encoder(name, network, tmp_path):
         assert torch.equal(copy.deepcopy(model)(image).logits, copy.deepcopy(loaded)(image).logits)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_timms_initialisation_survives(name, network):
+@pytest.mark.parametrize("name, options", [("resnet18", {}), ("convnext_atto", {}), SMALL_SWIN])
+def test_timms_initialisation_survives(name, options, network):
     """PreTrainedModel would write N(0, 0.02) into everything."""
     torch.manual_seed(3)
-    options = CorrMatchEncoder(name, 32).plan.options
+    plan = CorrMatchEncoder(name, 32, options).plan
     torch.manual_seed(3)
-    expected = timm.create_model(**options).state_dict()
+    expected = timm.create_model(**plan.options).state_dict()
     torch.manual_seed(3)
-    state = network(encoder_name=name, output_stride=32).encoder.body.state_dict()
+    state = network(encoder_name=name, output_stride=32, encoder_kwargs=options).encoder.body.state_dict()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
@@ -143,8 +147,12 @@ def test_bad_arguments_are_explained():
 @pytest.mark.parametrize(
     "name, size, message",
     [
-        ("pvt_v2_b0", (16, 97), "an image of 16x97 pixels; of squares from 32 to 512 it takes 32"),
-        ("coatnet_0_rw_224", (65, 97), "it takes 224"),
+        (
+            "pvt_v2_b0",
+            (16, 97),
+            "an image of 16x97 pixels; the smallest square that it takes has a side of 32",
+        ),
+        ("coatnet_0_rw_224", (65, 97), "that it takes has a side of 224"),
     ],
 )
 def test_impossible_image_sizes_are_explained(name, size, message):

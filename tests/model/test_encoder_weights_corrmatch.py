@@ -120,9 +120,13 @@ def test_files_without_weights(content, tmp_path, config):
         CorrMatchForSegmentation.from_encoder_pretrained(config(), tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("name", ["resnet18.no_such_tag", "resnet101s"])
-def test_tags_that_do_not_exist(name, config):
-    if timm.is_model_pretrained(name):
-        pytest.skip("has pretrained weights")
-    with pytest.raises(ValueError, match=r"Invalid pretrained tag|no pretrained weights"):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet18.no_such_tag", r"Invalid pretrained tag \(no_such_tag\)"),
+        ("mobilenetv2_035", r"no pretrained weights for 'mobilenetv2_035' \(it has: none\)"),
+    ],
+)
+def test_pretrained_weights_that_do_not_exist(name, message, config):
+    with pytest.raises(ValueError, match=message):
         CorrMatchForSegmentation.from_encoder_pretrained(config(encoder_name=name))
