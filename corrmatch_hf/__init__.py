@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import model as _model  # registers CorrMatch with the Auto classes
+from . import model as _model  # noqa: F401  (registers CorrMatch with the Auto classes)
 
 __version__ = "0.1.0"
 

@@ -14,5 +14,9 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the nearest one that does."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known are {', '.join(choices[:20])}."
+    hint = (
+        f"did you mean {' or '.join(repr(n) for n in near)}?"
+        if near
+        else f"known are {', '.join(choices[:20])}."
+    )
     return InputError(f"Unknown {kind} {name!r}: {hint}")

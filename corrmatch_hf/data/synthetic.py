@@ -55,7 +55,7 @@ def synthetic_image(
     label = np.zeros((image_size, image_size), dtype=np.uint8)
     for thing in range(rng.integers(2, 5)):
         class_id = 1 + index % 4 if thing == 0 else int(rng.integers(1, 5))
-        radius, angle = rng.uniform(0.12, 0.28), rng.uniform(0, 2 * np.pi)
+        radius, angle = rng.uniform(0.15, 0.3), rng.uniform(0, 2 * np.pi)
         center_y, center_x = rng.uniform(0.1, 0.9, 2)
         reach = 1.3 * radius  # beyond every outline
         rows, columns = (
@@ -64,7 +64,7 @@ def synthetic_image(
         )
         dy, dx = (y[rows] - center_y) / radius, (x[:, columns] - center_x) / radius
         u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
-        outside, pattern = _thing(class_id, u, v, rng.uniform(1.6, 2.4), rng.uniform(0, 2 * np.pi))
+        outside, pattern = _thing(class_id, u, v, rng.uniform(1.4, 2.0), rng.uniform(0, 2 * np.pi))
         cover = np.clip(0.5 - outside * radius * image_size, 0, 1)  # anti-aliased outline, one pixel wide
         first, second = _two_colors(rng)
         paint = second + (first - second) * pattern[..., None]
@@ -77,7 +77,7 @@ def synthetic_image(
     light = 1 + rng.uniform(0, 0.5) * (np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5)) * 2
     picture *= light[..., None] * rng.uniform(0.65, 1.15, 3).astype(np.float32)
     picture = np.clip(picture, 0, 1) ** np.float32(rng.uniform(0.6, 1.6))
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(0.01, 0.08))
+    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(0.01, 0.05))
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8), label
 
 
@@ -88,6 +88,7 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
         noise = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
         mix += weight * np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC))
     first, second = _two_colors(rng)
+    second += np.float32(0.6) * (first - second)  # fainter than any pattern
     return second + (first - second) * np.clip(mix, 0, 1)[..., None]
 
 
@@ -95,7 +96,7 @@ def _two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Two random colours that differ enough in brightness for a pattern of them to be seen."""
     while True:
         first, second = rng.random((2, 3), dtype=np.float32)
-        if abs(first.mean() - second.mean()) > 0.2:
+        if abs(first.mean() - second.mean()) > 0.3:
             return first, second
 
 

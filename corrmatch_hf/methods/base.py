@@ -31,7 +31,9 @@ class MethodOptions:
     """Options that every method has: how the labelled images are learnt."""
 
     labeled_loss: str = choice(
-        "ce", ("ce", "ohem"), "Loss on labelled images: cross-entropy, or over the hardest pixels (Cityscapes)."
+        "ce",
+        ("ce", "ohem"),
+        "Loss on labelled images: cross-entropy, or over the hardest pixels (Cityscapes).",
     )
     ohem_threshold: float = field(
         default=0.7, metadata={"help": "ohem: pixels whose true class has at most this probability are kept."}

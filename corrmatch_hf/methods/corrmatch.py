@@ -3,8 +3,8 @@
 Three forward passes make one step (section and equation numbers are the paper's):
 
     1. u_m, the CutMix partner's weak view, in evaluation mode without gradient: only pseudo-labels are wanted.
-    2. [x; u_w], labelled images and weak views: logits z, correlation logits (pixel propagation, equations 4 and 5), and
-       a copy decoded from features with dropped channels.
+    2. [x; u_w], labelled images and weak views: logits, correlation logits (pixel propagation, equations 4 and 5),
+       and a copy decoded from features with dropped channels.
     3. u_s, the strong views with the partner's box pasted in: logits and correlation logits.
 
 u_w gives the pseudo-labels, their confidence and the threshold (equations 11, 13). Sampled rows of its correlation map
@@ -83,7 +83,8 @@ class CorrMatchOptions(MethodOptions):
         default=0.5, metadata={"help": "Share of the correlation logits in the labelled loss."}
     )
     unlabeled_weight: float = field(
-        default=0.5, metadata={"help": "Share of the unlabelled losses in the total; the labelled get the rest."}
+        default=0.5,
+        metadata={"help": "Share of the unlabelled losses in the total; the labelled get the rest."},
     )
     soft_loss: str = choice("kl", tuple(SOFT_LOSSES), "Soft loss between weak and strong view (table 10).")
     mix_soft_targets: bool = field(
@@ -95,7 +96,9 @@ class CorrMatchOptions(MethodOptions):
     )
     feature_perturbation: bool = field(
         default=True,
-        metadata={"help": "Loss on features with dropped channels (published runs; the paper's equations lack it)."},
+        metadata={
+            "help": "Loss on features with dropped channels (published runs; the paper's equations lack it)."
+        },
     )
     feature_dropout: float = field(
         default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
@@ -103,7 +106,12 @@ class CorrMatchOptions(MethodOptions):
 
     def check(self) -> None:
         super().check()
-        for name in ("threshold_initial", "threshold_momentum", "labeled_correlation_weight", "unlabeled_weight"):
+        for name in (
+            "threshold_initial",
+            "threshold_momentum",
+            "labeled_correlation_weight",
+            "unlabeled_weight",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} is {getattr(self, name)}; a number in [0, 1] is needed.")
         for name in ("hard_weight", "soft_weight", "correlation_weight"):
@@ -257,7 +265,13 @@ class CorrMatch(Method):
             # One draw a part: the rows of the total batch keep their order whatever the number of processes.
             parts = (
                 channel_mask(
-                    count, channels, probability, batch.weak.device, seed=self.seed, step=batch.step, use=f"{use} {i}"
+                    count,
+                    channels,
+                    probability,
+                    batch.weak.device,
+                    seed=self.seed,
+                    step=batch.step,
+                    use=f"{use} {i}",
                 )
                 for i, count in enumerate(rows)
             )
@@ -275,7 +289,9 @@ class CorrMatch(Method):
         rows = (labeled, unlabeled)
         both = features
         if o.feature_perturbation:
-            drops = (mask(f.shape[1], o.feature_dropout, f"features {i}", rows) for i, f in enumerate(features))
+            drops = (
+                mask(f.shape[1], o.feature_dropout, f"features {i}", rows) for i, f in enumerate(features)
+            )
             both = CorrMatchFeatures(
                 *(
                     torch.cat([f, f * drop.to(f.dtype)[:, :, None, None]])

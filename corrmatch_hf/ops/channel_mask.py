@@ -22,9 +22,16 @@ def step_generator(device: torch.device | str, seed: int, step: int, use: str) -
 
 
 def channel_mask(
-    rows: int, channels: int, probability: float, device: torch.device | str, *, seed: int, step: int, use: str
+    rows: int,
+    channels: int,
+    probability: float,
+    device: torch.device | str,
+    *,
+    seed: int,
+    step: int,
+    use: str,
 ) -> Tensor:
-    """(rows, channels) float32 with 0 at dropped channels and 1 / (1 - probability) elsewhere, as `nn.Dropout2d` scales.
+    """(rows, channels) float32: 0 at dropped channels, 1 / (1 - probability) elsewhere, as `nn.Dropout2d` scales.
 
     `rows` is the number of images of this process; it must be the same on all of them.
     """

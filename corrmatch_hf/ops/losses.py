@@ -20,8 +20,8 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:
 def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:
     """Cross-entropy against hard labels where `mask` (N, H, W) holds, divided by `denominator`.
 
-    The denominator is not the number of kept pixels but that of all valid ones (CorrMatch equation 6 and its relatives):
-    few confident pixels weigh little.
+    The denominator is not the number of kept pixels but that of all valid ones (CorrMatch equation 6 and
+    its relatives): few confident pixels weigh little.
     """
     return masked_mean(F.cross_entropy(logits.float(), labels, reduction="none"), mask, denominator)
 

@@ -1,8 +1,8 @@
 """Region propagation (CorrMatch equations 8-10, algorithm 1): confident labels spread over correlation shapes.
 
-Two forms of one algorithm, identical to the bit. On a CPU the pixels of an image are packed into 64-bit words, one plane
-per class, so that counting labels inside a shape is a few `and`s and population counts. On other devices the shapes are
-walked with batched tensor operations and nothing is read back to the host.
+Two forms of one algorithm, identical to the bit. On a CPU the pixels of an image are packed into 64-bit words, one
+plane per class, so that counting labels inside a shape is a few `and`s and population counts. On other devices the
+shapes are walked with batched tensor operations and nothing is read back to the host.
 
 Which shapes can pass the first test does not depend on the painting, because the confident mask does not grow while
 looping; so only those few are walked.

@@ -26,18 +26,22 @@ class DataArguments:
     """Where the images are. Without a dataset the built-in synthetic one is made."""
 
     dataset_name: str | None = option(
-        None, "Hub id, or anything `datasets.load_dataset` reads; the built-in synthetic set if nothing is named."
+        None,
+        "Hub id, or anything `datasets.load_dataset` reads; the built-in synthetic set if nothing is named.",
     )
     dataset_config_name: str | None = option(None, "Configuration of the Hub dataset.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of the Hub dataset.")
     data_dir: str | None = option(
-        None, "Local folder: split/{images,masks}, or JPEGImages + SegmentationClass; root of the lists' entries."
+        None,
+        "Local folder: split/{images,masks}, or JPEGImages + SegmentationClass; root of the lists' entries.",
     )
     train_images: str | None = option(None, "Folder of training images, if the layout is another.")
     train_masks: str | None = option(None, "Folder of training masks.")
     validation_images: str | None = option(None, "Folder of validation images.")
     validation_masks: str | None = option(None, "Folder of validation masks.")
-    labeled_list: str | None = option(None, "Text file with an 'image mask' or 'image' a line: the labelled images.")
+    labeled_list: str | None = option(
+        None, "Text file with an 'image mask' or 'image' a line: the labelled images."
+    )
     unlabeled_list: str | None = option(None, "The same for the unlabelled images; masks in it are not read.")
     validation_list: str | None = option(None, "The same for validation.")
     labeled_fraction: float | None = option(None, "Share of the training images to use with their masks.")
@@ -49,7 +53,7 @@ class DataArguments:
     validation_split: str | None = option(None, "Name of the split to evaluate on; found if not given.")
     image_column: str | None = option(None, "Column of the images; found if not given.")
     label_column: str | None = option(None, "Column of the masks; found if not given.")
-    id2label: str | None = option(None, "JSON file with the classes' names, {\"0\": \"road\", ...}.")
+    id2label: str | None = option(None, 'JSON file with the classes\' names, {"0": "road", ...}.')
     num_labels: int | None = option(None, "Number of classes, where no file names them; found if not given.")
     reduce_labels: bool = option(False, "Mask value 0 means ignored, and classes start at 1 (ADE20K).")
     ignore_index: int = option(255, "Mask value of the pixels that do not count.")
@@ -85,7 +89,9 @@ class ModelArguments:
     aspp_channels: int = option(256, "Channels of each branch of the ASPP.")
     low_level_channels: int = option(48, "Channels of the low-level features in the decoder.")
     decoder_channels: int = option(256, "Channels of the decoder's fused features.")
-    gradient_checkpointing: bool = option(False, "Recompute the encoder in the backward pass: less memory, slower.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute the encoder in the backward pass: less memory, slower."
+    )
 
     def build(
         self, data: SemiDataset, correlation_head: bool
@@ -113,9 +119,11 @@ class ModelArguments:
             raise InputError(str(error)) from error
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        cfg = timm.get_pretrained_cfg(self.encoder_name)
-        mean, std = (cfg.mean, cfg.std) if cfg is not None else (None, None)
-        processor = CorrMatchImageProcessor(image_mean=list(mean), image_std=list(std)) if mean else CorrMatchImageProcessor()
+        pretrained = timm.get_pretrained_cfg(self.encoder_name)
+        normalisation = (
+            {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
+        )
+        processor = CorrMatchImageProcessor(ignore_index=data.ignore_index, **normalisation)
         return model, processor
 
 
@@ -127,9 +135,12 @@ class MethodArguments:
 
 
 def parse(
-    *groups: type, args: Sequence[str] | None = None, default_config: Path | None = None, description: str = ""
+    *groups: type,
+    args: Sequence[str] | None = None,
+    default_config: Path | None = None,
+    description: str = "",
 ) -> tuple[Any, ...]:
-    """Instances of the dataclasses `groups`, then the chosen method's class and options if `MethodArguments` is among them.
+    """Instances of the dataclasses `groups`; with `MethodArguments` among them, the method's class and options, too.
 
     `--config FILE.yaml` gives defaults that the command line overrides; `default_config` is taken when neither
     `--config` nor a dataset is named.
@@ -139,7 +150,9 @@ def parse(
     """
     args = list(sys.argv[1:] if args is None else args)
     config_path = _value_of("--config", args, remove=True)
-    named = any(a.split("=")[0] in ("--dataset_name", "--data_dir", "--train_images", "--labeled_list") for a in args)
+    named = any(
+        a.split("=")[0] in ("--dataset_name", "--data_dir", "--train_images", "--labeled_list") for a in args
+    )
     if config_path is None and default_config is not None and not named:
         config_path = str(default_config)
     values = _read_yaml(config_path) if config_path else {}

@@ -25,7 +25,9 @@ class TrainingConfig:
         InputError: from `check()`, which the trainer calls first, with every problem at once.
     """
 
-    output_dir: str = option("outputs/run", "Folder of the trained model, the log, the metrics and the pictures.")
+    output_dir: str = option(
+        "outputs/run", "Folder of the trained model, the log, the metrics and the pictures."
+    )
     overwrite: bool = option(False, "Train into an output folder that already holds a run, replacing it.")
     resume_from_checkpoint: str | None = option(
         None, "'latest', or the folder of a checkpoint, to go on from exactly there."
@@ -34,7 +36,8 @@ class TrainingConfig:
 
     max_steps: int | None = option(None, "Optimiser steps. Give this or --num_epochs.")
     num_epochs: float | None = option(
-        None, "Passes over the unlabelled images (the labelled ones are repeated), if --max_steps is not given."
+        None,
+        "Passes over the unlabelled images (the labelled ones are repeated), if --max_steps is not given.",
     )
     per_device_batch_size: int = option(4, "Labelled images per process and forward pass.")
     per_device_unlabeled_batch_size: int | None = option(
@@ -54,7 +57,9 @@ class TrainingConfig:
 
     optimizer: str = option("sgd", "Optimiser.", ("sgd", "adamw"))
     learning_rate: float = option(0.001, "Learning rate of the encoder.")
-    head_lr_multiplier: float = option(10.0, "Learning rate of everything else, as a multiple of the encoder's.")
+    head_lr_multiplier: float = option(
+        10.0, "Learning rate of everything else, as a multiple of the encoder's."
+    )
     lr_reference_batch: int | None = option(
         None,
         "Total labelled batch that the learning rate was chosen for; given this, the rate is scaled linearly to the "
@@ -71,8 +76,12 @@ class TrainingConfig:
     )
 
     eval_steps: int | None = option(None, "Evaluate every so many steps; always at the end.")
-    eval_window: int | None = option(None, "Evaluate with sliding windows of this side instead of the whole image.")
-    eval_stride: int | None = option(None, "Step of the sliding windows; two thirds of the window if not given.")
+    eval_window: int | None = option(
+        None, "Evaluate with sliding windows of this side instead of the whole image."
+    )
+    eval_stride: int | None = option(
+        None, "Step of the sliding windows; two thirds of the window if not given."
+    )
     eval_batch_size: int = option(1, "Images of equal size evaluated together.")
     save_steps: int | None = option(None, "Write a checkpoint to resume from every so many steps.")
     max_checkpoints: int = option(2, "Checkpoints kept; the oldest goes first.")
@@ -82,7 +91,9 @@ class TrainingConfig:
     )
     num_workers: int = option(0, "Processes that load and augment images; 0 loads in the training process.")
     on_bad_sample: str = option(
-        "error", "What to do with an unreadable training image: stop, or skip and count it.", ("error", "skip")
+        "error",
+        "What to do with an unreadable training image: stop, or skip and count it.",
+        ("error", "skip"),
     )
 
     @property
@@ -109,7 +120,14 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 problems.append(f"--{name} is {value}; it must be at least {least}")
-        for name in ("learning_rate", "head_lr_multiplier", "num_epochs", "max_grad_norm", "scale_min", "lr_power"):
+        for name in (
+            "learning_rate",
+            "head_lr_multiplier",
+            "num_epochs",
+            "max_grad_norm",
+            "scale_min",
+            "lr_power",
+        ):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 problems.append(f"--{name} is {value}; it must be above 0")

@@ -25,7 +25,9 @@ class TrainingLog:
         if not writes:
             return
         if resume_step and path.exists():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [
+                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
             self.rows = [row for row in rows if row["step"] <= resume_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
 
@@ -41,7 +43,9 @@ class Progress:
     """A tqdm bar with the losses, the threshold, the kept ratio and images a second; tqdm adds the time left."""
 
     def __init__(self, total: int, start: int, show: bool):
-        self.bar = tqdm(total=total, initial=start, disable=not show, desc="train", unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, initial=start, disable=not show, desc="train", unit="step", dynamic_ncols=True
+        )
         self._images, self._since = 0, time.perf_counter()
 
     def advance(self, images: int) -> None:

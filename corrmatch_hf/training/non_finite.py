@@ -43,9 +43,12 @@ class NonFiniteWatch:
             return
         first = int(self.first)
         if first < 0:
-            raise NonFiniteLossError("A loss became non-finite on another process; its message names the files.")
+            raise NonFiniteLossError(
+                "A loss became non-finite on another process; its message names the files."
+            )
         values = ", ".join(
-            f"{name} {value:.4g}" for name, value in zip(["total", *self.names], self.terms.tolist(), strict=True)
+            f"{name} {value:.4g}"
+            for name, value in zip(["total", *self.names], self.terms.tolist(), strict=True)
         )
         files = sorted({name for step, names in self.files if step == first for name in names})
         raise NonFiniteLossError(

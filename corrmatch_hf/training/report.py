@@ -65,7 +65,8 @@ def _draw_predictions(trainer: SemiSupervisedTrainer, path: Path) -> None:
     samples = EvaluationSet(data.validation, data)
     model = trainer.evaluated_model.eval()
     mean, std = (
-        torch.tensor(value).view(3, 1, 1) for value in (trainer.processor.image_mean, trainer.processor.image_std)
+        torch.tensor(value).view(3, 1, 1)
+        for value in (trainer.processor.image_mean, trainer.processor.image_std)
     )
     count = min(EXAMPLES, len(samples))
     rows = []
@@ -88,19 +89,28 @@ def _draw_predictions(trainer: SemiSupervisedTrainer, path: Path) -> None:
 
 def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
     """The table a run ends with."""
-    lines = ["", f"{result['method']}: {result['steps']} steps in {result['seconds']:.0f} s -> {trainer.output_dir}"]
+    lines = [
+        "",
+        f"{result['method']}: {result['steps']} steps in {result['seconds']:.0f} s -> {trainer.output_dir}",
+    ]
     final, best = result["final"], result["best"]
     if final is not None:
         width = max(len("pixel accuracy"), *(len(name) for name in final["per_class"]))
-        lines.append(f"{'class':<{width}}  IoU %  share %")
-        for name, values in final["per_class"].items():
-            iou = "    -" if values["iou"] is None else f"{100 * values['iou']:5.1f}"
-            lines.append(f"{name:<{width}}  {iou}    {100 * (values['frequency'] or 0):5.1f}")
-        lines.append(f"{'mean IoU':<{width}}  {100 * final['mean_iou']:5.1f}   (best {100 * best['mean_iou']:.1f} "
-                     f"at step {best['step']})")  # fmt: skip
-        lines.append(f"{'pixel accuracy':<{width}}  {100 * final['pixel_accuracy']:5.1f}")
+        lines.append(f"{'class':<{width}}   IoU %  share %")
+        lines += [
+            f"{name:<{width}}  {percent(values['iou']):>6}   {percent(values['frequency']):>6}"
+            for name, values in final["per_class"].items()
+        ]
+        best_text = f"(best {percent(best['mean_iou'])} at step {best['step']})"
+        lines.append(f"{'mean IoU':<{width}}  {percent(final['mean_iou']):>6}   {best_text}")
+        lines.append(f"{'pixel accuracy':<{width}}  {percent(final['pixel_accuracy']):>6}")
     if result["skipped_files"]:
         lines.append(f"skipped unreadable images: {', '.join(sorted(result['skipped_files']))}")
     if torch.cuda.is_available():
         lines.append(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; "-" where there is none (a class that does not occur)."""
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,6 +1,7 @@
 """The training loop, on Accelerate: one process or many, any precision, any method.
 
-The trainer knows `Method`, not methods: it feeds batches, steps the optimiser, logs, evaluates, saves. What it promises:
+The trainer knows `Method`, not methods: it feeds batches, steps the optimiser, logs, evaluates, saves. Its
+promises:
 
 - The sequence of total batches depends on the seed alone, not on the number of processes or workers, nor on being
   resumed; randomness inside a step depends on (seed, step, process).
@@ -41,7 +42,7 @@ from .config import TrainingConfig
 from .log import Progress, TrainingLog
 from .non_finite import NonFiniteLossError, NonFiniteWatch
 from .optimizer import build_optimizer, build_schedule
-from .report import write_report
+from .report import percent, write_report
 
 OWN_FILES = (
     "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",
@@ -149,7 +150,9 @@ class SemiSupervisedTrainer:
     def _steps_of_epochs(self, method: Method) -> int:
         images = self.data.unlabeled if self.data.unlabeled is not None else self.data.labeled
         if not hasattr(images, "__len__"):
-            raise InputError("A streamed dataset has no known length; give --max_steps instead of --num_epochs.")
+            raise InputError(
+                "A streamed dataset has no known length; give --max_steps instead of --num_epochs."
+            )
         per_device = (
             self.config.unlabeled_batch
             if self.data.unlabeled is not None
@@ -351,10 +354,11 @@ class SemiSupervisedTrainer:
         self.accelerator.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
         if self.accelerator.is_main_process:
             progress.write(
-                f"step {self.step}: mean IoU {100 * metrics['mean_iou']:.2f}, "
-                f"pixel accuracy {100 * metrics['pixel_accuracy']:.2f}"
+                f"step {self.step}: mean IoU {percent(metrics['mean_iou'])}, "
+                f"pixel accuracy {percent(metrics['pixel_accuracy'])}"
             )
-        if self.best is None or metrics["mean_iou"] > self.best["mean_iou"]:
+        # None where no pixel of the whole split has a label.
+        if self.best is None or (metrics["mean_iou"] or 0) > (self.best["mean_iou"] or 0):
             self.best = {"step": self.step, **metrics}
             if self.accelerator.is_main_process:
                 with ckpt.replaced_folder(self.output_dir / "best") as folder:

@@ -109,7 +109,9 @@ def test_ablations_change_the_terms_they_name(reference):
 
 
 def test_threshold_zero_keeps_every_valid_pixel(reference):
-    _, _, logs, *_ = reference_step({**reference, "in.threshold_init": torch.tensor(0.0)}, threshold_update="fixed")
+    _, _, logs, *_ = reference_step(
+        {**reference, "in.threshold_init": torch.tensor(0.0)}, threshold_update="fixed"
+    )
     assert logs["kept_ratio"].item() == pytest.approx(1)
 
 
@@ -127,7 +129,12 @@ def test_one_step_trains_every_parameter(position):
 
 @pytest.mark.parametrize(
     "options",
-    [{"propagation": "none"}, {"shape_sampling": "uniform"}, {"feature_perturbation": False}, {"num_shapes": 1}],
+    [
+        {"propagation": "none"},
+        {"shape_sampling": "uniform"},
+        {"feature_perturbation": False},
+        {"num_shapes": 1},
+    ],
 )
 def test_step_options_run(options):
     loss, logs = CorrMatch(tiny_model(), CorrMatchOptions(**options)).train()(random_batch())

@@ -44,7 +44,11 @@ def run(method, batches):
 def make_method():
     torch.manual_seed(0)
     options = CorrMatchOptions(
-        threshold_initial=0.3, threshold_momentum=0.5, labeled_loss="ohem", ohem_threshold=0.05, ohem_min_kept=900
+        threshold_initial=0.3,
+        threshold_momentum=0.5,
+        labeled_loss="ohem",
+        ohem_threshold=0.05,
+        ohem_min_kept=900,
     )
     return CorrMatch(tiny_model(), options, seed=5).train()
 

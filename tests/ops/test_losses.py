@@ -64,7 +64,9 @@ def test_nothing_to_learn_is_zero_with_zero_gradient(loss):
 def test_cross_entropy_is_the_mean_over_valid_pixels():
     logits, labels = torch.randn(2, 5, 6, 6), torch.randint(0, 5, (2, 6, 6))
     labels[:, 0] = 255
-    torch.testing.assert_close(cross_entropy(logits, labels), F.cross_entropy(logits, labels, ignore_index=255))
+    torch.testing.assert_close(
+        cross_entropy(logits, labels), F.cross_entropy(logits, labels, ignore_index=255)
+    )
 
 
 def test_masked_cross_entropy_divides_by_the_denominator_given():

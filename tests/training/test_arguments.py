@@ -58,7 +58,7 @@ def test_mistakes(tmp_path, text, args, message):
 
 
 def test_missing_yaml():
-    with pytest.raises(InputError, match="nowhere.yaml: no such file"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
         parse(*GROUPS, args=["--config", "nowhere.yaml"])
 
 

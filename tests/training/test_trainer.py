@@ -40,7 +40,9 @@ def test_a_run_leaves_everything(make_trainer, method, capsys):
         "training_log.jsonl", "curves.png", "predictions.png", "README.md", "best/model.safetensors",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
-    assert json.loads((folder / "metrics.json").read_text())["final"]["mean_iou"] == result["final"]["mean_iou"]
+    assert (
+        json.loads((folder / "metrics.json").read_text())["final"]["mean_iou"] == result["final"]["mean_iou"]
+    )
     rows = read_log(folder)
     assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in rows if "mean_iou" in r] == [2, 4]
