@@ -104,8 +104,9 @@ def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
         best_text = f"(best {percent(best['mean_iou'])} at step {best['step']})"
         lines.append(f"{'mean IoU':<{width}}  {percent(final['mean_iou']):>6}   {best_text}")
         lines.append(f"{'pixel accuracy':<{width}}  {percent(final['pixel_accuracy']):>6}")
-    if result["skipped_files"]:
-        lines.append(f"skipped unreadable images: {', '.join(sorted(result['skipped_files']))}")
+    if result["skipped"]:
+        lines.append(f"skipped {len(result['skipped'])} unreadable images:")
+        lines += [f"  {reason}" for reason in result["skipped"]]
     if torch.cuda.is_available():
         lines.append(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     return "\n".join(lines)
