@@ -8,6 +8,7 @@ augmentation, settle it.
 
 from __future__ import annotations
 
+import colorsys
 import io
 from collections.abc import Iterable
 
@@ -19,6 +20,7 @@ from corrmatch_hf.data.semi_dataset import SemiDataset
 from corrmatch_hf.errors import InputError
 
 ID2LABEL = {0: "background", 1: "disc", 2: "square", 3: "triangle", 4: "cross"}
+HUES = {1: 0.0, 2: 0.33, 3: 0.62, 4: 0.15}  # red, green, blue, yellow
 SPLITS = ("labeled", "unlabeled", "validation")
 
 
@@ -66,7 +68,7 @@ def synthetic_image(
         u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
         outside, pattern = _thing(class_id, u, v, rng.uniform(1.4, 2.0), rng.uniform(0, 2 * np.pi))
         cover = np.clip(0.5 - outside * radius * image_size, 0, 1)  # anti-aliased outline, one pixel wide
-        first, second = _two_colors(rng)
+        first, second = _thing_colors(class_id, rng)
         paint = second + (first - second) * pattern[..., None]
         around = picture[rows, columns]
         around += (paint - around) * cover[..., None]
@@ -75,7 +77,7 @@ def synthetic_image(
     # Light from one side, a colour cast, a camera's gamma, noise.
     direction = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.5) * (np.cos(direction) * (x - 0.5) + np.sin(direction) * (y - 0.5)) * 2
-    picture *= light[..., None] * rng.uniform(0.65, 1.15, 3).astype(np.float32)
+    picture *= light[..., None] * rng.uniform(0.75, 1.15, 3).astype(np.float32)
     picture = np.clip(picture, 0, 1) ** np.float32(rng.uniform(0.6, 1.6))
     picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(0.01, 0.05))
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8), label
@@ -98,6 +100,17 @@ def _two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         first, second = rng.random((2, 3), dtype=np.float32)
         if abs(first.mean() - second.mean()) > 0.3:
             return first, second
+
+
+def _thing_colors(class_id: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A bright and a dark shade of the class's hue, in any order."""
+    hue = (HUES[class_id] + rng.normal(0, 0.06)) % 1
+    shades = [
+        colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 0.9), rng.uniform(low, high))
+        for low, high in ((0.75, 1.0), (0.25, 0.6))
+    ]
+    first, second = np.array(shades, dtype=np.float32)[rng.permutation(2)]
+    return first, second
 
 
 def _thing(

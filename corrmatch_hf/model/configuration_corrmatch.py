@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}
 CORRELATION_POSITIONS = ("encoder", "aspp", "fusion", "classifier")
+CORRELATION_SCALES = ("scores", "rows")
 # Arguments of create_model that the encoder sets itself, or that would read a file or the network.
 RESERVED_ENCODER_KWARGS = (
     "model_name",
@@ -42,6 +43,8 @@ class CorrMatchConfig(PreTrainedConfig):
         correlation_position: what the correlation head looks at: the deepest features of the "encoder" (the
             paper's choice), the output of the "aspp", the "fusion" of low and high level, or the logits of
             the "classifier" (the paper's table of feature positions).
+        correlation_scale: what is divided by sqrt(D): the "scores" before the softmax (the published runs), or the
+            "rows" after it (equation 4 as printed).
         ignore_index: label id of pixels without a class; must not be a class id.
 
     Raises:
@@ -62,6 +65,7 @@ class CorrMatchConfig(PreTrainedConfig):
     correlation_dim: int | None = None
     correlation_dropout: float | int = 0.1
     correlation_position: str = "encoder"
+    correlation_scale: str = "scores"
     ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
@@ -77,11 +81,12 @@ class CorrMatchConfig(PreTrainedConfig):
             raise ValueError(f"correlation_dim must be at least 1, or None, not {self.correlation_dim}.")
         if not 0 <= self.correlation_dropout < 1:
             raise ValueError(f"correlation_dropout must be in [0, 1), not {self.correlation_dropout}.")
-        if self.correlation_position not in CORRELATION_POSITIONS:
-            raise ValueError(
-                f"correlation_position must be one of {', '.join(CORRELATION_POSITIONS)}, "
-                f"not {self.correlation_position!r}."
-            )
+        for name, choices in (
+            ("correlation_position", CORRELATION_POSITIONS),
+            ("correlation_scale", CORRELATION_SCALES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if 0 <= self.ignore_index < self.num_labels:
             raise ValueError(
                 f"ignore_index {self.ignore_index} is the id of a class, for there are {self.num_labels}; "
