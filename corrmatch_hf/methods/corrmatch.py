@@ -283,7 +283,7 @@ class CorrMatch(Method):
             query, key = model.correlate(features, decoded, channel_mask=dropout)
             # Detached: the correlation losses train the encoder and the correlation head, not the classifier.
             source = resize(logits.detach(), query.shape[-2:])
-            return query, key, resize(pixel_propagation(query, key, source), size)
+            return query, key, resize(pixel_propagation(query, key, source, config.correlation_scale), size)
 
         features = model.encode(torch.cat([batch.image, batch.weak]))
         rows = (labeled, unlabeled)
@@ -315,7 +315,9 @@ class CorrMatch(Method):
         shapes = None
         if o.propagation == "region":
             index = self._shape_index(query.shape[-2] * query.shape[-1], batch.step, query.device)
-            shapes = correlation_shapes(query[labeled:].detach(), key[labeled:].detach(), index, size)
+            shapes = correlation_shapes(
+                query[labeled:].detach(), key[labeled:].detach(), index, size, model.config.correlation_scale
+            )
         return (
             Predictions(
                 x=logits[:labeled],

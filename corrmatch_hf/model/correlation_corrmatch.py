@@ -18,7 +18,9 @@ from .decoders_corrmatch import ConvNormAct, resize
 SHAPE_CHUNK = 2**24
 
 
-def pixel_propagation(query: torch.Tensor, key: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def pixel_propagation(
+    query: torch.Tensor, key: torch.Tensor, logits: torch.Tensor, scale: str = "scores"
+) -> torch.Tensor:
     """Every pixel hands its logits to those it looks like: z[:, q] = sum over p of logits[:, p] C[p, q].
 
     Equation 5 of the paper.
@@ -26,19 +28,20 @@ def pixel_propagation(query: torch.Tensor, key: torch.Tensor, logits: torch.Tens
     Args:
         query, key: (N,D,h,w), any floating dtype.
         logits: (N,K,h,w), treated as constants: the gradient goes to query and key only.
+        scale: what is divided by sqrt(D), the "scores" before the softmax or the "rows" after it.
 
     Returns:
         (N,K,h,w), float32 (float64 for float64 inputs).
     """
     with torch.autocast(query.device.type, enabled=False):
-        correlation = _correlation_rows(query, key)
+        correlation = _correlation_rows(query, key, scale)
         values = logits.detach().to(correlation.dtype).flatten(2)
         return (values @ correlation).unflatten(2, logits.shape[-2:])
 
 
 @torch.no_grad()
 def correlation_shapes(
-    query: torch.Tensor, key: torch.Tensor, index: torch.Tensor, size: tuple[int, int]
+    query: torch.Tensor, key: torch.Tensor, index: torch.Tensor, size: tuple[int, int], scale: str = "scores"
 ) -> torch.Tensor:
     """The regions that look like the pixels `index`, as binary shapes (equation 7).
 
@@ -49,12 +52,13 @@ def correlation_shapes(
         query, key: (N,D,h,w), any floating dtype.
         index: (S,) integers in 0..h*w-1, the pixels p of the rows, the same for every image.
         size: (H, W) of the shapes.
+        scale: as in `pixel_propagation`.
 
     Returns:
         bool (N,S,H,W).
     """
     with torch.autocast(query.device.type, enabled=False):
-        rows = _correlation_rows(query, key, index).unflatten(2, query.shape[-2:])  # (N,S,h,w)
+        rows = _correlation_rows(query, key, scale, index).unflatten(2, query.shape[-2:])  # (N,S,h,w)
         at_once = max(1, SHAPE_CHUNK // (len(rows) * size[0] * size[1]))
         shapes = [_upper_half(resize(chunk, size)) for chunk in rows.split(at_once, dim=1)]
         # Of a constant row, the upsampling's rounding would be cut into a shape.
@@ -63,14 +67,16 @@ def correlation_shapes(
 
 
 def _correlation_rows(
-    query: torch.Tensor, key: torch.Tensor, index: torch.Tensor | None = None
+    query: torch.Tensor, key: torch.Tensor, scale: str, index: torch.Tensor | None = None
 ) -> torch.Tensor:
     """C (N,n,n), or its rows `index` (N,S,n)."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(dtype).flatten(2), key.to(dtype).flatten(2)
     if index is not None:
         query = query[:, :, index]
-    return torch.softmax(query.transpose(1, 2) @ key / math.sqrt(query.shape[1]), dim=-1)
+    root = math.sqrt(query.shape[1])
+    scores = query.transpose(1, 2) @ key
+    return torch.softmax(scores / root, dim=-1) if scale == "scores" else torch.softmax(scores, dim=-1) / root
 
 
 def _upper_half(maps: torch.Tensor) -> torch.Tensor:

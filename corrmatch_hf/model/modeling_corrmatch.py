@@ -241,7 +241,8 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         query = key = correlation_logits = None
         if self.correlation is not None and (output_correlation or labels is not None):
             query, key = self.correlate(features, decoded)
-            propagated = pixel_propagation(query, key, resize(logits.detach(), query.shape[-2:]))
+            source = resize(logits.detach(), query.shape[-2:])
+            propagated = pixel_propagation(query, key, source, self.config.correlation_scale)
             correlation_logits = self.upsample(propagated, size)
 
         loss = None

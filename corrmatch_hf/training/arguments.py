@@ -86,6 +86,12 @@ class ModelArguments:
         "Features the correlation head takes (paper table 8).",
         ("encoder", "aspp", "fusion", "classifier"),
     )
+    correlation_scale: str = option(
+        "scores",
+        "What is divided by sqrt(D): scores before the softmax (published runs), or rows after it (the paper).",
+        ("scores", "rows"),
+    )
+    correlation_channels: int = option(256, "Channels of the correlation head's projection.")
     aspp_channels: int = option(256, "Channels of each branch of the ASPP.")
     low_level_channels: int = option(48, "Channels of the low-level features in the decoder.")
     decoder_channels: int = option(256, "Channels of the decoder's fused features.")
@@ -102,6 +108,8 @@ class ModelArguments:
                 encoder_name=self.encoder_name,
                 output_stride=self.output_stride,
                 correlation_position=self.correlation_position,
+                correlation_scale=self.correlation_scale,
+                correlation_channels=self.correlation_channels,
                 aspp_channels=self.aspp_channels,
                 low_level_channels=self.low_level_channels,
                 decoder_channels=self.decoder_channels,

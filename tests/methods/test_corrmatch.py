@@ -8,7 +8,7 @@ from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import CorrMatch, CorrMatchOptions, Supervised
 from corrmatch_hf.methods.corrmatch import Predictions
-from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
+from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation, pixel_propagation
 
 
 def tiny_model(num_labels=5, **config):
@@ -140,6 +140,17 @@ def test_step_options_run(options):
     loss, logs = CorrMatch(tiny_model(), CorrMatchOptions(**options)).train()(random_batch())
     assert loss.isfinite()
     assert ("loss/fp" in logs) == options.get("feature_perturbation", True)
+
+
+def test_correlation_scale_as_printed_in_the_paper():
+    query, key, logits = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3), torch.randn(1, 2, 3, 3)
+    rows = torch.einsum("ndp,ndq->npq", query.flatten(2), key.flatten(2)).softmax(-1) / 4**0.5
+    want = torch.einsum("nkp,npq->nkq", logits.flatten(2), rows).view(1, 2, 3, 3)
+    torch.testing.assert_close(pixel_propagation(query, key, logits, scale="rows"), want)
+    losses = [
+        CorrMatch(tiny_model(correlation_scale=s)).train()(random_batch())[0] for s in ("scores", "rows")
+    ]
+    assert all(loss.isfinite() for loss in losses)
 
 
 def test_edge_cases_are_finite():
