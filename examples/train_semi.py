@@ -14,7 +14,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import set_seed
+from transformers.utils import logging
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.training import SemiSupervisedTrainer, TrainingConfig
@@ -29,10 +31,13 @@ def main() -> None:
         default_config=synthetic, description=__doc__,
     )  # fmt: skip
     config.check()
+    logging.disable_progress_bar()  # transformers' bars for saving would break the training's
     set_seed(config.seed)
 
     # Dataset
     data = data_args.load()
+    if PartialState().is_main_process:
+        print(data.describe())
 
     # Model and method
     model, processor = model_args.build(data, correlation_head=method_class.uses_correlation_head)

@@ -1,9 +1,9 @@
 """A made-up dataset that needs no download: things with a pattern on a blotchy ground, five classes.
 
 What a pixel is follows from outline and pattern (disc with rings, square with stripes, triangle with dots,
-cross with checks). Colour, light, size, turn, contrast and noise say nothing and differ wildly from image to
-image, so a dozen labelled images leave it open what matters; many unlabelled ones, with strong colour
-augmentation, settle it.
+cross with checks). The hue of a thing is a hint, blurred by shade, light, colour cast and gamma, which differ
+from image to image as size, turn and noise do. A dozen labelled images let a small network start from the
+hint; many unlabelled ones, with strong colour augmentation, teach it the rest.
 """
 
 from __future__ import annotations
