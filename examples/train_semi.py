@@ -14,7 +14,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers.utils import logging
 
@@ -36,8 +35,6 @@ def main() -> None:
 
     # Dataset
     data = data_args.load()
-    if PartialState().is_main_process:
-        print(data.describe())
 
     # Model and method
     model, processor = model_args.build(data, correlation_head=method_class.uses_correlation_head)

@@ -37,7 +37,7 @@ from ..errors import InputError
 from ..evaluation.evaluate import evaluate_segmentation
 from ..methods.base import Logs, Method
 from ..model.image_processing_corrmatch import CorrMatchImageProcessor
-from ..ops.distributed import all_reduce
+from ..ops.distributed import all_reduce, world_size
 from . import checkpoint as ckpt
 from .config import TrainingConfig
 from .log import Progress, TrainingLog
@@ -92,6 +92,11 @@ class SemiSupervisedTrainer:
             project_dir=self.output_dir,
             step_scheduler_with_optimizer=False,
         )
+        if world_size() != self.accelerator.num_processes:
+            raise InputError(
+                f"There are {world_size()} processes, but Accelerate counts {self.accelerator.num_processes}: "
+                "something made its state before the trainer. Make the trainer first, or `Accelerator()` at the start."
+            )
         self._check(method)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
@@ -206,6 +211,7 @@ class SemiSupervisedTrainer:
         config, accelerator = self.config, self.accelerator
         resumed = self._prepare_output()
         if accelerator.is_main_process:
+            print(self.data.describe())
             for warning in check_dataset(
                 self.data, on_bad_sample=config.on_bad_sample, need_unlabeled=self.method.uses_unlabeled
             ):
@@ -328,10 +334,6 @@ class SemiSupervisedTrainer:
         if dataset is None:
             return None
         config = self.config
-        if self.accelerator.num_processes > 1:
-            # Without SyncBatchNorm every process has its own running statistics; those of the first are saved.
-            for buffer in self.evaluated_model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
         return evaluate_segmentation(
             self.evaluated_model,
             EvaluationSet(dataset, self.data),
