@@ -90,6 +90,10 @@ class TrainingConfig:
         "none", "Experiment tracker known to Accelerate: tensorboard, wandb, trackio, ..., all, or none."
     )
     num_workers: int = option(0, "Processes that load and augment images; 0 loads in the training process.")
+    cpu_threads: int | None = option(
+        None,
+        "Threads of each process on a CPU; torch's choice if not given (`accelerate launch` makes that 1).",
+    )
     on_bad_sample: str = option(
         "error",
         "What to do with an unreadable training image: stop, or skip and count it.",
@@ -113,8 +117,8 @@ class TrainingConfig:
         at_least = {
             "per_device_batch_size": 1, "per_device_unlabeled_batch_size": 1, "gradient_accumulation_steps": 1,
             "crop_size": 1, "max_steps": 1, "eval_steps": 1, "eval_window": 1, "eval_stride": 1, "eval_batch_size": 1,
-            "save_steps": 1, "max_checkpoints": 1, "logging_steps": 1, "num_workers": 0, "warmup_steps": 0,
-            "lr_reference_batch": 1, "weight_decay": 0, "seed": 0,
+            "save_steps": 1, "cpu_threads": 1, "max_checkpoints": 1, "logging_steps": 1, "num_workers": 0,
+            "warmup_steps": 0, "lr_reference_batch": 1, "weight_decay": 0, "seed": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

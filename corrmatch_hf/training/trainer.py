@@ -92,6 +92,8 @@ class SemiSupervisedTrainer:
             project_dir=self.output_dir,
             step_scheduler_with_optimizer=False,
         )
+        if config.cpu_threads and self.accelerator.device.type == "cpu":
+            torch.set_num_threads(config.cpu_threads)
         if world_size() != self.accelerator.num_processes:
             raise InputError(
                 f"There are {world_size()} processes, but Accelerate counts {self.accelerator.num_processes}: "
