@@ -1,0 +1,62 @@
+"""Nothing of a step is read back to the host: on a GPU each such operation would stop the queue."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from corrmatch_hf.methods import CorrMatch, Supervised, corrmatch
+from corrmatch_hf.ops.region_propagation import _propagate_batched
+
+from .test_corrmatch import random_batch, tiny_model
+
+READS_BACK = {
+    "_local_scalar_dense",
+    "item",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "is_nonzero",
+    "equal",
+}
+
+
+class CountReadBacks(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean_index = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if name in READS_BACK or boolean_index:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_counts():
+    with CountReadBacks() as mode:
+        x = torch.arange(4.0)
+        x[x > 1]
+        x.sum().item()
+    assert len(mode.seen) >= 2
+
+
+@pytest.mark.parametrize("cls", [CorrMatch, Supervised])
+def test_a_step_reads_nothing_back(cls, monkeypatch):
+    # The form of region propagation that GPUs take.
+    monkeypatch.setattr(
+        corrmatch,
+        "region_propagation",
+        lambda labels, confident, shapes, tau, num_labels: _propagate_batched(
+            labels, confident, shapes, tau, num_labels
+        ),
+    )
+    method = cls(tiny_model()).train()
+    batch = random_batch()
+    with CountReadBacks() as mode:
+        loss, _ = method(batch)
+        loss.backward()
+    assert mode.seen == []
