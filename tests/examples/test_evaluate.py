@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import ConfusionMatrix
 
+from .conftest import ID2LABEL
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "evaluate.py"
-ID2LABEL = {0: "sky", 1: "road", 2: "car"}
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +29,6 @@ def evaluate_main():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
-
-
-@pytest.fixture(scope="module")
-def saved_model(tmp_path_factory):
-    torch.manual_seed(0)
-    config = CorrMatchConfig(
-        encoder_name="test_resnet",
-        id2label=ID2LABEL,
-        aspp_channels=16,
-        decoder_channels=16,
-        correlation_head=False,
-    )
-    folder = tmp_path_factory.mktemp("model")
-    CorrMatchForSegmentation(config).save_pretrained(folder)
-    CorrMatchImageProcessor().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
-ID2LABEL = {0: "sky", 1: "road", 2: "car"}
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +20,6 @@ def predict():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def saved_model(tmp_path_factory):
-    torch.manual_seed(0)
-    config = CorrMatchConfig(
-        encoder_name="test_resnet",
-        id2label=ID2LABEL,
-        aspp_channels=16,
-        decoder_channels=16,
-        correlation_head=False,
-    )
-    folder = tmp_path_factory.mktemp("model")
-    CorrMatchForSegmentation(config).save_pretrained(folder)
-    CorrMatchImageProcessor().save_pretrained(folder)
-    return folder
 
 
 def write_photo(path, size=(50, 40), mode="RGB", seed=0):
