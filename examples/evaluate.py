@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
 from corrmatch_hf.data.evaluation_set import EvaluationSet
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
 from corrmatch_hf.publish.saved import load_saved
-from corrmatch_hf.training.arguments import DataArguments
+from corrmatch_hf.training.arguments import DataArguments, parse
 
 
 @dataclass
@@ -48,15 +47,17 @@ class EvaluationArguments:
     num_workers: int = field(
         default=2, metadata={"help": "Processes that read images; 0: none but the main one."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
+    output: str = field(default="evaluation.json", metadata={"help": "JSON file to write the figures to."})
 
 
 def main(args: list[str] | None = None) -> dict:
     # Arguments
-    parser = HfArgumentParser(
-        (EvaluationArguments, DataArguments), description=__doc__.split("\n")[0], allow_abbrev=False
+    arguments, data_arguments = parse(
+        EvaluationArguments, DataArguments, args=args, description=__doc__.split("\n")[0]
     )
-    arguments, data_arguments = parser.parse_args_into_dataclasses(args=args)
+    output = Path(arguments.output)
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; name a file.")
     if arguments.split is not None:
         data_arguments.validation_split = arguments.split
 
@@ -94,11 +95,9 @@ def main(args: list[str] | None = None) -> dict:
     )
     if process.is_main_process:
         print(table(metrics))
-        if arguments.output:
-            path = Path(arguments.output)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            print(f"written to {path}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"written to {output}")
     process.destroy_process_group()
     return metrics
 

@@ -46,6 +46,8 @@ def main(args: list[str] | None = None) -> None:
 
     # Prediction
     output = Path(arguments.output_dir)
+    if output.is_file():
+        raise InputError(f"--output_dir {output} is a file; name a folder.")
     output.mkdir(parents=True, exist_ok=True)
     unreadable = []
     for path, name in zip(paths, unique_names(paths), strict=True):

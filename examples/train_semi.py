@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from transformers.utils import logging
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.training import SemiSupervisedTrainer, TrainingConfig
+from corrmatch_hf.training import NonFiniteLossError, SemiSupervisedTrainer, TrainingConfig
 from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
 
 
@@ -48,5 +48,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, NonFiniteLossError) as error:
         sys.exit(f"error: {error}")

@@ -59,7 +59,7 @@ class Geometry(NamedTuple):
         x = (2 * np.arange(self.left, self.left + columns) + 1) * mask.shape[1] // (2 * self.width)
         crop = np.full((self.size, self.size), fill, dtype=np.int64)
         crop[:rows, :columns] = mask.take(y, axis=0).take(x, axis=1)
-        return np.ascontiguousarray(crop[:, ::-1]) if self.flip else crop
+        return crop[:, ::-1].copy() if self.flip else crop
 
     def valid(self) -> BoolTensor:
         """(size, size), False on padding."""

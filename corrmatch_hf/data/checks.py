@@ -14,11 +14,17 @@ from corrmatch_hf.errors import InputError
 
 
 def check_dataset(
-    semi: SemiDataset, *, limit: int | None = 200, on_bad_sample: str = "error", need_unlabeled: bool = True
+    semi: SemiDataset,
+    *,
+    limit: int | None = 200,
+    mask_limit: int | None = 2000,
+    on_bad_sample: str = "error",
+    need_unlabeled: bool = True,
 ) -> list[str]:
-    """Reads up to `limit` images of each set, evenly spread, with their masks, and says what is wrong or odd.
+    """Reads part of each set, evenly spread, and says what is wrong or odd.
 
-    limit: None for all; of a stream, never more than its first 8.
+    mask_limit, limit: how many images with masks, and without, are read at most; None for all; of a stream, never
+        more than its first 8.
     Raises InputError for: no labelled images; no unlabelled ones although `need_unlabeled`; a picture that
     cannot be read; class ids out of range; image and mask of different size; a labelled mask that is 'ignore'
     everywhere. With on_bad_sample="skip", training will replace a bad sample, so here it is only listed,
@@ -37,27 +43,30 @@ def check_dataset(
         )
 
     shown: set[int] = set()
+    empty: list[str] = []
 
     def check_labeled(row: dict) -> None:
         _, mask = semi.read_labeled(row)
         shown.update(np.unique(mask).tolist())
         if (mask == semi.ignore_index).all():
-            raise InputError(
-                f"Mask {mask_file(row)} of a labelled image holds only the ignore value {semi.ignore_index}: "
-                "check --ignore_index and --reduce_labels, or take it out of the labelled images."
-            )
+            empty.append(mask_file(row))
 
     skip = on_bad_sample == "skip"
-    found = _check(_rows(semi.labeled, limit), check_labeled, skip)
+    found = _check(_rows(semi.labeled, mask_limit), check_labeled, skip)
+    if empty:
+        raise InputError(
+            f"Mask {empty[0]} of a labelled image holds only the ignore value {semi.ignore_index}: "
+            "check --ignore_index and --reduce_labels, or take it out of the labelled images."
+        )
     missing = [name for i, name in semi.id2label.items() if i not in shown]
-    if missing and (limit is None or limit >= len(semi.labeled)):
+    if missing and (mask_limit is None or mask_limit >= len(semi.labeled)):
         found.append(
             f"No labelled image shows {', '.join(missing)}: a model cannot learn what it never sees."
         )
     if not no_unlabeled:
         found += _check(_rows(semi.unlabeled, limit), read_unlabeled, skip)
     if semi.validation is not None:
-        _check(_rows(semi.validation, limit), semi.read_labeled, skip=False)
+        _check(_rows(semi.validation, mask_limit), semi.read_labeled, skip=False)
     return found
 
 

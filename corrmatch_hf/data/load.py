@@ -97,6 +97,11 @@ def load_semi_dataset(
     if name == "synthetic" or (
         name is None and data_dir is None and train_images is None and labeled_list is None
     ):
+        if labeled_fraction is not None or validation_images is not None or validation_list is not None:
+            raise InputError(
+                "The built-in synthetic set takes --labeled_count, not --labeled_fraction or images of your own: name "
+                "a dataset by --dataset_name or --data_dir."
+            )
         semi = synthetic_semi_dataset(labeled=labeled_count or 12, seed=seed)
         unlabeled = _join([semi.unlabeled, *(_read_extra(e, data_dir, streaming) for e in extra)], streaming)
         return dataclasses.replace(semi, unlabeled=unlabeled)

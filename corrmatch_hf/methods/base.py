@@ -1,7 +1,7 @@
 """What a method is: a module that owns the model and all training state, and whose forward is one training step.
 
 State lives in buffers and parameters, so that data-parallel wrapping, saving, resuming, moving and mixed precision work
-for every method without code of its own. Nothing in a step is read back to the host.
+for every method without code of its own. Nothing in a step is read back to the host (but fp16's gradient scaler does).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class MethodOptions:
         default=0.7, metadata={"help": "ohem: pixels whose true class has at most this probability are kept."}
     )
     ohem_min_kept: int = field(
-        default=100_000, metadata={"help": "ohem: pixels of the total batch that are kept at least."}
+        default=100_000,
+        metadata={"help": "ohem: pixels kept at least, of one forward pass over all processes."},
     )
 
     def check(self) -> None:
@@ -80,6 +81,8 @@ class Method(nn.Module):
                 f"Method {self.name!r} trains the correlation head, but the model has none; "
                 "build it with CorrMatchConfig(correlation_head=True)."
             )
+        if not self.uses_correlation_head and getattr(model, "correlation", None) is not None:
+            model.correlation.requires_grad_(False)  # data-parallel training waits for every gradient
         self.model = model
         self.seed = seed
 

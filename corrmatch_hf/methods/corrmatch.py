@@ -252,6 +252,8 @@ class CorrMatch(Method):
             rows = torch.tensor(batch.partner_rows).to(batch.weak.device, non_blocking=True)
             with evaluating(self.model):
                 logits.index_copy_(0, rows, self.model(batch.partner_weak).logits.float())
+            # Weights that autocast cast without gradient must not be reused with one (torch before 2.10 would).
+            torch.clear_autocast_cache()
             valid.index_copy_(0, rows, batch.partner_valid)
         return logits, valid
 

@@ -1,6 +1,7 @@
 """The Accelerate loop."""
 
 from .config import TrainingConfig
+from .non_finite import NonFiniteLossError
 from .trainer import SemiSupervisedTrainer
 
-__all__ = ["SemiSupervisedTrainer", "TrainingConfig"]
+__all__ = ["NonFiniteLossError", "SemiSupervisedTrainer", "TrainingConfig"]

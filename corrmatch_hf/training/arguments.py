@@ -170,9 +170,10 @@ def parse(
         method = method_class(_value_of("--method", args) or values.get("method") or MethodArguments.method)
         types.append(method.Options)
     given = {a.split("=")[0].lstrip("-") for a in args if a.startswith("--")}
-    for one, other in (("max_steps", "num_epochs"), ("num_epochs", "max_steps")):
-        if one in given and other not in given:  # the command line's choice replaces the YAML's
-            values.pop(other, None)
+    for pair in (("max_steps", "num_epochs"), ("labeled_count", "labeled_fraction")):
+        for one, other in (pair, pair[::-1]):
+            if one in given and other not in given:  # the command line's choice replaces the YAML's
+                values.pop(other, None)
     parser = HfArgumentParser(types, description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with defaults for all options.")
     known = {field.name for cls in types for field in dataclasses.fields(cls)}
@@ -184,6 +185,12 @@ def parse(
             del values[key]  # another method's option: one YAML serves several methods
             continue
         raise unknown_name(f"option in {config_path}", key, known)
+    optional = {field.name for cls in types for field in dataclasses.fields(cls) if field.default is None}
+    for key, value in values.items():
+        if isinstance(value, list | dict) or (value is None and key not in optional):
+            raise InputError(f"{key} in {config_path} is {value!r}; give one value.")
+        # As text, so that a value from YAML is read exactly as one from the command line.
+        values[key] = None if value is None else str(value)
     parser.set_defaults(**values)
     *parsed, _, unused = parser.parse_args_into_dataclasses(args=args, return_remaining_strings=True)
     if unused:

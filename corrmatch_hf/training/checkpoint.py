@@ -79,6 +79,23 @@ def read_state(path: Path) -> dict[str, Any]:
     return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
 
 
+# Options that may change between the parts of a run without changing what is trained.
+FREE = {
+    "output_dir", "overwrite", "resume_from_checkpoint", "eval_steps", "eval_window", "eval_stride", "eval_batch_size",
+    "save_steps", "max_checkpoints", "logging_steps", "report_to", "num_workers", "cpu_threads", "on_bad_sample",
+}  # fmt: skip
+
+
+def changed_options(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """A sentence for each option that was another when the checkpoint was written."""
+    return [
+        f"--{name} was {saved[name]!r} when the checkpoint was written and is {value!r} now; the resumed run will not "
+        "equal an uninterrupted one, and the optimiser keeps its own learning rate and weight decay."
+        for name, value in current.items()
+        if name not in FREE and name in saved and saved[name] != value
+    ]
+
+
 def check_same_architecture(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint that another model or method wrote, naming what differs."""
     different = [

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import InputError
+from accelerate.utils import LoggerType
+
+from ..errors import InputError, unknown_name
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -43,7 +45,10 @@ class TrainingConfig:
     per_device_unlabeled_batch_size: int | None = option(
         None, "Unlabelled images per process and forward pass; as many as labelled ones if not given."
     )
-    gradient_accumulation_steps: int = option(1, "Forward passes whose gradients make one optimiser step.")
+    gradient_accumulation_steps: int = option(
+        1,
+        "Forward passes whose gradients make one optimiser step; each is its own batch for losses and threshold.",
+    )
 
     crop_size: int = option(321, "Side of the square training crops in pixels.")
     scale_min: float = option(0.5, "Smallest random scale before cropping.")
@@ -71,6 +76,10 @@ class TrainingConfig:
     warmup_steps: int = option(0, "Steps over which the learning rate rises linearly.")
     max_grad_norm: float | None = option(None, "Clip gradients to this norm.")
     mixed_precision: str = option("no", "Precision of the forward passes.", ("no", "bf16", "fp16"))
+    freeze_batch_norm: bool = option(
+        False,
+        "Keep BatchNorm's running statistics as they are; then a step does not depend on the process count.",
+    )
     ema_decay: float | None = option(
         None, "Evaluate and save an exponential average of the weights with this decay, e.g. 0.999."
     )
@@ -130,6 +139,7 @@ class TrainingConfig:
             "num_epochs",
             "max_grad_norm",
             "scale_min",
+            "scale_max",
             "lr_power",
         ):
             value = getattr(self, name)
@@ -146,6 +156,9 @@ class TrainingConfig:
         if (self.max_steps is None) == (self.num_epochs is None):
             found = "neither was" if self.max_steps is None else "both were"
             problems.append(f"give one of --max_steps and --num_epochs ({found} given)")
+        trackers = ["none", "all", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL)]
+        if self.report_to not in trackers:
+            problems.append(str(unknown_name("tracker in --report_to", self.report_to, trackers)).rstrip("."))
         if self.eval_stride is not None and self.eval_window is None:
             problems.append("--eval_stride needs --eval_window")
         if self.overwrite and self.resume_from_checkpoint:

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from ..ops.distributed import all_reduce
 
+REMEDY = (
+    "No checkpoint was written since: resume from the last one, if there is one, with a lower --learning_rate, "
+    "--max_grad_norm 1 or --mixed_precision no."
+)
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite. The message names the step, the terms and the files of the batch."""
@@ -53,5 +58,5 @@ class NonFiniteWatch:
         files = sorted({name for step, names in self.files if step == first for name in names})
         raise NonFiniteLossError(
             f"The loss is not finite at step {first} ({values}). Files of the batch: {', '.join(files)}. "
-            "The last checkpoint is intact; lower --learning_rate, set --max_grad_norm 1, or use --mixed_precision no."
+            f"{REMEDY}"
         )

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -35,13 +37,13 @@ from ..data.semi_dataset import SemiDataset
 from ..data.training_set import training_batches
 from ..errors import InputError
 from ..evaluation.evaluate import evaluate_segmentation
-from ..methods.base import Logs, Method
+from ..methods.base import Logs, Method, evaluating
 from ..model.image_processing_corrmatch import CorrMatchImageProcessor
 from ..ops.distributed import all_reduce, world_size
 from . import checkpoint as ckpt
 from .config import TrainingConfig
 from .log import Progress, TrainingLog
-from .non_finite import NonFiniteLossError, NonFiniteWatch
+from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
 from .optimizer import build_optimizer, build_schedule
 from .report import percent, write_report
 
@@ -87,7 +89,9 @@ class SemiSupervisedTrainer:
         self.output_dir = Path(config.output_dir)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
             log_with=None if config.report_to == "none" else config.report_to,
             project_dir=self.output_dir,
             step_scheduler_with_optimizer=False,
@@ -103,7 +107,7 @@ class SemiSupervisedTrainer:
         method = method.to(self.accelerator.device, memory_format=torch.channels_last)
         self._check(method)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+            method = convert_sync_batchnorm(method)  # timm's keeps the activations that its norms carry
 
         self.total_batch = (
             config.per_device_batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
@@ -148,14 +152,22 @@ class SemiSupervisedTrainer:
                 f"{data.ignore_index}; give both the same ignore_index."
             )
         try:
-            training = model.training
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, config.crop_size, config.crop_size, device=model.device))
-            model.train(training)
+            with evaluating(model):
+                crop = torch.zeros(1, 3, config.crop_size, config.crop_size, device=model.device)
+                grid = tuple(model.encode(crop).high.shape[-2:])
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"--crop_size {config.crop_size} does not work with encoder {model.config.encoder_name!r}: {error}"
             ) from error
+        smallest = min(
+            config.per_device_batch_size,
+            config.unlabeled_batch if method.uses_unlabeled else config.per_device_batch_size,
+        )
+        if grid == (1, 1) and smallest == 1:
+            raise InputError(
+                f"--crop_size {config.crop_size} leaves a single feature of a single image, which BatchNorm cannot "
+                "train on; give a larger --crop_size or --per_device_batch_size."
+            )
 
     def _steps_of_epochs(self, method: Method) -> int:
         images = self.data.unlabeled if self.data.unlabeled is not None else self.data.labeled
@@ -176,16 +188,24 @@ class SemiSupervisedTrainer:
         config, folder = self.config, self.output_dir
         if config.resume_from_checkpoint:
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
-            ckpt.check_same_architecture(ckpt.read_state(path)["architecture"], self._architecture(), path)
+            saved = ckpt.read_state(path)
+            ckpt.check_same_architecture(saved["architecture"], self._architecture(), path)
+            for text in ckpt.changed_options(saved["config"], dataclasses.asdict(config)):
+                warnings.warn(text, stacklevel=3)
             return path
         if folder.is_file():
             raise InputError(f"--output_dir {folder} is a file; name a folder.")
         present = [name for name in OWN_FILES if (folder / name).exists()]
-        if present and not config.overwrite:
-            raise InputError(
-                f"--output_dir {folder} already holds a run ({', '.join(present[:3])}); choose another folder, "
-                "go on with --resume_from_checkpoint latest, or replace it with --overwrite."
-            )
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / "training_config.yaml").exists():
+                raise InputError(
+                    f"--output_dir {folder} is not empty and holds no run of this package; choose another folder."
+                )
+            if not config.overwrite:
+                raise InputError(
+                    f"--output_dir {folder} already holds a run; choose another folder, go on with "
+                    "--resume_from_checkpoint latest, or replace it with --overwrite True."
+                )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for name in present:
@@ -235,6 +255,7 @@ class SemiSupervisedTrainer:
         batches = self._batches()
         try:
             self.wrapped.train()
+            self._freeze_batch_norm()
             while self.step < self.max_steps:
                 logs = self._optimizer_step(batches, progress)
                 self.step += 1
@@ -250,7 +271,15 @@ class SemiSupervisedTrainer:
         finally:
             progress.close()
             batches.close()
+        if metrics is None:  # resumed after the last step
+            metrics = self._evaluate_and_keep_best(log, progress)
         return self._finish(metrics, log)
+
+    def _freeze_batch_norm(self) -> None:
+        if self.config.freeze_batch_norm:
+            for module in self.method.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _batches(self):
         config = self.config
@@ -280,6 +309,7 @@ class SemiSupervisedTrainer:
 
     def _optimizer_step(self, batches, progress: Progress) -> Logs:
         accelerator, config = self.accelerator, self.config
+        total: Logs = {}
         for _ in range(config.gradient_accumulation_steps):
             batch: SemiBatch = next(batches)
             for reason in batch.skipped:
@@ -297,12 +327,14 @@ class SemiSupervisedTrainer:
                     accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+            for name, value in {"loss": loss.detach(), **logs}.items():
+                total[name] = total.get(name, 0) + value / config.gradient_accumulation_steps
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.method.segmentation_model)
         progress.advance(self.total_batch + self._unlabeled_total())
-        return {"loss": loss.detach(), **logs}
+        return total
 
     def _unlabeled_total(self) -> int:
         if not self.method.uses_unlabeled:
@@ -356,6 +388,7 @@ class SemiSupervisedTrainer:
 
     def _evaluate_and_keep_best(self, log: TrainingLog, progress: Progress) -> dict[str, Any] | None:
         self.watch.check()
+        self._check_weights()
         metrics = self.evaluate()
         if metrics is None:
             return None
@@ -410,12 +443,10 @@ class SemiSupervisedTrainer:
 
     def _check_weights(self) -> None:
         """A gradient can be infinite where the loss is not; such weights must not replace a good checkpoint."""
-        sums = torch.stack([p.detach().float().sum() for p in self.method.parameters()])
+        tensors = [*self.method.state_dict().values(), *self.evaluated_model.state_dict().values()]
+        sums = torch.stack([t.detach().float().sum() for t in tensors])
         if not bool(sums.isfinite().all()):
-            raise NonFiniteLossError(
-                f"The weights are not finite after step {self.step}; the last checkpoint is intact. "
-                "Lower --learning_rate, set --max_grad_norm 1, or use --mixed_precision no."
-            )
+            raise NonFiniteLossError(f"The weights are not finite after step {self.step}. {REMEDY}")
 
     def _load(self, path: Path) -> None:
         self.accelerator.load_state(str(path))

@@ -222,6 +222,25 @@ def test_bad_options(options, message):
         CorrMatch(tiny_model(), CorrMatchOptions(**options))
 
 
+def test_supervised_leaves_no_parameter_without_gradient():
+    method = Supervised(
+        tiny_model()
+    ).train()  # the model has a correlation head that this method does not use
+    method(random_batch())[0].backward()
+    assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("rows", [(), (0, 1)])
+def test_the_partner_pass_takes_no_gradient_away_under_autocast(rows):
+    """Autocast caches the cast weights; those of the pass without gradient must not be used with one."""
+    method = CorrMatch(tiny_model()).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = method(random_batch(rows=rows))
+    loss.backward()
+    assert all(p.grad is not None for p in method.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in method.model.decoder.classify.parameters())
+
+
 def test_supervised_is_the_labelled_loss_alone():
     model = tiny_model(correlation_head=False)
     batch = random_batch()

@@ -46,6 +46,8 @@ def test_the_default_configuration_is_for_the_built_in_data_only():
         ("crop_sise: 3", [], "crop_size"),
         ("method: corrmatsch", [], "corrmatch"),
         ("- a list", [], "option: value"),
+        ("seed: null", [], "seed in .* is None"),
+        ("crop_size: [33]", [], "give one value"),
         ("a: [", [], "no valid YAML"),
         ("", ["--method", "supervized"], "supervised"),
     ],
@@ -55,6 +57,21 @@ def test_mistakes(tmp_path, text, args, message):
     path.write_text(text or "max_steps: 1")
     with pytest.raises(InputError, match=message):
         parse(*GROUPS, args=["--config", str(path), *args])
+
+
+def test_yaml_values_are_read_as_the_command_line_reads_them(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("max_steps: 2.5")
+    with pytest.raises(SystemExit):
+        parse(*GROUPS, args=["--config", str(path)])
+    assert "invalid int value: '2.5'" in capsys.readouterr().err
+
+
+def test_a_drawn_share_on_the_command_line_replaces_the_count_of_the_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("labeled_count: 12")
+    data = parse(*GROUPS, args=["--config", str(path), "--labeled_fraction", "0.5"])[1]
+    assert (data.labeled_count, data.labeled_fraction) == (None, 0.5)
 
 
 def test_missing_yaml():
@@ -84,6 +101,8 @@ def test_shipped_configurations_are_valid(path):
     ("values", "message"),
     [
         ({"crop_size": -1}, "--crop_size is -1"),
+        ({"scale_max": float("inf")}, "--scale_max is inf"),
+        ({"report_to": "tensorbord"}, "'tensorboard'"),
         ({"learning_rate": 0}, "--learning_rate is 0"),
         ({"optimizer": "adam"}, "sgd, adamw"),
         ({"scale_min": 2, "scale_max": 1}, "--scale_max"),

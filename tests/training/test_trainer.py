@@ -154,11 +154,62 @@ def test_an_output_folder_with_a_run_is_not_touched(make_trainer):
     first = make_trainer(max_steps=1)
     first.train()
     before = (first.output_dir / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="--overwrite True"):
         make_trainer(max_steps=1).train()
     assert (first.output_dir / "model.safetensors").read_bytes() == before
     make_trainer(max_steps=2, overwrite=True).train()
     assert [p.name for p in checkpoints(first.output_dir / "checkpoints")] == ["step_00000002"]
+
+
+def test_files_of_others_are_never_deleted(make_trainer, tmp_path):
+    notes = tmp_path / "run" / "README.md"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        make_trainer(max_steps=1, overwrite=True).train()
+    assert notes.read_text() == "mine"
+
+
+def test_resuming_a_finished_run_keeps_its_metrics(make_trainer):
+    first = make_trainer(max_steps=1).train()
+    again = make_trainer(max_steps=1, resume_from_checkpoint="latest").train()
+    assert again["final"] == first["final"]
+
+
+def test_changed_options_are_named_on_resume(make_trainer):
+    make_trainer(max_steps=1).train()
+    with pytest.warns(UserWarning, match="--crop_size was 33 when the checkpoint was written and is 49 now"):
+        make_trainer(max_steps=1, resume_from_checkpoint="latest", crop_size=49).train()
+
+
+def test_frozen_batch_norm_stays(make_trainer):
+    trainer = make_trainer("supervised", freeze_batch_norm=True, max_steps=2)
+    statistics = {k: v.clone() for k, v in trainer.method.named_buffers() if "running" in k}
+    trainer.train()
+    assert statistics and all(
+        torch.equal(v, statistics[k]) for k, v in trainer.method.named_buffers() if k in statistics
+    )
+
+
+def test_synchronised_batch_norm_keeps_the_activations():
+    """What the trainer does on several GPUs: norms that carry an activation must keep it."""
+    from timm.layers import convert_sync_batchnorm
+
+    model = CorrMatchForSegmentation(CorrMatchConfig(encoder_name="mobilenetv2_100", num_labels=3)).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(image).logits
+        after = convert_sync_batchnorm(model)(image).logits
+    torch.testing.assert_close(after, before)
+    from corrmatch_hf.training import trainer
+
+    assert trainer.convert_sync_batchnorm is convert_sync_batchnorm
+
+
+def test_one_feature_of_one_image_is_refused(make_trainer):
+    with pytest.raises(InputError, match="--crop_size 16 leaves a single feature"):
+        make_trainer(crop_size=16, per_device_batch_size=1)
+    make_trainer(crop_size=16, per_device_batch_size=2)
 
 
 def test_resume_errors(make_trainer):
