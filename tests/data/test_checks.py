@@ -82,9 +82,9 @@ def test_a_class_without_a_label_is_mentioned(folder):
 
 def test_only_so_many_are_read(folder):
     (folder / "train/images/004.png").write_text("no picture")
-    check_dataset(load(folder), limit=3, need_unlabeled=False)  # first, middle (003), last
+    check_dataset(load(folder), mask_limit=3, need_unlabeled=False)  # first, middle (003), last
     with pytest.raises(InputError):
-        check_dataset(load(folder), limit=None, need_unlabeled=False)
+        check_dataset(load(folder), mask_limit=None, need_unlabeled=False)
 
 
 def test_a_turned_photo_fits_its_upright_mask(folder):
