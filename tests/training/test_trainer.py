@@ -146,6 +146,7 @@ def test_learning_rates(make_trainer):
     assert head["lr"] == pytest.approx(5 * encoder["lr"])
     encoder_weights = {id(p) for p in trainer.method.model.encoder.parameters()}
     assert {id(p) for p in encoder["params"]} == encoder_weights
+    trainer.optimizer.step()
     trainer.schedule.step()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 2 / 16 * (1 - 1 / 4) ** 0.9)
 
