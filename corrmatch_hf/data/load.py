@@ -166,6 +166,7 @@ def load_semi_dataset(
         label_colors=label_colors,
         ignore_colors=ignore_colors,
         name=Path(folder or train_images or labeled_list).name if name is None or folder else name,
+        hub_id=name if isinstance(source, HubSource) and folder is None and "/" in name else None,
     )
 
 

@@ -21,7 +21,8 @@ class SemiDataset:
     `labeled` and `validation` are `datasets.Dataset`s with the columns `image`, `label` and `file`;
     `unlabeled` has `image` and `file` and may be a `datasets.IterableDataset`. Formats and transforms set on
     them are not applied. The masks are described by `ignore_index`, `reduce_labels`, `label_colors` and
-    `ignore_colors` (see `MaskFormat`); `id2label` names the ids 0 ... K-1 that come out.
+    `ignore_colors` (see `MaskFormat`); `id2label` names the ids 0 ... K-1 that come out. `hub_id` is "user/name"
+    where the images come from the Hub.
     """
 
     labeled: datasets.Dataset
@@ -33,6 +34,7 @@ class SemiDataset:
     label_colors: tuple[Color, ...] | None = None
     ignore_colors: tuple[Color, ...] = ()
     name: str = "dataset"
+    hub_id: str | None = None
 
     def __post_init__(self):
         if sorted(self.id2label) != list(range(len(self.id2label))):

@@ -46,6 +46,8 @@ class CorrMatchConfig(PreTrainedConfig):
         correlation_scale: what is divided by sqrt(D): the "scores" before the softmax (the published runs), or the
             "rows" after it (equation 4 as printed).
         ignore_index: label id of pixels without a class; must not be a class id.
+        encoder_origin: for information: where the weights came from that the encoder started with, a Hub id or the name
+            of a file; `None` where it started from random ones, or nobody knows. Never read or downloaded.
 
     Raises:
         ValueError: a value outside what is said above, naming the field.
@@ -67,6 +69,7 @@ class CorrMatchConfig(PreTrainedConfig):
     correlation_position: str = "encoder"
     correlation_scale: str = "scores"
     ignore_index: int = 255
+    encoder_origin: str | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)  # sets id2label, and with it num_labels

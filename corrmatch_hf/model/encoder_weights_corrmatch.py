@@ -48,6 +48,14 @@ def pretrained_encoder_weights(options: dict, weights: str | Path | None = None)
     return loaded
 
 
+def weights_origin(name: str, weights: str | Path | None = None) -> str | None:
+    """Where such weights come from: the Hub id of timm's, as "timm/resnet50.a1_in1k", or the name of the file."""
+    if weights is not None:
+        return Path(weights).name
+    pretrained = timm.get_pretrained_cfg(name)
+    return pretrained.hf_hub_id if pretrained is not None else None
+
+
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """The floating-point tensors of a checkpoint file; never runs code from it."""
     if path.suffix not in SUFFIXES:

@@ -3,6 +3,7 @@
 Inference runs encoder and decoder only; the correlation head is computed for a loss or on request.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from .configuration_corrmatch import CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
 from .decoders_corrmatch import DeepLabV3PlusDecoder, resize
 from .encoder_corrmatch import CorrMatchEncoder
-from .encoder_weights_corrmatch import pretrained_encoder_weights
+from .encoder_weights_corrmatch import pretrained_encoder_weights, weights_origin
 
 
 class CorrMatchFeatures(NamedTuple):
@@ -159,7 +160,29 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         """
         model = cls(config)
         model.encoder.body.load_state_dict(pretrained_encoder_weights(model.encoder.plan.options, weights))
+        model.config.encoder_origin = weights_origin(config.encoder_name, weights)
         return model
+
+    def save_pretrained(self, save_directory: str | Path, *args, inference_only: bool = False, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`], with or without what only training needs.
+
+        Args:
+            save_directory: folder to write to.
+            inference_only: leave the correlation head out and say so in the saved config
+                (`correlation_head: false`). The logits are the same, the files smaller; propagated logits
+                and correlation maps cannot be had from them. The model itself stays as it is.
+        """
+        if not inference_only or self.correlation is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        whole = self.config
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        kwargs["state_dict"] = {k: v for k, v in state.items() if not k.startswith("correlation.")}
+        self.config = copy.deepcopy(whole)
+        self.config.correlation_head = False
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config = whole
 
     def encode(self, pixel_values: torch.Tensor) -> CorrMatchFeatures:
         """pixel_values (N,C,H,W) float, normalised -> features."""

@@ -1,6 +1,4 @@
-import os
-import subprocess
-import sys
+import json
 
 import pytest
 import torch
@@ -8,7 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-from corrmatch_hf.model import CorrMatchForSegmentation, CorrMatchImageProcessor, pixel_propagation, resize
+from corrmatch_hf.model import CorrMatchForSegmentation, pixel_propagation, resize
 
 IMAGES = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
 SMALL_SWIN = (
@@ -221,25 +219,46 @@ def test_incomplete_encoders_are_refused(damage, network, tmp_path):
         CorrMatchForSegmentation.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
-def test_saved_folder_works_without_this_package(network, tmp_path):
-    """The code travels with the weights."""
-    model = network().eval()
-    model.save_pretrained(tmp_path / "model")
-    CorrMatchImageProcessor().save_pretrained(tmp_path / "model")
-    with torch.no_grad():
-        torch.save(model(IMAGES).logits, tmp_path / "logits.pt")
-    torch.save(IMAGES, tmp_path / "images.pt")
-    script = """
-import sys, torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-processor = AutoImageProcessor.from_pretrained("model", trust_remote_code=True)
-assert processor(torch.zeros(3, 9, 9), return_tensors="pt").pixel_values.shape == (1, 3, 9, 9)
-model = AutoModelForSemanticSegmentation.from_pretrained("model", trust_remote_code=True)
-with torch.no_grad():
-    torch.testing.assert_close(model(torch.load("images.pt")).logits, torch.load("logits.pt"))
-assert "corrmatch_hf" not in sys.modules
-"""
-    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def test_other_classes_need_saying_so(network, tmp_path):
+    network().save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        CorrMatchForSegmentation.from_pretrained(tmp_path, num_labels=9)
+
+
+@pytest.mark.parametrize("stored, asked, expected", [
+    (torch.bfloat16, None, torch.bfloat16), (torch.bfloat16, torch.float32, torch.float32),
+    (torch.float32, "bfloat16", torch.bfloat16), (torch.float32, None, torch.float32),
+])  # fmt: skip
+def test_dtype_is_the_stored_one_or_the_one_asked_for(stored, asked, expected, network, tmp_path):
+    network().to(stored).save_pretrained(tmp_path)
+    options = {} if asked is None else {"dtype": asked}
+    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path, device_map="cpu", **options)
+    assert {p.dtype for p in loaded.parameters()} == {expected} and loaded.dtype == expected
+    assert {p.device.type for p in loaded.parameters()} == {"cpu"}
+    assert loaded(IMAGES.to(expected)).logits.dtype == expected
+
+
+def test_inference_only_gives_the_same_logits_from_a_smaller_file(network, tmp_path):
+    model = network(correlation_channels=64).eval()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "slim", inference_only=True)
+    assert model.correlation is not None and model.config.correlation_head
+    assert json.loads((tmp_path / "slim" / "config.json").read_text())["correlation_head"] is False
+
+    slim, info = CorrMatchForSegmentation.from_pretrained(tmp_path / "slim", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and slim.correlation is None
+    assert torch.equal(slim(IMAGES).logits, model(IMAGES).logits)
+    whole, slimmed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "slim"))
+    assert {k for k in whole if not k.startswith("correlation.")} == slimmed.keys() < whole.keys()
+
+    slim.save_pretrained(tmp_path / "again", inference_only=True)  # has nothing left to leave out
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == slimmed.keys()
+
+
+def test_a_slim_model_gets_a_new_correlation_head_where_asked(network, tmp_path):
+    network().save_pretrained(tmp_path, inference_only=True)
+    model, info = CorrMatchForSegmentation.from_pretrained(
+        tmp_path, correlation_head=True, output_loading_info=True
+    )
+    assert {key.split(".")[0] for key in info["missing_keys"]} == {"correlation"}
+    assert model(IMAGES, output_correlation=True).correlation_logits.isfinite().all()

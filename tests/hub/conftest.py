@@ -1,0 +1,116 @@
+"""A loopback Hub, and the real clients in processes of their own or in this one."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+
+from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+
+from .loopback_hub import TOKEN, LoopbackHub
+
+SECONDS = 240  # for a process, on a busy machine
+
+
+@pytest.fixture
+def hub():
+    server = LoopbackHub()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def api(hub):
+    """The Hub's client of the owner of the token."""
+    return HfApi(endpoint=hub.url, token=TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def online(hub, tmp_path, monkeypatch):
+    """This process talks to the loopback Hub, as somebody who is logged in, with an empty cache."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    huggingface_hub.close_session()
+    yield
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def run_client(hub, tmp_path):
+    """Runs a Python script in a process of its own, in an empty folder, against the loopback Hub."""
+
+    def run(
+        script: str,
+        *args: str,
+        bare: bool = False,
+        token: str = TOKEN,
+        check: bool = True,
+        **environment: str,
+    ):
+        """bare: with an interpreter that does not know this package. environment: further variables."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON", "TRANSFORMERS_"))}
+        env |= {
+            "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        python = sys.executable
+        if bare:
+            # The interpreter without its environment, and the libraries as a plain folder: the .pth file through which
+            # an editable installation is found is not read there.
+            python = getattr(sys, "_base_executable", sys.executable)
+            env["PYTHONPATH"] = sysconfig.get_path("purelib")
+            script = f"{ABSENT}\n{script}"
+        folder = tmp_path / "empty"
+        folder.mkdir(exist_ok=True)
+        result = subprocess.run(
+            [python, "-c", script, *args], cwd=folder, env=env | environment, capture_output=True, text=True,
+            timeout=SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        if check:
+            assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        return result
+
+    return run
+
+
+# Where the package is installed for good, among the libraries, it is hidden.
+ABSENT = """\
+import importlib.util, sys
+if importlib.util.find_spec("corrmatch_hf"):
+    sys.modules["corrmatch_hf"] = None
+try:
+    import corrmatch_hf
+except ImportError:
+    pass
+else:
+    sys.exit("corrmatch_hf is there")
+"""
+
+
+def tiny_model(**options) -> CorrMatchForSegmentation:
+    torch.manual_seed(0)
+    small = {"aspp_channels": 16, "low_level_channels": 8, "decoder_channels": 16, "correlation_channels": 16}
+    classes = {0: "sky", 1: "road", 2: "car"}
+    return CorrMatchForSegmentation(
+        CorrMatchConfig(**{"encoder_name": "test_resnet", "id2label": classes, **small, **options})
+    ).eval()
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """The folder of a small model."""
+    folder = tmp_path / "saved"
+    tiny_model().save_pretrained(folder)
+    CorrMatchImageProcessor().save_pretrained(folder)
+    return folder
