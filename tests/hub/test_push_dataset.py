@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,12 +12,14 @@ from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.push import UploadError
+from corrmatch_hf.publish.upload import UploadError
 from examples.push_dataset import main
 
 from ..data.pictures_on_disk import write_photo, write_split
 from .loopback_hub import TOKEN
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 NAMES = {"0": "sky", "1": "road", "2": "car", "3": "träd"}
 
 
@@ -79,6 +82,22 @@ def test_a_folder_comes_back_from_the_hub_as_it_was(hub, folder, capsys):
     assert "train: 9 images, 8 of them with a mask" in printed.out
     assert printed.out.endswith(f"published: {hub.url}/datasets/user/streets\n")
     assert TOKEN not in printed.out + printed.err
+
+
+def test_the_commands_publish_a_folder_and_train_on_it_by_id(folder, tmp_path, run_client):
+    pushed = run_client(RUN, str(EXAMPLES / "push_dataset.py"), str(folder), "user/streets")
+    assert "published:" in pushed.stdout
+    output = tmp_path / "run"
+    options = {
+        "dataset_name": "user/streets", "labeled_fraction": 0.5, "output_dir": output, "max_steps": 2,
+        "encoder_name": "test_resnet", "encoder_weights": "none", "aspp_channels": 16, "decoder_channels": 16,
+        "correlation_channels": 16, "crop_size": 33, "per_device_batch_size": 2, "card_pictures": False,
+    }  # fmt: skip
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    trained = run_client(RUN, str(EXAMPLES / "train_semi.py"), *arguments)
+    # unlabelled: four drawn, one that never had a mask, two of their own split
+    assert "user/streets: 4 labelled, 7 unlabelled, 3 validation; 4 classes" in trained.stdout
+    assert json.loads((output / "config.json").read_text())["id2label"] == NAMES
 
 
 def test_masks_in_another_form_come_back_as_ids(hub, folder, tmp_path):
@@ -166,5 +185,20 @@ def test_a_failed_upload_names_the_command_and_repeating_it_works(hub, folder, t
     )
     assert TOKEN not in message and "\n" not in message
     hub.fail = {}
+    hub.requests.clear()
     main([str(folder), "user/streets", "--revision", "a b"])
+    if trouble == "commit":
+        assert not any(method == "PUT" for method, _ in hub.requests), "what was uploaded is uploaded again"
     same(load_semi_dataset("user/streets", revision="a b"), load_semi_dataset(data_dir=str(folder)))
+
+
+def test_a_card_that_the_hub_refuses_is_refused_before_the_pictures_are_uploaded(hub, folder):
+    hub.fail = {"/validate-yaml": 400}
+    with pytest.raises(UploadError, match="made to fail"):
+        main([str(folder), "user/streets", "--license", "my own"])
+    assert not any(method == "PUT" for method, _ in hub.requests)
+
+
+def test_an_impossible_id_is_refused_before_the_folder_is_read(hub, tmp_path):
+    with pytest.raises(InputError, match=r"'user/a/b' is no id of a repository: Repo id must be"):
+        main([str(tmp_path / "nowhere"), "user/a/b"])
