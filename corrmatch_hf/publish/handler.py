@@ -1,0 +1,209 @@
+"""What a Hugging Face Inference Endpoint runs: a photo in, one mask for every class in it out.
+
+The endpoint finds this file beside the weights and calls `EndpointHandler(path)(data)`. It needs the packages
+of requirements.txt and nothing else; the model's own code lies beside it too.
+"""
+
+import base64
+import binascii
+import io
+import os
+
+import torch
+from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+# Limits of one image, against uploads that would fill the memory; environment variables of the same names, with
+# CORRMATCH_ before, replace them.
+MAX_IMAGE_BYTES = 32 * 2**20
+MAX_IMAGE_PIXELS = 16_000_000
+
+# What PIL may open. Of its other formats, some start programs and most are seldom read by anyone.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+SEMANTIC_ONLY = (
+    "mask_threshold",
+    "overlap_mask_area_threshold",
+)  # of the task, but not of semantic segmentation
+
+
+class EndpointHandler:
+    """Semantic segmentation as the Hub's task "image-segmentation" has it.
+
+    Args:
+        path: folder of the model; by default the one this file lies in.
+    """
+
+    def __init__(self, path=""):
+        path = str(path) or os.path.dirname(os.path.abspath(__file__))
+        self.max_bytes = _limit("CORRMATCH_MAX_IMAGE_BYTES", MAX_IMAGE_BYTES)
+        self.max_pixels = _limit("CORRMATCH_MAX_IMAGE_PIXELS", MAX_IMAGE_PIXELS)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+        model = AutoModelForSemanticSegmentation.from_pretrained(path, trust_remote_code=True)
+        self.model = model.to(self.device).eval()
+
+    def __call__(self, data):
+        """The classes of an image, or of each of several.
+
+        Args:
+            data: {"inputs": an image, "parameters": {...} or nothing}. An image is a PIL image, the bytes of an
+                image file, those in base64 (also as a data: URL), or {"image": any of these}; a list of images
+                gives a list of results. Photos are turned upright by their EXIF orientation. Parameters:
+                "threshold", 0 to 1, leaves out classes with a lower score; "subtask" can only be "semantic".
+
+        Returns:
+            A list, in the order of the class ids, with a dict for every class that some pixel was given to:
+            "label": its name; "score": the mean, over those pixels, of the probability of the class; "mask": a
+            gray PNG in base64, as large as the (upright) image, 255 on those pixels and 0 elsewhere.
+
+        Raises:
+            ValueError: no image, one that cannot be read or is too large, or a parameter that does not exist. The
+                message is a sentence for the client.
+        """
+        if not isinstance(data, dict) or "inputs" not in data:
+            raise ValueError('The request has no "inputs": send an image there, as base64 text.')
+        threshold = _threshold(data.get("parameters"))
+        inputs = data["inputs"]
+        if not isinstance(inputs, list):
+            return self._segment(self._read(inputs, "inputs"), threshold)
+        if not inputs:
+            raise ValueError('"inputs" is an empty list: send at least one image.')
+        return [self._segment(self._read(each, f"inputs[{i}]"), threshold) for i, each in enumerate(inputs)]
+
+    @torch.inference_mode()
+    def _segment(self, image, threshold):
+        """PIL image -> list of {label, score, mask}."""
+        pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"]
+        logits = self.model(pixel_values.to(self.device, self.model.dtype)).logits.float()
+        size = (image.height, image.width)
+        if logits.shape[-2:] != size:  # the processor resizes
+            logits = interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        highest, class_ids = logits[0].max(dim=0)
+        probability = (highest - logits[0].logsumexp(dim=0)).exp().double()
+        pixels = torch.bincount(class_ids.flatten(), minlength=logits.shape[1])
+        total = torch.bincount(class_ids.flatten(), weights=probability.flatten(), minlength=logits.shape[1])
+        class_ids = class_ids.cpu()
+        found = []
+        for class_id in pixels.nonzero().flatten().tolist():
+            score = min((total[class_id] / pixels[class_id]).item(), 1.0)
+            if score >= threshold:
+                mask = Image.fromarray(((class_ids == class_id) * 255).to(torch.uint8).numpy())
+                label = self.model.config.id2label[class_id]
+                found.append({"label": label, "score": score, "mask": _png_base64(mask)})
+        return found
+
+    def _read(self, value, place):
+        """One image in any of its forms -> upright PIL image."""
+        if isinstance(value, dict):
+            if list(value) != ["image"]:
+                raise ValueError(
+                    f'"{place}" has the keys {sorted(value)}: an object must be {{"image": ...}}.'
+                )
+            value = value["image"]
+        if isinstance(value, str):
+            value = self._decode_text(value, place)
+        if isinstance(value, bytes | bytearray | memoryview):
+            if len(value) > self.max_bytes:
+                self._refuse_bytes(place)
+            if not value:
+                raise ValueError(f'"{place}" is empty: send the bytes of an image file.')
+            value = self._open(bytes(value), place)
+        if not isinstance(value, Image.Image):
+            raise ValueError(
+                f'"{place}" is a {type(value).__name__}: send an image as base64 text, or its file as the body of the '
+                "request with a content type such as image/jpeg."
+            )
+        if value.width * value.height > self.max_pixels:
+            raise ValueError(
+                f'"{place}" has {value.width} x {value.height} pixels: at most {self.max_pixels:,} are allowed; send a '
+                "smaller image."
+            )
+        try:
+            value.load()
+            return ImageOps.exif_transpose(value)
+        except Exception as error:  # OSError, SyntaxError, struct.error ..., as the format has it
+            raise ValueError(f'"{place}" is damaged or cut off: {_reason(error)}.') from error
+
+    def _decode_text(self, text, place):
+        """base64 text or a data: URL -> bytes."""
+        if text[:5].lower() == "data:":
+            head, _, text = text.partition(",")
+            if not head.lower().endswith(";base64"):
+                raise ValueError(f'"{place}" is a data: URL without base64: write data:image/png;base64,...')
+        text = "".join(text.split())  # lines, as command line tools break them
+        if len(text) > 4 * (self.max_bytes + 2) // 3:
+            self._refuse_bytes(place)
+        try:
+            return base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(
+                f'"{place}" is not an image in base64 ({_reason(error)}): send the file itself, since addresses and '
+                "names of files are not fetched."
+            ) from error
+
+    def _open(self, content, place):
+        """The bytes of an image file -> PIL image, not yet decoded."""
+        try:
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f'"{place}" has too many pixels: at most {self.max_pixels:,} are allowed; send a smaller image.'
+            ) from error
+        except Exception as error:  # UnidentifiedImageError, or whatever a broken header causes
+            raise ValueError(
+                f'"{place}" is not an image that can be read: send one of {", ".join(FORMATS)}.'
+            ) from error
+
+    def _refuse_bytes(self, place):
+        raise ValueError(f'"{place}" is larger than {self.max_bytes:,} bytes: send a smaller file.')
+
+
+def _limit(name, default):
+    """A whole number from the environment."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"The environment variable {name} is {text!r}: give a whole number above 0.")
+    return int(text)
+
+
+def _threshold(parameters):
+    """Checks the parameters of a request; returns the lowest score to report."""
+    if parameters is None:
+        return 0.0
+    if not isinstance(parameters, dict):
+        raise ValueError(
+            f'"parameters" is a {type(parameters).__name__}: give an object with names and values.'
+        )
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if unknown := sorted(set(given) - {"threshold", "subtask", *SEMANTIC_ONLY}):
+        raise ValueError(f"Unknown parameter {unknown[0]!r}: there are threshold and subtask.")
+    for name in SEMANTIC_ONLY:
+        if name in given:
+            raise ValueError(
+                f"The parameter {name!r} has no meaning where each pixel belongs to one class: leave it out."
+            )
+    if given.get("subtask", "semantic") != "semantic":
+        raise ValueError(
+            f"The subtask {given['subtask']!r} is not what this model does: it can only be 'semantic'."
+        )
+    try:
+        threshold = float(given.get("threshold", 0.0))  # in the address of a request, numbers are text
+    except (TypeError, ValueError):
+        threshold = None
+    if threshold is None or not 0 <= threshold <= 1:
+        raise ValueError(f"The parameter 'threshold' is {given['threshold']!r}: give a number from 0 to 1.")
+    return threshold
+
+
+def _png_base64(mask):
+    stream = io.BytesIO()
+    mask.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _reason(error):
+    return str(error).strip().rstrip(".") or type(error).__name__
