@@ -178,7 +178,12 @@ class HubSource:
                 )
             columns[mask] = "label"
         dataset = dataset.select_columns(list(columns))
+        pictures = [column for column in columns if isinstance(features[column], datasets.Image)]
+        for column in pictures:  # a stream decodes and encodes anew what is renamed
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
         dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+        if "label" in dataset.features and isinstance(dataset.features["label"], datasets.Image):
+            dataset = dataset.cast_column("label", datasets.Image())
         return _with_files(dataset, name)
 
 
