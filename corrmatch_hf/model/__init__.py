@@ -1,6 +1,6 @@
 """The network: everything that travels with the weights, and its registration with the Auto classes."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, AutoVideoProcessor
 
 from .configuration_corrmatch import CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, correlation_shapes, pixel_propagation
@@ -36,6 +36,9 @@ AutoModelForSemanticSegmentation.register(CorrMatchConfig, CorrMatchForSegmentat
 AutoImageProcessor.register(
     CorrMatchConfig, image_processor_classes={"torchvision": CorrMatchImageProcessor}, exist_ok=True
 )
+# There is no video processor. Where that is not known, `pipeline` takes the code of the image processor in a repository
+# for one, and asks at the keyboard whether it may run.
+AutoVideoProcessor.register(CorrMatchConfig, video_processor_classes={}, exist_ok=True)
 # So that save_pretrained and push_to_hub put this folder beside the weights.
 CorrMatchConfig.register_for_auto_class()
 CorrMatchForSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

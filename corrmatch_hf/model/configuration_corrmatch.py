@@ -73,6 +73,8 @@ class CorrMatchConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)  # sets id2label, and with it num_labels
+        if self.label2id is None:
+            self.label2id = {name: i for i, name in self.id2label.items()}
         if self.output_stride not in ATROUS_RATES:
             raise ValueError(f"output_stride must be 8, 16 or 32, not {self.output_stride}.")
         if self.atrous_rates is not None and (not self.atrous_rates or min(self.atrous_rates) < 1):

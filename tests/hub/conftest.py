@@ -18,11 +18,19 @@ from .loopback_hub import TOKEN, LoopbackHub
 SECONDS = 240  # for a process, on a busy machine
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="session")
+def hub_server():
+    """One for all tests, since some clients keep the address for as long as they live."""
     server = LoopbackHub()
     yield server
     server.close()
+
+
+@pytest.fixture
+def hub(hub_server):
+    """An empty Hub in working order."""
+    hub_server.reset()
+    return hub_server
 
 
 @pytest.fixture

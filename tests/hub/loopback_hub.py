@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".png", ".jpg")
+API = r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([\w-]+)(?:/([^/]+)(?:/(.*))?)?)?"
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 TOKEN, OTHER_TOKEN = "hf_" + "loopback" * 4, "hf_" + "stranger" * 4
 
@@ -30,7 +32,7 @@ class Repository:
     commits: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
 
     def commit(self, branch: str, message: str, files: dict[str, bytes]) -> str:
-        sha = hashlib.sha1(f"{len(self.commits)} {branch} {message}".encode()).hexdigest()
+        sha = secrets.token_hex(20)  # never seen before, or a cache may hold it
         self.commits[sha] = (message, files)
         self.branches[branch] = sha
         return sha
@@ -46,18 +48,22 @@ class LoopbackHub:
 
     def __init__(self):
         self.users = {TOKEN: "user", OTHER_TOKEN: "stranger"}
-        self.repositories: dict[tuple[str, str], Repository] = {}
-        self.large: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str]] = []
-        self.cut_uploads_after: int | None = None
-        self.cut_downloads_after: int | None = None
-        self.fail: dict[str, int] = {}
+        self.reset()
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def reset(self) -> None:
+        """Empty, and in working order."""
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.large: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.cut_uploads_after: int | None = None
+        self.cut_downloads_after: int | None = None
+        self.fail: dict[str, int] = {}
 
     def close(self) -> None:
         self.server.shutdown()
@@ -86,7 +92,8 @@ class _Answer(Exception):
         self.status, self.body, self.headers = status, body, headers
         if code:
             self.headers["X-Error-Code"] = code
-            self.headers["X-Error-Message"] = code
+        if isinstance(body, dict) and "error" in body:
+            self.headers["X-Error-Message"] = body["error"].encode("ascii", "replace").decode()
 
 
 class _Handler(BaseHTTPRequestHandler):

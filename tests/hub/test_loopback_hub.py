@@ -1,5 +1,7 @@
 """The loopback Hub answers huggingface_hub as the real one does."""
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -49,11 +51,8 @@ def test_branches_and_old_commits_stay_readable(hub, api):
     first = api.upload_file(path_or_fileobj=b"one", path_in_repo="a.txt", repo_id="user/model")
     api.create_branch("user/model", branch="try/out")
     api.upload_file(path_or_fileobj=b"two", path_in_repo="a.txt", repo_id="user/model", revision="try/out")
-    read = [
-        open(hf_hub_download("user/model", "a.txt", revision=r)).read()
-        for r in ("main", "try/out", first.oid)
-    ]
-    assert read == ["one", "two", "one"]
+    for revision, expected in (("main", "one"), ("try/out", "two"), (first.oid, "one")):
+        assert Path(hf_hub_download("user/model", "a.txt", revision=revision)).read_text() == expected
     with pytest.raises(HfHubHTTPError, match="409"):
         api.create_branch("user/model", branch="try/out")
     api.create_branch("user/model", branch="try/out", exist_ok=True)
