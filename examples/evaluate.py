@@ -18,6 +18,7 @@ from accelerate import PartialState
 from corrmatch_hf.data.evaluation_set import EvaluationSet
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
+from corrmatch_hf.publish.percent import percent
 from corrmatch_hf.publish.saved import load_saved
 from corrmatch_hf.training.arguments import DataArguments, parse
 
@@ -105,20 +106,17 @@ def main(args: list[str] | None = None) -> dict:
 def table(metrics: dict) -> str:
     """The figures in percent, a line for each class and then the means; "-" where a class does not occur."""
 
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
-
     width = max(len("pixel accuracy"), *map(len, metrics["per_class"]))
     lines = [f"{'class':<{width}}  {'IoU':>7}  {'accuracy':>8}  {'share':>7}"]
     for name, values in metrics["per_class"].items():
-        iou, accuracy, share = (percent(values[key]) for key in ("iou", "accuracy", "frequency"))
+        iou, accuracy, share = (percent(values[key], 2) for key in ("iou", "accuracy", "frequency"))
         lines.append(f"{name:<{width}}  {iou:>7}  {accuracy:>8}  {share:>7}")
     lines += [
         "",
-        f"{'mean IoU':<{width}}  {percent(metrics['mean_iou']):>7}   classes present in truth or prediction",
-        f"{'':<{width}}  {percent(metrics['mean_iou_all_classes']):>7}   all classes, absent ones as 0",
-        f"{'mean accuracy':<{width}}  {percent(metrics['mean_accuracy']):>7}",
-        f"{'pixel accuracy':<{width}}  {percent(metrics['pixel_accuracy']):>7}",
+        f"{'mean IoU':<{width}}  {percent(metrics['mean_iou'], 2):>7}   classes present in truth or prediction",
+        f"{'':<{width}}  {percent(metrics['mean_iou_all_classes'], 2):>7}   all classes, absent ones as 0",
+        f"{'mean accuracy':<{width}}  {percent(metrics['mean_accuracy'], 2):>7}",
+        f"{'pixel accuracy':<{width}}  {percent(metrics['pixel_accuracy'], 2):>7}",
         f"{'images':<{width}}  {metrics['num_images']:>7}",
     ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@
         --labeled_list splits/92/labeled.txt --unlabeled_list splits/92/unlabeled.txt
     python examples/train_semi.py --method supervised                          # the baseline, without a launcher
     torchrun --nproc_per_node 4 examples/train_semi.py --config my.yaml
+    accelerate launch examples/train_semi.py --data_dir photos --push_to_hub True --hub_model_id user/model
 
 Every option stands in `--help`, may stand in a YAML file (`--config`), and is recorded in the output folder.
 """
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.training import NonFiniteLossError, SemiSupervisedTrainer, TrainingConfig
 from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from corrmatch_hf.training.command import launch_command
 
 
 def main() -> None:
@@ -42,7 +44,10 @@ def main() -> None:
 
     # Training
     recipe = {**vars(method_args), **dataclasses.asdict(data_args), **dataclasses.asdict(model_args)}
-    SemiSupervisedTrainer(method, data, config, processor, recipe).train()
+    trainer = SemiSupervisedTrainer(method, data, config, processor, recipe, command=launch_command())
+    result = trainer.train()
+    if trainer.accelerator.is_main_process and "published" in result and result["published"] is None:
+        sys.exit("error: the model is trained and saved, but not published; see the warning above.")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.publish.dataset_card import dataset_card
-from corrmatch_hf.publish.upload import upload_errors
+from corrmatch_hf.publish.upload import open_repository, upload_errors
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -59,19 +59,16 @@ def push_dataset(
     """
     api = HfApi(token=token)
     with upload_errors(f"push the dataset to {repo_id}", f"Try again: {retry}" if retry else ""):
-        url = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-        if private and not api.dataset_info(url.repo_id).private:
-            raise InputError(
-                f"The dataset {url.repo_id} exists on the Hub and is public, but is to be private: choose another id, "
-                "or change its visibility in its settings."
-            )
+        repo_id = open_repository(
+            repo_id, repo_type="dataset", private=private, revision=revision, token=token
+        )
         images = {name: len(split) for name, split in splits.items()}
         card = dataset_card(
-            url.repo_id, images=images, masks=masks, pixels=pixels, id2label=id2label, license=license
+            repo_id, images=images, masks=masks, pixels=pixels, id2label=id2label, license=license
         )
         card.validate()  # finds a licence that the Hub does not know
-        pushed = splits.push_to_hub(url.repo_id, revision=revision, token=token)
-        readme = api.hf_hub_download(url.repo_id, "README.md", repo_type="dataset", revision=pushed.oid)
+        pushed = splits.push_to_hub(repo_id, revision=revision, token=token)
+        readme = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=pushed.oid)
         whole = DatasetCard.load(readme, ignore_metadata_errors=True)
         for key, value in card.data.to_dict().items():
             whole.data[key] = value
@@ -80,11 +77,11 @@ def push_dataset(
             {str(i): name for i, name in sorted(id2label.items())}, indent=2, ensure_ascii=False
         )
         files = {"README.md": str(whole), "id2label.json": f"{names}\n"}
-        api.create_commit(
-            url.repo_id,
+        commit = api.create_commit(
+            repo_id,
             [CommitOperationAdd(name, text.encode()) for name, text in files.items()],
             commit_message="Describe the dataset",
             repo_type="dataset",
             revision=revision,
         )
-    return f"{url}/tree/{revision}" if revision else str(url)
+    return f"{commit.repo_url}/tree/{revision}" if revision else str(commit.repo_url)

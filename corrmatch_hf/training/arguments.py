@@ -116,7 +116,6 @@ class ModelArguments:
                 correlation_head=correlation_head,
                 ignore_index=data.ignore_index,
                 id2label=data.id2label,
-                label2id={name: i for i, name in data.id2label.items()},
             )
             if self.encoder_weights == "none":
                 model = CorrMatchForSegmentation(config)

@@ -83,6 +83,8 @@ def read_state(path: Path) -> dict[str, Any]:
 FREE = {
     "output_dir", "overwrite", "resume_from_checkpoint", "eval_steps", "eval_window", "eval_stride", "eval_batch_size",
     "save_steps", "max_checkpoints", "logging_steps", "report_to", "num_workers", "cpu_threads", "on_bad_sample",
+    "save_inference_only", "card_pictures", "push_to_hub", "hub_model_id", "hub_private", "hub_revision",
+    "hub_strategy", "hub_license",
 }  # fmt: skip
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import LoggerType
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import InputError, unknown_name
 
@@ -109,12 +112,39 @@ class TrainingConfig:
         ("error", "skip"),
     )
 
+    save_inference_only: bool = option(
+        False, "Save the trained model without its correlation head: the same predictions, smaller files."
+    )
+    card_pictures: bool = option(
+        True, "Put evaluation photos with their predictions into the output folder and the model card."
+    )
+    push_to_hub: bool = option(
+        False, "Publish the output folder on the Hub; the token is that of `hf auth login`, or HF_TOKEN."
+    )
+    hub_model_id: str | None = option(
+        None, "Where to publish, user/name; the output folder's name in your namespace if not given."
+    )
+    hub_private: bool = option(False, "Make a new repository private.")
+    hub_revision: str | None = option(None, "Branch to publish to, made if it does not exist.")
+    hub_strategy: str = option(
+        "end", "Publish at the end, or with every checkpoint as well.", ("end", "every_save")
+    )
+    hub_license: str | None = option(
+        None,
+        "Licence of the weights for the model card, as the Hub spells it: apache-2.0, cc-by-4.0, other, ...",
+    )
+
     @property
     def unlabeled_batch(self) -> int:
         """Unlabelled images per process and forward pass."""
         if self.per_device_unlabeled_batch_size is None:
             return self.per_device_batch_size
         return self.per_device_unlabeled_batch_size
+
+    @property
+    def hub_repository(self) -> str:
+        """Where the model is published."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
     def check(self) -> None:
         """Refuse values that cannot work, all of them in one `InputError`."""
@@ -159,6 +189,16 @@ class TrainingConfig:
         trackers = ["none", "all", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL)]
         if self.report_to not in trackers:
             problems.append(str(unknown_name("tracker in --report_to", self.report_to, trackers)).rstrip("."))
+        for name in ("hub_model_id", "hub_private", "hub_revision"):
+            if getattr(self, name) and not self.push_to_hub:
+                problems.append(f"--{name} says where to publish, but --push_to_hub is not given")
+        if self.push_to_hub:
+            try:
+                validate_repo_id(self.hub_repository)
+            except HFValidationError as error:
+                problems.append(f"--hub_model_id is {self.hub_repository!r}: {str(error).rstrip('.')}")
+            if self.hub_strategy == "every_save" and not self.save_steps:
+                problems.append("--hub_strategy every_save needs --save_steps")
         if self.eval_stride is not None and self.eval_window is None:
             problems.append("--eval_stride needs --eval_window")
         if self.overwrite and self.resume_from_checkpoint:

@@ -6,61 +6,92 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from ..data.evaluation_set import EvaluationSet
 from ..evaluation.inference import predict_probabilities
-from ..publish import class_palette, prediction_grid, training_curves, write_run_card
+from ..publish import class_palette, overlay, prediction_grid, training_curves, write_run_card
+from ..publish.endpoint import write_endpoint
+from ..publish.percent import percent
+from ..publish.versions import library_versions
 
 if TYPE_CHECKING:
     from .trainer import SemiSupervisedTrainer
 
 EXAMPLES = 4  # pictures in predictions.png
-
-REFERENCES = {
-    "corrmatch": "[CorrMatch: Label Propagation via Correlation Matching for Semi-Supervised Semantic Segmentation]"
-    "(https://arxiv.org/abs/2306.04300) (CVPR 2024)"
-}
+SAMPLES = 2  # of them with files of their own, which the Hub shows beside the model
 
 
 def write_report(trainer: SemiSupervisedTrainer, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write curves.png, predictions.png and README.md into the output folder, and print the summary."""
+    """Write curves, pictures, the model card and what Inference Endpoints need into the output folder."""
     folder, config, data = trainer.output_dir, trainer.config, trainer.data
     model = trainer.evaluated_model
-    pictures = {}
+    pictures, samples = {}, []
     if rows:
         training_curves(rows, title=f"{result['method']} on {data.name}").savefig(folder / "curves.png")
         pictures["curves.png"] = "Losses, threshold and evaluation over the steps."
-    if data.validation is not None:
-        _draw_predictions(trainer, folder / "predictions.png")
+    if data.validation is not None and config.card_pictures:
+        samples = _draw_predictions(trainer, folder)
         pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
+    left_out = config.save_inference_only and model.correlation is not None
+    parts = [model.encoder, model.decoder] if left_out else [model]
+    origin = model.config.encoder_origin
     length = len(data.unlabeled) if hasattr(data.unlabeled, "__len__") else None
+    run = {
+        "method": result["method"],
+        "encoder_name": model.config.encoder_name,
+        "output_stride": model.config.output_stride,
+        "dataset": data.name,
+        "dataset_id": data.hub_id,
+        "dataset_config": trainer.recipe.get("dataset_config_name"),
+        "dataset_revision": trainer.recipe.get("dataset_revision"),
+        "dataset_split": trainer.recipe.get("validation_split"),
+        "id2label": data.id2label,
+        "parameters": sum(p.numel() for part in parts for p in part.parameters()),
+        "inference_only": left_out,
+        "encoder_origin": origin or ("none" if trainer.recipe.get("encoder_weights") == "none" else None),
+        "base_model": origin if origin and origin.startswith("timm/") else None,
+        "labeled_images": len(data.labeled),
+        "unlabeled_images": length if trainer.method.uses_unlabeled else None,
+        "validation_images": None if data.validation is None else len(data.validation),
+        "steps": result["steps"],
+        "total_batch": trainer.total_batch,
+        "crop_size": config.crop_size,
+        "seed": config.seed,
+        "processes": trainer.accelerator.num_processes,
+        "device": _device(trainer.accelerator.device),
+        "seconds": result["seconds"],
+        "hub_model_id": config.hub_model_id if config.push_to_hub else None,
+        "license": config.hub_license,
+    }
+    provenance = {
+        "options": trainer.full_configuration(),
+        "command": trainer.command,
+        "versions": library_versions(),
+    }
+    best = result["best"]
     write_run_card(
         folder,
-        run={
-            "method": result["method"],
-            "encoder_name": model.config.encoder_name,
-            "output_stride": model.config.output_stride,
-            "dataset": data.name,
-            "id2label": data.id2label,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "labeled_images": len(data.labeled),
-            "unlabeled_images": length if trainer.method.uses_unlabeled else None,
-            "validation_images": None if data.validation is None else len(data.validation),
-            "steps": result["steps"],
-            "total_batch": trainer.total_batch,
-            "crop_size": config.crop_size,
-            "seed": config.seed,
-            "reference": REFERENCES.get(result["method"]),
-        },
+        run=run,
         metrics=result["final"],
-        best=result["best"] and {k: result["best"][k] for k in ("step", "mean_iou")},
+        best=best and {k: best[k] for k in ("step", "mean_iou")},
         pictures=pictures,
-        options=trainer.full_configuration(),
+        samples=samples,
+        **provenance,
     )
-    print(summary(trainer, result))
+    write_endpoint(folder)
+    if best is not None and (folder / "best").is_dir():  # a model to publish, too
+        chosen = run | {"steps": best["step"], "seconds": None, "chosen": True}
+        write_run_card(folder / "best", run=chosen, metrics=best, **provenance)
+        write_endpoint(folder / "best")
 
 
-def _draw_predictions(trainer: SemiSupervisedTrainer, path: Path) -> None:
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def _draw_predictions(trainer: SemiSupervisedTrainer, folder: Path) -> list[dict[str, str]]:
+    """Write predictions.png and the files of `samples/`, and return what the card says of the latter."""
     data, config = trainer.data, trainer.config
     samples = EvaluationSet(data.validation, data)
     model = trainer.evaluated_model.eval()
@@ -84,7 +115,21 @@ def _draw_predictions(trainer: SemiSupervisedTrainer, path: Path) -> None:
                 "prediction": probabilities[0].argmax(0).cpu().numpy(),
             }
         )
-    prediction_grid(rows, data.id2label, class_palette(data.id2label, data.label_colors)).save(path)
+    palette = class_palette(data.id2label, data.label_colors)
+    prediction_grid(rows, data.id2label, palette).save(folder / "predictions.png")
+    (folder / "samples").mkdir(exist_ok=True)
+    samples = []
+    for i, row in enumerate(rows[:SAMPLES], 1):
+        sample = {
+            "image": f"samples/{i}.jpg",
+            "output": f"samples/{i}_overlay.png",
+            "title": f"Evaluation photo {i}",
+        }
+        photo = Image.fromarray(row["image"])
+        photo.save(folder / sample["image"], quality=90)
+        overlay(photo, row["prediction"], data.id2label, palette).save(folder / sample["output"])
+        samples.append(sample)
+    return samples
 
 
 def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
@@ -110,8 +155,3 @@ def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
     if torch.cuda.is_available():
         lines.append(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     return "\n".join(lines)
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage; "-" where there is none (a class that does not occur)."""
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -40,16 +40,20 @@ from ..evaluation.evaluate import evaluate_segmentation
 from ..methods.base import Logs, Method, evaluating
 from ..model.image_processing_corrmatch import CorrMatchImageProcessor
 from ..ops.distributed import all_reduce, world_size
+from ..publish.percent import percent
+from ..publish.push import push_folder, retry_command
+from ..publish.upload import UploadError, open_repository, upload_errors
 from . import checkpoint as ckpt
 from .config import TrainingConfig
 from .log import Progress, TrainingLog
 from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
 from .optimizer import build_optimizer, build_schedule
-from .report import percent, write_report
+from .report import summary, write_report
 
 OWN_FILES = (
     "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",
-    "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "README.md",
+    "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "samples", "run.json", "README.md",
+    "handler.py", "requirements.txt",
 )  # fmt: skip
 
 
@@ -69,6 +73,7 @@ class SemiSupervisedTrainer:
         config: the `TrainingConfig`.
         processor: image processor saved with the model, whose mean and standard deviation training uses too.
         recipe: further options to record in `training_config.yaml` (the command line's, for instance).
+        command: the command line that started the run, for the model card.
 
     Raises:
         InputError: for anything the user gave that cannot work, before the first step.
@@ -81,11 +86,12 @@ class SemiSupervisedTrainer:
         config: TrainingConfig,
         processor: CorrMatchImageProcessor | None = None,
         recipe: dict[str, Any] | None = None,
+        command: str | None = None,
     ):
         config.check()
         self.config, self.data = config, data
         self.processor = processor or CorrMatchImageProcessor()
-        self.recipe = recipe or {}
+        self.recipe, self.command = recipe or {}, command
         self.output_dir = Path(config.output_dir)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -230,11 +236,17 @@ class SemiSupervisedTrainer:
     # ---------------------------------------------------------------------------------------------- training
 
     def train(self) -> dict[str, Any]:
-        """Train to the end and write everything; returns the metrics that `metrics.json` holds."""
+        """Train to the end and write everything; returns the metrics that `metrics.json` holds.
+
+        With `push_to_hub` the result also says under "published" where the model is now, or None where the upload
+        failed; a failed upload is a warning, and the output folder stays.
+        """
         config, accelerator = self.config, self.accelerator
         resumed = self._prepare_output()
         if accelerator.is_main_process:
             print(self.data.describe())
+            if config.push_to_hub:
+                self._open_repository()
             for warning in check_dataset(
                 self.data, on_bad_sample=config.on_bad_sample, need_unlabeled=self.method.uses_unlabeled
             ):
@@ -268,6 +280,11 @@ class SemiSupervisedTrainer:
                 self.seconds = time.perf_counter() - started
                 if config.save_steps and self.step % config.save_steps == 0 and not last:
                     self.save_checkpoint()
+                    if config.push_to_hub and config.hub_strategy == "every_save":
+                        self._write_result(metrics if metrics and metrics["step"] == self.step else None, log)
+                        self._publish()
+                        accelerator.wait_for_everyone()
+                        progress.pause()
         finally:
             progress.close()
             batches.close()
@@ -411,7 +428,7 @@ class SemiSupervisedTrainer:
     # ------------------------------------------------------------------------------------------------ saving
 
     def _save_model(self, folder: Path) -> None:
-        self.evaluated_model.save_pretrained(folder)
+        self.evaluated_model.save_pretrained(folder, inference_only=self.config.save_inference_only)
         self.processor.save_pretrained(folder)
 
     def save_checkpoint(self) -> Path:
@@ -480,6 +497,16 @@ class SemiSupervisedTrainer:
 
     def _finish(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
         self.save_checkpoint()
+        result = self._write_result(metrics, log)
+        if self.accelerator.is_main_process:
+            print(summary(self, result))
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        # Last, and without the other processes, which a long upload would let run into their time limit.
+        return {**result, "published": self._publish()} if self.config.push_to_hub else result
+
+    def _write_result(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
+        """Write the model and all that describes it; `metrics` are those of these very weights."""
         self.save_model()
         result = {
             "method": self.method.name,
@@ -492,9 +519,57 @@ class SemiSupervisedTrainer:
         if self.accelerator.is_main_process:
             (self.output_dir / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
             write_report(self, result, log.rows)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
         return result
+
+    # ------------------------------------------------------------------------------------------------ the Hub
+
+    def push_to_hub(self, repo_id: str | None = None, token: str | None = None) -> str | None:
+        """Publish the output folder as it is, in one commit; returns the model's address (main process only).
+
+        Args:
+            repo_id: "user/name", by default `config.hub_model_id`.
+            token: by default that of `hf auth login`, or HF_TOKEN. It is not kept.
+
+        Raises:
+            InputError: the output folder holds no model yet.
+            UploadError: the Hub cannot be reached or refuses; the message says how to try again.
+        """
+        if not self.accelerator.is_main_process:
+            return None
+        config = self.config
+        return push_folder(
+            self.output_dir,
+            repo_id or config.hub_repository,
+            private=config.hub_private,
+            revision=config.hub_revision,
+            token=token,
+            message=f"{self.method.name} on {self.data.name}, {self.step} steps",
+        )
+
+    def _open_repository(self) -> None:
+        """Before hours of training, find out whether their result can be published."""
+        config = self.config
+        try:
+            with upload_errors(f"open {config.hub_repository}"):
+                open_repository(
+                    config.hub_repository, private=config.hub_private, revision=config.hub_revision
+                )
+        except UploadError as error:
+            raise InputError(
+                f"--push_to_hub will fail: {error} Or train without it, and publish later: "
+                f"{retry_command(self.output_dir, config.hub_repository, private=config.hub_private)}"
+            ) from error
+
+    def _publish(self) -> str | None:
+        """Push; a failure is a warning, for the training must not be lost over it."""
+        try:
+            url = self.push_to_hub()
+        except UploadError as error:
+            warnings.warn(f"{error} The model is kept in {self.output_dir}.", stacklevel=2)
+            return None
+        if url is not None:
+            print(f"published: {url}")
+        return url
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""A trained model's folder onto the Hub, in one commit."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.publish.card import card_for_push
+from corrmatch_hf.publish.endpoint import endpoint_files
+from corrmatch_hf.publish.saved import load_saved
+from corrmatch_hf.publish.upload import open_repository, upload_errors
+
+# What a repository gets of a folder; whatever else lies there (checkpoints, notes, secrets) stays at home.
+PUBLISHED = (
+    "model*.safetensors", "model.safetensors.index.json", "config.json", "preprocessor_config.json",
+    "*_corrmatch.py", "handler.py", "requirements.txt", "README.md", "run.json", "metrics.json",
+    "training_config.yaml", "training_log.jsonl", "curves.png", "predictions.png", "samples/*",
+)  # fmt: skip
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    inference_only: bool = False,
+    token: str | None = None,
+    message: str = "Upload model",
+) -> str:
+    """Publish a folder that training, `save_pretrained` or the converter wrote, as one commit.
+
+    The repository gets the weights, config, processor, code, card, figures and pictures of the folder, and what
+    Inference Endpoints need. The card and its snippets name `repo_id`. The folder is not changed.
+
+    Args:
+        folder: of the model.
+        repo_id: "user/name"; "name" is taken in your own namespace.
+        private: make a new repository private.
+        revision: branch to commit to, made if it does not exist; by default the main one.
+        inference_only: publish the model without its correlation head.
+        token: by default the one of `hf auth login` or HF_TOKEN.
+        message: of the commit.
+
+    Returns:
+        The address of the published model.
+
+    Raises:
+        InputError: the folder holds no model; a public repository where a private one is asked for.
+        UploadError: the Hub cannot be reached or refuses. The message ends with the command to try again.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    options = {"private": private, "revision": revision, "inference_only": inference_only}
+    with upload_errors(
+        f"push {folder} to {repo_id}", f"Try again: {retry_command(folder, repo_id, **options)}"
+    ):
+        repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
+        with tempfile.TemporaryDirectory() as aside:
+            files = _files(folder, Path(aside), repo_id, inference_only)
+            operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+            commit = HfApi(token=token).create_commit(
+                repo_id, operations, commit_message=message, revision=revision
+            )
+    return f"{commit.repo_url}/tree/{revision}" if revision else str(commit.repo_url)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError where `folder` holds no saved model."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}: name one that training or save_pretrained wrote.")
+    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
+        raise InputError(
+            f"{folder} holds no saved model (config.json and model.safetensors): name the output folder of a finished "
+            "run, or one that save_pretrained wrote."
+        )
+
+
+def retry_command(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    inference_only: bool = False,
+) -> str:
+    """The shell command that publishes the folder."""
+    words = ["python", "examples/push.py", str(folder), repo_id]
+    words += ["--private"] * private + ["--revision", revision or ""] * bool(revision)
+    return shlex.join(words + ["--inference_only"] * inference_only)
+
+
+def _files(folder: Path, aside: Path, repo_id: str, inference_only: bool) -> dict[str, Path | bytes]:
+    """What is published: name in the repository -> file or contents. `aside` is an empty folder to write to."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    chosen = [n for n in names if any(n.count("/") == p.count("/") and fnmatch(n, p) for p in PUBLISHED)]
+    files: dict[str, Path | bytes] = {**endpoint_files(), **{name: folder / name for name in chosen}}
+    if inference_only:
+        model, _ = load_saved(str(folder))
+        model.save_pretrained(aside, inference_only=True)
+        files = {name: path for name, path in files.items() if not name.startswith("model")}
+        files |= {path.name: path for path in aside.iterdir()}
+    files["README.md"] = card_for_push(folder, repo_id, inference_only=inference_only).encode()
+    return files

@@ -1,0 +1,121 @@
+"""A finished folder onto the Hub."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from huggingface_hub.utils import _http
+
+from corrmatch_hf import CorrMatchForSegmentation
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.publish.push import push_folder, retry_command
+from corrmatch_hf.publish.upload import UploadError
+from examples.push import main
+
+from .loopback_hub import OTHER_TOKEN, TOKEN
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """The client waits up to eight seconds between its attempts; here it need not."""
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def littered(saved):
+    """A folder with what a run leaves, and with what is nobody's business."""
+    for name in ("checkpoints/step_1/optimizer.bin", "best/model.safetensors", "samples/1.jpg", "samples/raw/2.jpg",
+                 "notes.txt", ".env", "metrics.json", "train.py"):  # fmt: skip
+        path = saved / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("secret")
+    return saved
+
+
+def test_one_commit_holds_what_belongs_to_the_model_and_nothing_else(hub, littered):
+    before = {p: p.read_bytes() for p in littered.rglob("*") if p.is_file()}
+    assert push_folder(littered, "user/model", message="A model") == f"{hub.url}/user/model"
+    assert hub.messages("user/model") == ["initial commit", "A model"]
+    code = {p.name for p in littered.glob("*_corrmatch.py")}
+    assert hub.files("user/model").keys() == code | {
+        ".gitattributes", "README.md", "config.json", "handler.py", "metrics.json", "model.safetensors",
+        "preprocessor_config.json", "requirements.txt", "samples/1.jpg",
+    }  # fmt: skip
+    assert b'"user/model"' in hub.files("user/model")["README.md"]
+    assert {p: p.read_bytes() for p in littered.rglob("*") if p.is_file()} == before
+    loaded = CorrMatchForSegmentation.from_pretrained("user/model").state_dict()
+    original = CorrMatchForSegmentation.from_pretrained(littered).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in original.items())
+
+
+def test_the_same_folder_again_makes_no_commit(hub, saved):
+    push_folder(saved, "user/model")
+    push_folder(saved, "user/model")
+    assert len(hub.messages("user/model")) == 2
+
+
+def test_without_its_correlation_head_the_model_is_smaller_and_the_rest_is_the_same(hub, saved):
+    push_folder(saved, "model", inference_only=True)
+    files = hub.files("user/model")
+    assert json.loads(files["config.json"])["correlation_head"] is False
+    assert len(files["model.safetensors"]) < (saved / "model.safetensors").stat().st_size
+    whole, slim = (
+        CorrMatchForSegmentation.from_pretrained(saved),
+        CorrMatchForSegmentation.from_pretrained("user/model"),
+    )
+    image = torch.rand(1, 3, 40, 50)
+    with torch.no_grad():
+        assert torch.equal(whole(image).logits, slim(image).logits)
+    assert json.loads((saved / "config.json").read_text())["correlation_head"] is True
+
+
+def test_a_private_model_never_lands_in_a_public_repository(hub, api, saved):
+    api.create_repo("model")
+    with pytest.raises(InputError, match="user/model exists on the Hub and is public"):
+        push_folder(saved, "user/model", private=True)
+    assert hub.messages("user/model") == ["initial commit"]
+    push_folder(saved, "user/other", private=True)
+    assert hub.repositories["model", "user/other"].private
+
+
+def test_a_branch_is_made_and_the_main_one_left_alone(hub, saved):
+    for _ in range(2):
+        assert push_folder(saved, "user/model", revision="v2").endswith("/user/model/tree/v2")
+    assert "model.safetensors" in hub.files("user/model", "v2")
+    assert hub.files("user/model").keys() == {".gitattributes"}
+
+
+@pytest.mark.parametrize(
+    "token, hint", [("hf_wrongwrongwrong", "hf auth login"), (OTHER_TOKEN, "no right to write")]
+)
+def test_a_wrong_token_is_explained_and_not_shown(token, hint, hub, saved):
+    with pytest.raises(UploadError) as raised:
+        push_folder(saved, "user/model", token=token)
+    assert hint in str(raised.value) and token not in str(raised.value)
+    assert f"Try again: {retry_command(saved, 'user/model')}" in str(raised.value)
+
+
+def test_a_push_cut_off_half_way_is_repeated_with_the_command_it_names(hub, saved, capsys):
+    hub.cut_uploads_after = 100_000
+    with pytest.raises(UploadError, match=r"Try again: python examples/push\.py") as raised:
+        push_folder(saved, "user/model", private=True, revision="v 2")
+    assert "model.safetensors" not in hub.files("user/model", "v 2") and TOKEN not in str(raised.value)
+    hub.cut_uploads_after = None
+    main(shlex.split(str(raised.value).split("Try again: python examples/push.py ")[1]))
+    assert "published: " in capsys.readouterr().out
+    assert hub.files("user/model", "v 2")["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_is_asked(hub, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, words in ((tmp_path / "nothing", "no folder"), (tmp_path / "empty", "holds no saved model")):
+        with pytest.raises(InputError, match=words):
+            push_folder(folder, "user/model")
+    assert not hub.requests
+
+
+def test_an_impossible_name_is_explained(hub, saved):
+    with pytest.raises(UploadError, match="a/b/c"):
+        push_folder(saved, "a/b/c")
+    assert not hub.repositories
