@@ -38,7 +38,7 @@ AutoImageProcessor.register(
 )
 # There is no video processor. Where that is not known, `pipeline` takes the code of the image processor in a repository
 # for one, and asks at the keyboard whether it may run.
-AutoVideoProcessor.register(CorrMatchConfig, video_processor_classes={}, exist_ok=True)
+AutoVideoProcessor.register(CorrMatchConfig, None, exist_ok=True)
 # So that save_pretrained and push_to_hub put this folder beside the weights.
 CorrMatchConfig.register_for_auto_class()
 CorrMatchForSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -33,6 +33,12 @@ def pretrained_encoder_weights(options: dict, weights: str | Path | None = None)
             raise ValueError(
                 f"timm has no pretrained weights for {name!r} (it has: {known}): {error}"
             ) from error
+        except OSError as error:  # no network and nothing in the cache, no such repository, a wrong token
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(
+                f"The pretrained weights of encoder {name!r} could not be had from the Hub: {reason}. Try again with a "
+                "connection, name a file of weights instead, or start from random ones."
+            ) from error
 
     state = _read(Path(weights))
     loaded = _load(options, state, weights)

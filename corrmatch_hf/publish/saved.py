@@ -26,9 +26,9 @@ def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
         model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(
             f"No segmentation model could be loaded from {name!r}: give a folder that training wrote, with "
-            f"config.json and model.safetensors, or the id of a model on the Hub. ({reason})"
+            f"config.json and model.safetensors, or the id of a model on the Hub. ({reason}.)"
         ) from error
     return model.eval(), processor

@@ -6,16 +6,19 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _http
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 
 from .loopback_hub import TOKEN, LoopbackHub
 
 SECONDS = 240  # for a process, on a busy machine
+NOWHERE = "http://127.0.0.1:9"  # a proxy for https: whatever is asked of the real Hub fails
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +51,21 @@ def online(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HTTPS_PROXY", NOWHERE)
     huggingface_hub.close_session()
     yield
     huggingface_hub.close_session()
+
+
+@pytest.fixture
+def online_datasets(hub, tmp_path, monkeypatch):
+    """`datasets` in this process too; it copies these settings when it is imported."""
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+    datasets.disable_progress_bars()
 
 
 @pytest.fixture
@@ -71,6 +85,7 @@ def run_client(hub, tmp_path):
         env |= {
             "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+            "HTTPS_PROXY": NOWHERE,
         }  # fmt: skip
         python = sys.executable
         if bare:
@@ -122,3 +137,9 @@ def saved(tmp_path) -> Path:
     tiny_model().save_pretrained(folder)
     CorrMatchImageProcessor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """The client waits up to eight seconds between its attempts; here it need not."""
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)

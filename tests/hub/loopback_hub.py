@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -48,6 +49,7 @@ class LoopbackHub:
 
     def __init__(self):
         self.users = {TOKEN: "user", OTHER_TOKEN: "stranger"}
+        self.connections: set[socket.socket] = set()
         self.reset()
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -68,6 +70,9 @@ class LoopbackHub:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for connection in list(self.connections):  # that clients keep for their next request
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def add(
         self, repo_id: str, files: dict[str, bytes], repo_type: str = "model", private: bool = False
@@ -102,6 +107,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub.connections.discard(self.connection)
+        super().finish()
 
     def do_GET(self) -> None:
         self._answer()
@@ -195,11 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             if verb == "paths-info":
                 self._paths_info(revision)
             if verb == "preupload":
-                self._commit_of(revision)
-                files = json.loads(self.payload)["files"]
-                raise _Answer(200, {"files": [
-                    {"path": f["path"], "uploadMode": _mode(f["path"], f["size"]), "shouldIgnore": False} for f in files
-                ]})  # fmt: skip
+                self._preupload(revision)
             if verb == "commit":
                 self._commit(revision)
             if verb == "branch":
@@ -285,6 +294,16 @@ class _Handler(BaseHTTPRequestHandler):
         text = self.payload.decode()
         paths = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text).get("paths", [])
         raise _Answer(200, [entries[path] for path in paths if path in entries])
+
+    def _preupload(self, revision: str) -> None:
+        there = self._entries(self.repository.commits[self._commit_of(revision)][1])
+        answer = []
+        for file in json.loads(self.payload)["files"]:
+            entry = there.get(file["path"], {})
+            oid = entry.get("lfs", entry).get("oid")
+            mode = _mode(file["path"], file["size"])
+            answer.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        raise _Answer(200, {"files": answer})
 
     def _lfs_batch(self) -> None:
         objects = []

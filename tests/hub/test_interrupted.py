@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import hf_hub_download
-from huggingface_hub.utils import _http
 
 from corrmatch_hf import CorrMatchForSegmentation
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.publish.saved import load_saved
 
 from .conftest import tiny_model
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    """The client waits up to eight seconds between its attempts; here it need not."""
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
 
 
 def test_an_upload_cut_off_half_way_changes_nothing_and_can_be_repeated(hub, api, saved):
@@ -41,12 +36,17 @@ def test_a_download_cut_off_half_way_goes_on_where_it_stopped(hub):
     assert len(parts) == 3
 
 
-def test_a_download_that_breaks_off_leaves_no_half_file_in_use(hub, saved):
+@pytest.mark.parametrize("enough_for", ["nothing", "the config"])
+def test_a_download_that_breaks_off_leaves_no_half_file_in_use(enough_for, hub, saved, tmp_path):
     model = tiny_model()
     hub.add("user/model", {path.name: path.read_bytes() for path in saved.iterdir()})
-    hub.cut_downloads_after = 500  # enough for no file of them
+    hub.cut_downloads_after = 500 if enough_for == "nothing" else 100_000
     with pytest.raises(Exception, match=r"(?i)user/model|connection|closed|incomplete"):
         CorrMatchForSegmentation.from_pretrained("user/model")
+    with pytest.raises(InputError, match="user/model"):
+        load_saved("user/model")
+    whole = {path.name for path in (tmp_path / "home" / "hub").glob("*/snapshots/*/*")}
+    assert whole == (set() if enough_for == "nothing" else {"config.json"})
 
     hub.cut_downloads_after = None
     loaded = CorrMatchForSegmentation.from_pretrained("user/model").state_dict()

@@ -107,6 +107,9 @@ def test_private_models_open_to_their_owner_alone(hub, monkeypatch):
         with pytest.raises(InputError, match="user/secret") as raised:
             load_saved("user/secret")
         assert token not in str(raised.value)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(InputError, match="user/secret"):
+        load_saved("user/secret")
 
 
 def test_a_model_that_is_not_there_is_named(hub):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -11,7 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .loopback_hub import OTHER_TOKEN
+from .loopback_hub import OTHER_TOKEN, TOKEN, LoopbackHub
 
 
 @pytest.fixture
@@ -76,15 +77,63 @@ def test_private_repositories_and_foreign_names_are_closed(hub, api):
             HfApi(endpoint=hub.url, token=token).model_info("user/secret")
     with pytest.raises(HfHubHTTPError, match="403"):
         api.create_repo("stranger/model")
-    with pytest.raises(HfHubHTTPError, match="401"):
-        HfApi(endpoint=hub.url, token="hf_wrong").create_repo("user/model")
+    api.create_repo("model")
+    with pytest.raises(HfHubHTTPError, match="403"):
+        HfApi(endpoint=hub.url, token=OTHER_TOKEN).upload_file(
+            path_or_fileobj=b"", path_in_repo="a.txt", repo_id="user/model"
+        )
+    assert api.whoami()["name"] == "user"
+
+
+def test_a_wrong_token_is_not_taken_for_a_missing_repository(hub, api):
+    api.create_repo("model")
+    wrong = HfApi(endpoint=hub.url, token="hf_wrong")
+    for call in (wrong.model_info, wrong.create_repo, wrong.list_repo_files):
+        with pytest.raises(HfHubHTTPError, match="401") as raised:
+            call("user/model")
+        assert not isinstance(raised.value, RepositoryNotFoundError)
+
+
+def test_datasets_and_spaces_are_apart_from_models(hub, api):
+    for kind in ("model", "dataset", "space"):
+        api.create_repo("thing", repo_type=kind, space_sdk="gradio" if kind == "space" else None)
+        api.upload_file(
+            path_or_fileobj=kind.encode(), path_in_repo="a.txt", repo_id="user/thing", repo_type=kind
+        )
+    for kind in ("model", "dataset", "space"):
+        assert Path(hf_hub_download("user/thing", "a.txt", repo_type=kind)).read_text() == kind
+        found = api.get_paths_info("user/thing", ["a.txt", "b.txt"], repo_type=kind)
+        assert [entry.path for entry in found] == ["a.txt"]
+        assert hub.files("user/thing", repo_type=kind)["a.txt"] == kind.encode()
+
+
+def test_deleted_files_and_folders_are_gone_from_then_on(hub, api, folder):
+    api.create_repo("model")
+    whole = api.upload_folder(repo_id="user/model", folder_path=folder).oid
+    api.delete_folder("sub", repo_id="user/model")
+    api.delete_file("model.safetensors", repo_id="user/model")
+    assert hub.files("user/model").keys() == {".gitattributes", "README.md"}
+    assert hub.files("user/model", whole).keys() == {
+        ".gitattributes", "README.md", "model.safetensors", "sub/notes.txt",
+    }  # fmt: skip
+
+
+def test_trouble_comes_where_it_is_asked_for_and_a_closed_hub_answers_nobody():
+    server = LoopbackHub()
+    api = HfApi(endpoint=server.url, token=TOKEN)
+    api.create_repo("model")
+    server.fail["/api/models/user/model"] = 418
+    with pytest.raises(HfHubHTTPError, match="418"):
+        api.model_info("user/model")
+    assert api.whoami()["name"] == "user"
+    server.close()
+    with pytest.raises(httpx2.ConnectError):  # though the client had kept its connection
+        api.whoami()
 
 
 def test_parts_of_a_file_are_parts_of_a_file(hub, api, folder):
     api.create_repo("user/model")
     api.upload_folder(repo_id="user/model", folder_path=folder)
-    import httpx2
-
     url, whole = (
         f"{hub.url}/user/model/resolve/main/model.safetensors",
         (folder / "model.safetensors").read_bytes(),

@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 import torch
-from huggingface_hub.utils import _http
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
@@ -14,12 +13,6 @@ from corrmatch_hf.publish.upload import UploadError
 from examples.push import main
 
 from .loopback_hub import OTHER_TOKEN, TOKEN
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    """The client waits up to eight seconds between its attempts; here it need not."""
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name=
 NAMES = {"0": "sky", "1": "road", "2": "car", "3": "träd"}
 
 
-@pytest.fixture(autouse=True)
-def online_datasets(hub, tmp_path, monkeypatch):
-    """`datasets` copies these settings when it is imported."""
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("online_datasets")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A new model starts from timm's weights, which timm fetches by their name."""
 
+import pytest
 import timm
 import torch
 from safetensors.torch import save
@@ -22,6 +23,12 @@ def test_encoder_weights_come_by_name_and_the_model_says_so(hub):
     assert body and all(torch.equal(value, weights[key]) for key, value in body.items())
     assert model.config.encoder_origin == "timm/test_resnet.r160_in1k"
     assert any("timm/test_resnet.r160_in1k/resolve" in path for _, path in hub.requests)
+
+
+def test_weights_that_cannot_be_had_are_named(hub):
+    config = CorrMatchConfig(encoder_name="test_resnet", num_labels=3)
+    with pytest.raises(ValueError, match="'test_resnet' could not be had from the Hub"):
+        CorrMatchForSegmentation.from_encoder_pretrained(config)
 
 
 def test_a_trained_model_never_asks_for_them_again(hub, tmp_path):
