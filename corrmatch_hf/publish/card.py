@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.publish.percent import percent
 from corrmatch_hf.publish.references import REFERENCES
-from corrmatch_hf.publish.tokens import without_tokens
+from corrmatch_hf.publish.tokens import presentable, without_tokens
 
 REQUIRED = ("encoder_name", "output_stride", "id2label")
 
@@ -189,6 +188,7 @@ def _facts_of_config(folder: Path) -> dict[str, Any]:
         "parameters": _parameters(folder, config.correlation_head),
         "encoder_origin": origin,
         "base_model": origin if origin and origin.startswith("timm/") else None,
+        "converted_from": getattr(config, "converted_from", None),
     }
     return dict.fromkeys(PARTS) | {"run": run}
 
@@ -205,12 +205,7 @@ def _presentable(value: Any) -> Any:
         return {without_tokens(k): _presentable(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_presentable(v) for v in value]
-    if not isinstance(value, str):
-        return value
-    home = os.path.expanduser("~").rstrip("/\\")
-    if home not in ("", "~"):
-        value = re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", value)
-    return without_tokens(value)
+    return presentable(value) if isinstance(value, str) else value
 
 
 def _render(facts: Mapping[str, Any], name: str, title: str) -> str:

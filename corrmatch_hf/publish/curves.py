@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from corrmatch_hf.errors import InputError
 
@@ -124,4 +125,4 @@ def _mark_best(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
         ha=align,
         fontsize=9,
     )
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))

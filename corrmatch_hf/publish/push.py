@@ -13,6 +13,7 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.publish.card import card_for_push
 from corrmatch_hf.publish.endpoint import endpoint_files
 from corrmatch_hf.publish.saved import load_saved
+from corrmatch_hf.publish.tokens import presentable
 from corrmatch_hf.publish.upload import open_repository, upload_errors
 
 # What a repository gets of a folder; whatever else lies there (checkpoints, notes, secrets) stays at home.
@@ -21,6 +22,8 @@ PUBLISHED = (
     "*_corrmatch.py", "handler.py", "requirements.txt", "README.md", "run.json", "metrics.json",
     "training_config.yaml", "training_log.jsonl", "curves.png", "predictions.png", "samples/*",
 )  # fmt: skip
+
+RECORDS = ("training_config.yaml", "training_log.jsonl", "metrics.json", "run.json")
 
 
 def push_folder(
@@ -105,5 +108,9 @@ def _files(folder: Path, aside: Path, repo_id: str, inference_only: bool) -> dic
         model.save_pretrained(aside, inference_only=True)
         files = {name: path for name, path in files.items() if not name.startswith("model")}
         files |= {path.name: path for path in aside.iterdir()}
+    # Options, log and figures name files, whose paths may begin with somebody's home.
+    files |= {
+        n: presentable((folder / n).read_text(encoding="utf-8")).encode() for n in RECORDS if n in files
+    }
     files["README.md"] = card_for_push(folder, repo_id, inference_only=inference_only).encode()
     return files

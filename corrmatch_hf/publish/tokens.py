@@ -1,14 +1,25 @@
-"""Hub tokens stay out of everything that is written, printed or published."""
+"""Secrets stay out of everything that is published: Hub tokens, and the home directory in paths."""
 
 from __future__ import annotations
 
 import os
 import re
 
+from huggingface_hub import get_token
+
+SHORTEST = 8  # characters; what is shorter is no secret, and would tear words apart
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}\b")
 
 
 def without_tokens(text: str) -> str:
-    """The text with every Hub token in it, and the value of HF_TOKEN whatever it looks like, replaced by ***."""
-    own = os.environ.get("HF_TOKEN", "").strip()
-    return _TOKEN.sub("***", text.replace(own, "***") if own else text)
+    """The text with every Hub token in it, and the one of this login whatever it looks like, replaced by ***."""
+    own = get_token() or ""
+    return _TOKEN.sub("***", text.replace(own, "***") if len(own) >= SHORTEST else text)
+
+
+def presentable(text: str) -> str:
+    """The text without Hub tokens, and with ~ for the home directory that paths begin with."""
+    home = os.path.expanduser("~").rstrip("/\\")
+    if home not in ("", "~"):
+        text = re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
+    return without_tokens(text)

@@ -69,20 +69,19 @@ def write_report(trainer: SemiSupervisedTrainer, result: dict[str, Any], rows: l
         "command": trainer.command,
         "versions": library_versions(),
     }
-    best = result["best"]
+    best = result["best"] and {k: result["best"][k] for k in ("step", "mean_iou")}
     write_run_card(
         folder,
         run=run,
         metrics=result["final"],
-        best=best and {k: best[k] for k in ("step", "mean_iou")},
+        best=best,
         pictures=pictures,
         samples=samples,
         **provenance,
     )
     write_endpoint(folder)
     if best is not None and (folder / "best").is_dir():  # a model to publish, too
-        chosen = run | {"steps": best["step"], "seconds": None, "chosen": True}
-        write_run_card(folder / "best", run=chosen, metrics=best, **provenance)
+        write_run_card(folder / "best", run=run, metrics=result["best"], best=best, **provenance)
         write_endpoint(folder / "best")
 
 

@@ -42,6 +42,7 @@ from ..model.image_processing_corrmatch import CorrMatchImageProcessor
 from ..ops.distributed import all_reduce, world_size
 from ..publish.percent import percent
 from ..publish.push import push_folder, retry_command
+from ..publish.tokens import without_tokens
 from ..publish.upload import UploadError, open_repository, upload_errors
 from . import checkpoint as ckpt
 from .config import TrainingConfig
@@ -493,7 +494,7 @@ class SemiSupervisedTrainer:
             return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.full_configuration(), sort_keys=False, allow_unicode=True)
-        (self.output_dir / "training_config.yaml").write_text(text, encoding="utf-8")
+        (self.output_dir / "training_config.yaml").write_text(without_tokens(text), encoding="utf-8")
 
     def _finish(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
         self.save_checkpoint()

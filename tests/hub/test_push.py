@@ -42,6 +42,16 @@ def test_one_commit_holds_what_belongs_to_the_model_and_nothing_else(hub, litter
     assert all(torch.equal(value, loaded[key]) for key, value in original.items())
 
 
+def test_records_are_published_without_home_folders_and_tokens(hub, saved, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = f"data_dir: /home/ada/photos\nnote: {TOKEN}\nother: /home/adam\n"
+    (saved / "training_config.yaml").write_text(config)
+    push_folder(saved, "user/model")
+    text = hub.files("user/model")["training_config.yaml"].decode()
+    assert text == "data_dir: ~/photos\nnote: ***\nother: /home/adam\n"
+    assert (saved / "training_config.yaml").read_text() == config
+
+
 def test_the_same_folder_again_makes_no_commit(hub, saved):
     push_folder(saved, "user/model")
     push_folder(saved, "user/model")

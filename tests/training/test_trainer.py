@@ -38,7 +38,8 @@ def test_a_run_leaves_everything(make_trainer, method, capsys):
     folder = trainer.output_dir
     for name in (
         "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json", "training_config.yaml",
-        "training_log.jsonl", "curves.png", "predictions.png", "README.md", "best/model.safetensors",
+        "training_log.jsonl", "curves.png", "predictions.png", "README.md", "run.json", "handler.py", "requirements.txt",
+        "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors", "best/README.md", "best/handler.py",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert (
@@ -48,6 +49,10 @@ def test_a_run_leaves_everything(make_trainer, method, capsys):
     assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in rows if "mean_iou" in r] == [2, 4]
     assert ("threshold" in rows[0]) == (method == "corrmatch")
+    best = (folder / "best" / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"after step {result['best']['step']}" in best and f"{100 * result['best']['mean_iou']:.2f}" in best
+    )
     out = capsys.readouterr().out
     assert "mean IoU" in out and "triangle" in out
 
