@@ -38,8 +38,8 @@ def test_a_run_leaves_everything(make_trainer, method, capsys):
     folder = trainer.output_dir
     for name in (
         "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json", "training_config.yaml",
-        "training_log.jsonl", "curves.png", "predictions.png", "README.md", "run.json", "handler.py", "requirements.txt",
-        "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors", "best/README.md", "best/handler.py",
+        "training_log.jsonl", "curves.png", "predictions.png", "README.md", "run.json", "handler.py",
+        "requirements.txt", "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors", "best/README.md", "best/handler.py",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert (
