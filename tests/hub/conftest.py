@@ -10,6 +10,7 @@ import datasets
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 
@@ -48,6 +49,7 @@ def online(hub, tmp_path, monkeypatch):
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # keeps the address it first had
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
