@@ -8,7 +8,8 @@
 The folder holds split/images + split/masks, images/split + masks/split, images + masks, or JPEGImages +
 SegmentationClass; the splits are train, validation, test and unlabeled. Every picture is read before anything is
 uploaded. Afterwards `train_semi.py --dataset_name user/name` needs no option that says what the masks mean. A
-dataset that is there already is replaced, with its card. The token is the one of `hf auth login`, or HF_TOKEN.
+dataset that is there already is replaced, with its card. Photos go as they are, with what their camera wrote into them
+(EXIF: the place, for instance). The token is the one of `hf auth login`, or HF_TOKEN.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def main() -> None:
     trainer = SemiSupervisedTrainer(method, data, config, processor, recipe, command=launch_command())
     result = trainer.train()
     if trainer.accelerator.is_main_process and "published" in result and result["published"] is None:
-        sys.exit("error: the model is trained and saved, but not published; see the warning above.")
+        sys.exit("error: the model is trained and saved, but not published; see above.")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,15 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         model.config.encoder_origin = weights_origin(config.encoder_name, weights)
         return model
 
-    def save_pretrained(self, save_directory: str | Path, *args, inference_only: bool = False, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        *args,
+        inference_only: bool = False,
+        **kwargs,
+    ):
         """As [`PreTrainedModel.save_pretrained`], with or without what only training needs.
 
         Args:
@@ -171,16 +179,20 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             inference_only: leave the correlation head out and say so in the saved config
                 (`correlation_head: false`). The logits are the same, the files smaller; propagated logits
                 and correlation maps cannot be had from them. The model itself stays as it is.
+            is_main_process, state_dict, args, kwargs: as in transformers; with `push_to_hub=True` what is pushed is
+                what was saved.
         """
+        arguments = (save_directory, is_main_process)
         if not inference_only or self.correlation is None:
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(*arguments, state_dict, *args, **kwargs)
         whole = self.config
-        state = kwargs.pop("state_dict", None) or self.state_dict()
-        kwargs["state_dict"] = {k: v for k, v in state.items() if not k.startswith("correlation.")}
+        slim = {
+            k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("correlation.")
+        }
         self.config = copy.deepcopy(whole)
         self.config.correlation_head = False
         try:
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(*arguments, slim, *args, **kwargs)
         finally:
             self.config = whole
 

@@ -110,7 +110,10 @@ def write_run_card(
     name = run.get("hub_model_id")
     text = _render(facts, name or str(folder), title=name.split("/")[-1] if name else folder.resolve().name)
     path = folder / "README.md"
-    path.write_text(_sealed(text), encoding="utf-8")
+    if not path.is_file() or _is_sealed(
+        path.read_text(encoding="utf-8")
+    ):  # else somebody's own words stand there
+        path.write_text(_sealed(text), encoding="utf-8")
     return path
 
 
@@ -134,6 +137,22 @@ def card_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = Fa
     text = card.read_text(encoding="utf-8") if card.is_file() else None
     if text is not None and not (record.is_file() and _is_sealed(text)):
         return without_tokens(_renamed(text, repo_id) if record.is_file() else text)
+    facts = _facts_for_push(folder, repo_id, inference_only)
+    text = _render(facts, repo_id, title=repo_id.split("/")[-1])
+    return _sealed(text) if record.is_file() else text
+
+
+def record_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = False) -> str | None:
+    """The `run.json` to publish beside the card, with what the card says; None where the folder has none."""
+    if not Path(folder, "run.json").is_file():
+        return None
+    facts = _facts_for_push(Path(folder), repo_id, inference_only)
+    return f"{json.dumps(_presentable(facts), indent=2, ensure_ascii=False)}\n"
+
+
+def _facts_for_push(folder: Path, repo_id: str, inference_only: bool) -> dict[str, Any]:
+    """The facts of a folder as they are once it is published as `repo_id`."""
+    record = folder / "run.json"
     facts = _read_facts(record) if record.is_file() else _facts_of_config(folder)
     pictures = {
         file: caption for file, caption in (facts["pictures"] or {}).items() if (folder / file).is_file()
@@ -143,12 +162,10 @@ def card_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = Fa
         for sample in facts["samples"] or ()
         if (folder / sample["image"]).is_file() and (folder / sample["output"]).is_file()
     ]
-    run = facts["run"]
+    run = facts["run"] | {"hub_model_id": repo_id}
     if inference_only and CorrMatchConfig.from_pretrained(folder).correlation_head:
-        run = run | {"inference_only": True, "parameters": _parameters(folder, correlation_head=False)}
-    facts |= {"run": run, "pictures": pictures, "samples": samples}
-    text = _render(facts, repo_id, title=repo_id.split("/")[-1])
-    return _sealed(text) if record.is_file() else text
+        run |= {"inference_only": True, "parameters": _parameters(folder, correlation_head=False)}
+    return facts | {"run": run, "pictures": pictures, "samples": samples}
 
 
 def _renamed(text: str, name: str) -> str:

@@ -99,7 +99,7 @@ class EndpointHandler:
         if isinstance(value, dict):
             if list(value) != ["image"]:
                 raise ValueError(
-                    f'"{place}" has the keys {sorted(value)}: an object must be {{"image": ...}}.'
+                    f'"{place}" has the keys {sorted(map(str, value))}: an object must be {{"image": ...}}.'
                 )
             value = value["image"]
         if isinstance(value, str):
@@ -192,7 +192,7 @@ def _threshold(parameters):
         )
     try:
         threshold = float(given.get("threshold", 0.0))  # in the address of a request, numbers are text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         threshold = None
     if threshold is None or not 0 <= threshold <= 1:
         raise ValueError(f"The parameter 'threshold' is {given['threshold']!r}: give a number from 0 to 1.")

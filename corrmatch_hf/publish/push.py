@@ -6,11 +6,13 @@ import shlex
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.card import card_for_push
+from corrmatch_hf.model import CorrMatchForSegmentation
+from corrmatch_hf.publish.card import card_for_push, record_for_push
 from corrmatch_hf.publish.endpoint import endpoint_files
 from corrmatch_hf.publish.saved import load_saved
 from corrmatch_hf.publish.tokens import presentable
@@ -20,10 +22,10 @@ from corrmatch_hf.publish.upload import open_repository, upload_errors
 PUBLISHED = (
     "model*.safetensors", "model.safetensors.index.json", "config.json", "preprocessor_config.json",
     "*_corrmatch.py", "handler.py", "requirements.txt", "README.md", "run.json", "metrics.json",
-    "training_config.yaml", "training_log.jsonl", "curves.png", "predictions.png", "samples/*",
+    "training_config.yaml", "training_log.jsonl", "curves.png", "predictions.png", "samples/*.jpg", "samples/*.png",
 )  # fmt: skip
-
-RECORDS = ("training_config.yaml", "training_log.jsonl", "metrics.json", "run.json")
+# Of these, the texts that name files, whose paths may begin with somebody's home.
+RECORDS = ("training_config.yaml", "training_log.jsonl", "metrics.json")
 
 
 def push_folder(
@@ -39,7 +41,8 @@ def push_folder(
     """Publish a folder that training, `save_pretrained` or the converter wrote, as one commit.
 
     The repository gets the weights, config, processor, code, card, figures and pictures of the folder, and what
-    Inference Endpoints need. The card and its snippets name `repo_id`. The folder is not changed.
+    Inference Endpoints need. The card and its snippets name `repo_id`. Files of that kind that an earlier push left and
+    the folder lacks are removed. The folder is not changed.
 
     Args:
         folder: of the model.
@@ -54,7 +57,7 @@ def push_folder(
         The address of the published model.
 
     Raises:
-        InputError: the folder holds no model; a public repository where a private one is asked for.
+        InputError: the folder holds no model or no processor; a public repository where a private one is asked for.
         UploadError: the Hub cannot be reached or refuses. The message ends with the command to try again.
     """
     folder = Path(folder)
@@ -64,13 +67,18 @@ def push_folder(
         f"push {folder} to {repo_id}", f"Try again: {retry_command(folder, repo_id, **options)}"
     ):
         repo_id = open_repository(repo_id, private=private, revision=revision, token=token)
+        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as aside:
             files = _files(folder, Path(aside), repo_id, inference_only)
             operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
-            commit = HfApi(token=token).create_commit(
-                repo_id, operations, commit_message=message, revision=revision
-            )
-    return f"{commit.repo_url}/tree/{revision}" if revision else str(commit.repo_url)
+            # What an earlier push left and this folder lacks: old shards would be loaded, old photos stay public.
+            operations += [
+                CommitOperationDelete(name)
+                for name in api.list_repo_files(repo_id, revision=revision)
+                if name not in files and _is_published(name)
+            ]
+            commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    return f"{commit.repo_url}/tree/{quote(revision)}" if revision else str(commit.repo_url)
 
 
 def check_folder(folder: Path) -> None:
@@ -81,6 +89,11 @@ def check_folder(folder: Path) -> None:
         raise InputError(
             f"{folder} holds no saved model (config.json and model.safetensors): name the output folder of a finished "
             "run, or one that save_pretrained wrote."
+        )
+    if not (folder / "preprocessor_config.json").is_file():
+        raise InputError(
+            f"{folder} holds a model without its image processor, so nobody could use it: save one beside it with "
+            f"CorrMatchImageProcessor().save_pretrained({str(folder)!r})."
         )
 
 
@@ -98,19 +111,30 @@ def retry_command(
     return shlex.join(words + ["--inference_only"] * inference_only)
 
 
+def _is_published(name: str) -> bool:
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in PUBLISHED)
+
+
 def _files(folder: Path, aside: Path, repo_id: str, inference_only: bool) -> dict[str, Path | bytes]:
     """What is published: name in the repository -> file or contents. `aside` is an empty folder to write to."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    chosen = [n for n in names if any(n.count("/") == p.count("/") and fnmatch(n, p) for p in PUBLISHED)]
-    files: dict[str, Path | bytes] = {**endpoint_files(), **{name: folder / name for name in chosen}}
+    files: dict[str, Path | bytes] = {
+        **endpoint_files(),
+        **{n: folder / n for n in names if _is_published(n)},
+    }
     if inference_only:
         model, _ = load_saved(str(folder))
+        if not isinstance(model, CorrMatchForSegmentation):
+            raise InputError(
+                f"{folder} holds a {type(model).__name__}, which has no correlation head to leave out."
+            )
         model.save_pretrained(aside, inference_only=True)
         files = {name: path for name, path in files.items() if not name.startswith("model")}
         files |= {path.name: path for path in aside.iterdir()}
-    # Options, log and figures name files, whose paths may begin with somebody's home.
     files |= {
         n: presentable((folder / n).read_text(encoding="utf-8")).encode() for n in RECORDS if n in files
     }
     files["README.md"] = card_for_push(folder, repo_id, inference_only=inference_only).encode()
+    if (record := record_for_push(folder, repo_id, inference_only=inference_only)) is not None:
+        files["run.json"] = record.encode()
     return files

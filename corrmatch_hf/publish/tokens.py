@@ -6,14 +6,18 @@ import os
 import re
 
 from huggingface_hub import get_token
+from huggingface_hub.errors import OIDCError
 
 SHORTEST = 8  # characters; what is shorter is no secret, and would tear words apart
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{10,}\b")
+_TOKEN = re.compile(r"\bhf_(?:(?:oauth|jwt)_[\w.\-]+|[A-Za-z0-9]{10,}\b)")
 
 
 def without_tokens(text: str) -> str:
     """The text with every Hub token in it, and the one of this login whatever it looks like, replaced by ***."""
-    own = get_token() or ""
+    try:
+        own = get_token() or ""
+    except OIDCError:  # a login that is made when it is needed, and cannot be made here
+        own = ""
     return _TOKEN.sub("***", text.replace(own, "***") if len(own) >= SHORTEST else text)
 
 

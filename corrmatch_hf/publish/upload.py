@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError
 
 from corrmatch_hf.errors import InputError
@@ -30,7 +30,8 @@ def upload_errors(what: str, remedy: str = "") -> Iterator[None]:
             403: " The token has no right to write there.",
         }
         reason = without_tokens(" ".join(str(error).split())).rstrip(".") or type(error).__name__
-        raise UploadError(f"Could not {what}: {reason}.{hints.get(status, '')} {remedy}".rstrip()) from error
+        # Without the cause, whose own text may hold the token that went into a header.
+        raise UploadError(f"Could not {what}: {reason}.{hints.get(status, '')} {remedy}".rstrip()) from None
 
 
 def open_repository(
@@ -58,4 +59,7 @@ def open_repository(
         )
     if revision:
         api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+    # That it exists says nothing about the right to write to it: ask for an upload, and send nothing.
+    probe = [CommitOperationAdd("README.md", b"-")]
+    api.preupload_lfs_files(repo_id, probe, repo_type=repo_type, revision=revision)
     return repo_id

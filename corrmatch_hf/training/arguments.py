@@ -193,7 +193,7 @@ def parse(
     parser.set_defaults(**values)
     *parsed, _, unused = parser.parse_args_into_dataclasses(args=args, return_remaining_strings=True)
     if unused:
-        raise unknown_name("option", unused[0], [f"--{name}" for name in sorted(known)])
+        raise unknown_name("option", unused[0].split("=")[0], [f"--{name}" for name in sorted(known)])
     if method is not None:
         return (*parsed[:-1], method, parsed[-1])
     return tuple(parsed)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..data.evaluation_set import EvaluationSet
 from ..evaluation.inference import predict_probabilities
+from ..methods.base import evaluating
 from ..publish import class_palette, overlay, prediction_grid, training_curves, write_run_card
 from ..publish.endpoint import write_endpoint
 from ..publish.percent import percent
@@ -93,7 +94,7 @@ def _draw_predictions(trainer: SemiSupervisedTrainer, folder: Path) -> list[dict
     """Write predictions.png and the files of `samples/`, and return what the card says of the latter."""
     data, config = trainer.data, trainer.config
     samples = EvaluationSet(data.validation, data)
-    model = trainer.evaluated_model.eval()
+    model = trainer.evaluated_model
     mean, std = (
         torch.tensor(value).view(3, 1, 1)
         for value in (trainer.processor.image_mean, trainer.processor.image_std)
@@ -103,7 +104,7 @@ def _draw_predictions(trainer: SemiSupervisedTrainer, folder: Path) -> list[dict
     for i in range(count):
         sample = samples[i * len(samples) // count]
         image = ((sample["image"].float() / 255 - mean) / std)[None].to(trainer.accelerator.device)
-        with torch.no_grad():
+        with evaluating(model):  # and afterwards training may go on as before
             probabilities = predict_probabilities(
                 model, image, window=config.eval_window, stride=config.eval_stride
             )

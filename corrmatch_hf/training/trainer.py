@@ -15,16 +15,19 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 import time
 import warnings
 import zlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from huggingface_hub import ModelCard
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -56,6 +59,8 @@ OWN_FILES = (
     "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "samples", "run.json", "README.md",
     "handler.py", "requirements.txt",
 )  # fmt: skip
+
+UPLOAD_LIMIT = timedelta(hours=12)
 
 
 class SemiSupervisedTrainer:
@@ -102,6 +107,10 @@ class SemiSupervisedTrainer:
             log_with=None if config.report_to == "none" else config.report_to,
             project_dir=self.output_dir,
             step_scheduler_with_optimizer=False,
+            # The other processes wait while one uploads in the middle of training.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=UPLOAD_LIMIT)]
+            if config.push_to_hub and config.hub_strategy == "every_save"
+            else None,
         )
         if config.cpu_threads and self.accelerator.device.type == "cpu":
             torch.set_num_threads(config.cpu_threads)
@@ -239,8 +248,8 @@ class SemiSupervisedTrainer:
     def train(self) -> dict[str, Any]:
         """Train to the end and write everything; returns the metrics that `metrics.json` holds.
 
-        With `push_to_hub` the result also says under "published" where the model is now, or None where the upload
-        failed; a failed upload is a warning, and the output folder stays.
+        With `push_to_hub` the main process's result also says under "published" where the model is now, or None where
+        the upload failed; a failed upload is said on stderr, and the output folder stays.
         """
         config, accelerator = self.config, self.accelerator
         resumed = self._prepare_output()
@@ -348,6 +357,7 @@ class SemiSupervisedTrainer:
             for name, value in {"loss": loss.detach(), **logs}.items():
                 total[name] = total.get(name, 0) + value / config.gradient_accumulation_steps
         if not accelerator.optimizer_step_was_skipped:
+            self.method.after_step()
             self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.method.segmentation_model)
@@ -451,7 +461,8 @@ class SemiSupervisedTrainer:
                 "architecture": self._architecture(),
                 "config": dataclasses.asdict(self.config),
             }
-            (aside / ckpt.STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+            text = without_tokens(json.dumps(state, indent=2))
+            (aside / ckpt.STATE_FILE).write_text(text, encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             ckpt.publish_folder(aside, path)
@@ -552,21 +563,34 @@ class SemiSupervisedTrainer:
         config = self.config
         try:
             with upload_errors(f"open {config.hub_repository}"):
+                if config.hub_license:
+                    ModelCard(f"---\nlicense: {config.hub_license}\n---\n").validate()
                 open_repository(
                     config.hub_repository, private=config.hub_private, revision=config.hub_revision
                 )
         except UploadError as error:
             raise InputError(
-                f"--push_to_hub will fail: {error} Or train without it, and publish later: "
-                f"{retry_command(self.output_dir, config.hub_repository, private=config.hub_private)}"
-            ) from error
+                f"--push_to_hub will fail: {error} Or train without it, and publish later: {self._retry_command()}"
+            ) from None
+
+    def _retry_command(self) -> str:
+        config = self.config
+        return retry_command(
+            self.output_dir, config.hub_repository, private=config.hub_private, revision=config.hub_revision
+        )
 
     def _publish(self) -> str | None:
-        """Push; a failure is a warning, for the training must not be lost over it."""
+        """Push; a failure is said and no more, for the training must not be lost over it."""
         try:
             url = self.push_to_hub()
         except UploadError as error:
-            warnings.warn(f"{error} The model is kept in {self.output_dir}.", stacklevel=2)
+            print(f"warning: {error} The model is kept in {self.output_dir}.", file=sys.stderr)
+            return None
+        except (InputError, KeyboardInterrupt) as error:
+            reason = without_tokens(str(error)) or "interrupted."
+            print(f"warning: not published: {reason} Try again: {self._retry_command()}", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt):
+                raise
             return None
         if url is not None:
             print(f"published: {url}")
@@ -574,5 +598,5 @@ class SemiSupervisedTrainer:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that every tracker accepts."""
-    return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in values.items()}
+    """Values that every tracker accepts, none of them a secret."""
+    return {k: v if isinstance(v, int | float | bool) else without_tokens(str(v)) for k, v in values.items()}

@@ -49,7 +49,9 @@ def online(hub, tmp_path, monkeypatch):
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # keeps the address it first had
+    monkeypatch.setattr(
+        transformers.utils.hub, "_hf_api", None, raising=False
+    )  # keeps the address it first had
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))

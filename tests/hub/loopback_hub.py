@@ -20,6 +20,7 @@ import yaml
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".bin", ".png", ".jpg")
 API = r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([\w-]+)(?:/([^/]+)(?:/(.*))?)?)?"
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "other")  # the real one knows more
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 TOKEN, OTHER_TOKEN = "hf_" + "loopback" * 4, "hf_" + "stranger" * 4
 
@@ -181,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             self._create()
         if path == "/api/validate-yaml":
-            raise _Answer(200, {"errors": [], "warnings": []})
+            self._validate_card()
         if path == "/api/whoami-v2":
             raise _Answer(
                 *((200, {"name": self.user, "type": "user", "orgs": []}) if self.user else (401, {}))
@@ -217,6 +218,13 @@ class _Handler(BaseHTTPRequestHandler):
                 start = json.loads(self.payload or b"{}").get("startingPoint", "main")
                 self.repository.branches[revision] = self._commit_of(start)
                 raise _Answer(200, {})
+
+    def _validate_card(self) -> None:
+        front = re.match(r"---\n(.*?)\n---", json.loads(self.payload)["content"], re.S)
+        license = yaml.safe_load(front[1]).get("license") if front else None
+        if license not in (None, *LICENSES):
+            raise _Answer(400, {"errors": [{"message": f'"license" must be one of {", ".join(LICENSES)}'}]})
+        raise _Answer(200, {"errors": [], "warnings": []})
 
     def _create(self) -> None:
         asked = json.loads(self.payload)

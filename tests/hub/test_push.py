@@ -19,7 +19,7 @@ from .loopback_hub import OTHER_TOKEN, TOKEN
 def littered(saved):
     """A folder with what a run leaves, and with what is nobody's business."""
     for name in ("checkpoints/step_1/optimizer.bin", "best/model.safetensors", "samples/1.jpg", "samples/raw/2.jpg",
-                 "notes.txt", ".env", "metrics.json", "train.py"):  # fmt: skip
+                 "samples/.env", "notes.txt", ".env", "metrics.json", "train.py"):  # fmt: skip
         path = saved / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("secret")
@@ -50,6 +50,43 @@ def test_records_are_published_without_home_folders_and_tokens(hub, saved, monke
     text = hub.files("user/model")["training_config.yaml"].decode()
     assert text == "data_dir: ~/photos\nnote: ***\nother: /home/adam\n"
     assert (saved / "training_config.yaml").read_text() == config
+
+
+def test_what_an_earlier_push_left_does_not_stay(hub, littered):
+    """Old shards would be loaded, and old photos would stay public."""
+    push_folder(littered, "user/model")
+    model = CorrMatchForSegmentation.from_pretrained(littered)
+    with torch.no_grad():
+        model.decoder.classify.bias += 1
+    (littered / "model.safetensors").unlink()
+    (littered / "samples" / "1.jpg").unlink()
+    model.save_pretrained(littered, max_shard_size="200KB")
+    push_folder(littered, "user/model")
+    names = hub.files("user/model").keys()
+    assert (
+        "samples/1.jpg" not in names
+        and "model.safetensors" not in names
+        and len(hub.messages("user/model")) == 3
+    )
+    loaded = CorrMatchForSegmentation.from_pretrained("user/model")
+    assert torch.equal(loaded.decoder.classify.bias, model.decoder.classify.bias)
+    push_folder(littered, "user/model", inference_only=True)
+    names = hub.files("user/model").keys()
+    assert [n for n in names if n.startswith("model") and "safetensors" in n] == ["model.safetensors"]
+    assert CorrMatchForSegmentation.from_pretrained("user/model").correlation is None
+
+
+def test_somebody_elses_public_repository_is_refused_before_anything_is_sent(hub, saved):
+    hub.add("stranger/model", {"README.md": b"theirs"})
+    with pytest.raises(UploadError, match="no right to write"):
+        push_folder(saved, "stranger/model")
+    assert not [path for method, path in hub.requests if method == "PUT"]
+
+
+def test_a_model_without_its_processor_is_refused(hub, saved):
+    (saved / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"CorrMatchImageProcessor\(\)\.save_pretrained"):
+        push_folder(saved, "user/model")
 
 
 def test_the_same_folder_again_makes_no_commit(hub, saved):
@@ -89,13 +126,19 @@ def test_a_branch_is_made_and_the_main_one_left_alone(hub, saved):
     assert hub.files("user/model").keys() == {".gitattributes"}
 
 
-@pytest.mark.parametrize(
-    "token, hint", [("hf_wrongwrongwrong", "hf auth login"), (OTHER_TOKEN, "no right to write")]
-)
+WRONG_TOKENS = [
+    ("hf_wrongwrongwrong", "hf auth login"),
+    (OTHER_TOKEN, "no right to write"),
+    (f"{TOKEN}\n", "Could not push"),  # as read from a file
+]
+
+
+@pytest.mark.parametrize("token, hint", WRONG_TOKENS)
 def test_a_wrong_token_is_explained_and_not_shown(token, hint, hub, saved):
     with pytest.raises(UploadError) as raised:
         push_folder(saved, "user/model", token=token)
-    assert hint in str(raised.value) and token not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert hint in str(raised.value) and token.strip() not in str(raised.value)
     assert f"Try again: {retry_command(saved, 'user/model')}" in str(raised.value)
 
 

@@ -135,6 +135,46 @@ def test_a_failed_upload_costs_nothing_and_can_be_repeated(hub, on_the_hub, run_
     assert hub.files("user/model")["model.safetensors"] == (output / "model.safetensors").read_bytes()
 
 
+def test_publishing_every_save_changes_nothing_in_the_training(hub, on_the_hub, run_client, tmp_path):
+    """And an upload that stops being possible half-way costs nothing but itself."""
+    data = ["--dataset_name", "user/scenes", "--save_steps", "1"]
+    push = ["--push_to_hub", "True", "--hub_model_id", "user/model", "--hub_strategy", "every_save"]
+    run_client(RUN, str(TRAIN), *OPTIONS, *data, "--output_dir", str(tmp_path / "plain"))
+    result = run_client(
+        RUN,
+        str(TRAIN),
+        *OPTIONS,
+        *data,
+        *push,
+        "--hub_license",
+        "mit",
+        "--output_dir",
+        str(tmp_path / "pushed"),
+    )
+    assert "published" in result.stdout
+    plain, pushed = (tmp_path / name / "model.safetensors" for name in ("plain", "pushed"))
+    assert plain.read_bytes() == pushed.read_bytes()
+
+
+def test_an_unknown_licence_is_found_before_the_first_step(hub, on_the_hub, run_client, tmp_path):
+    push = ["--push_to_hub", "True", "--hub_model_id", "user/model", "--hub_license", "gpl-99"]
+    output = tmp_path / "run"
+    result = run_client(
+        RUN,
+        str(TRAIN),
+        *OPTIONS,
+        *push,
+        "--encoder_weights",
+        "none",
+        "--output_dir",
+        str(output),
+        check=False,
+    )
+    assert (
+        result.returncode == 1 and "license" in result.stderr and not (output / "training_log.jsonl").exists()
+    )
+
+
 def test_a_wrong_token_is_found_before_the_first_step(hub, on_the_hub, run_client, tmp_path):
     push = ["--push_to_hub", "True", "--hub_model_id", "stranger/model", "--encoder_weights", "none"]
     result = run_client(RUN, str(TRAIN), *OPTIONS, *push, "--output_dir", str(tmp_path / "run"), check=False)

@@ -251,6 +251,12 @@ def test_inference_only_gives_the_same_logits_from_a_smaller_file(network, tmp_p
     whole, slimmed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "slim"))
     assert {k for k in whole if not k.startswith("correlation.")} == slimmed.keys() < whole.keys()
 
+    # as transformers calls it, by position
+    doubled = {key: 2 * value for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "given", True, doubled, inference_only=True)
+    key = "decoder.classify.weight"
+    assert torch.equal(load_file(tmp_path / "given" / "model.safetensors")[key], doubled[key])
+
     slim.save_pretrained(tmp_path / "again", inference_only=True)  # has nothing left to leave out
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == slimmed.keys()
 

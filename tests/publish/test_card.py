@@ -12,7 +12,7 @@ import corrmatch_hf
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.publish import write_run_card
-from corrmatch_hf.publish.card import card_for_push
+from corrmatch_hf.publish.card import card_for_push, record_for_push
 from corrmatch_hf.publish.versions import library_versions
 
 RUN = {
@@ -305,6 +305,25 @@ def test_an_edited_card_is_kept_but_for_the_name_in_its_snippets(tmp_path):
     text = card_for_push(tmp_path, "user/streets")
     assert "## My limits" in text and text.count('"user/streets"') == 3
     assert text.replace('"user/streets"', json.dumps(str(tmp_path))) == path.read_text(encoding="utf-8")
+
+
+def test_an_edited_card_survives_the_next_run_into_its_folder(tmp_path):
+    path = write_run_card(tmp_path, run=RUN)
+    write_run_card(tmp_path, run=RUN | {"seed": 5})
+    assert "| Seed | 5 |" in path.read_text(encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") + "\nMy own words.\n", encoding="utf-8")
+    write_run_card(tmp_path, run=RUN | {"seed": 6})
+    assert path.read_text(encoding="utf-8").endswith("\nMy own words.\n")
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["run"]["seed"] == 6
+
+
+def test_the_published_record_says_what_the_card_says(tmp_path):
+    saved_model(tmp_path)
+    write_run_card(tmp_path, run=RUN | {"parameters": 1, "inference_only": False})
+    run = json.loads(record_for_push(tmp_path, "user/streets", inference_only=True))["run"]
+    assert run["inference_only"] is True and run["hub_model_id"] == "user/streets" and run["parameters"] > 1
+    (tmp_path / "run.json").unlink()
+    assert record_for_push(tmp_path, "user/streets") is None
 
 
 def test_a_card_that_somebody_wrote_is_kept_as_it_is(tmp_path):
