@@ -5,10 +5,17 @@ from __future__ import annotations
 from ..errors import unknown_name
 from .base import Method
 from .corrmatch import CorrMatch, CorrMatchOptions
+from .cps import CPS, CPSOptions
 from .dynamic_threshold import DynamicThreshold
+from .fixmatch import FixMatch, FixMatchOptions
+from .ipixmatch import IPixMatch, IPixMatchOptions
+from .mean_teacher import MeanTeacher, MeanTeacherOptions
 from .supervised import Supervised, SupervisedOptions
+from .unimatch import UniMatch, UniMatchOptions
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (CorrMatch, Supervised)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls for cls in (CorrMatch, UniMatch, FixMatch, IPixMatch, CPS, MeanTeacher, Supervised)
+}
 
 
 def method_class(name: str) -> type[Method]:
@@ -19,12 +26,22 @@ def method_class(name: str) -> type[Method]:
 
 
 __all__ = [
+    "CPS",
     "METHODS",
+    "CPSOptions",
     "CorrMatch",
     "CorrMatchOptions",
     "DynamicThreshold",
+    "FixMatch",
+    "FixMatchOptions",
+    "IPixMatch",
+    "IPixMatchOptions",
+    "MeanTeacher",
+    "MeanTeacherOptions",
     "Method",
     "Supervised",
     "SupervisedOptions",
+    "UniMatch",
+    "UniMatchOptions",
     "method_class",
 ]

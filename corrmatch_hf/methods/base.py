@@ -95,6 +95,9 @@ class Method(nn.Module):
         """One training step: the total loss, with gradient, and detached scalars to log."""
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Called after every optimiser step, on every process: where a teacher follows its student."""
+
     def labeled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The labelled loss chosen by the options, on logits (N, K, H, W) and labels (N, H, W)."""
         ignore_index = self.model.config.ignore_index

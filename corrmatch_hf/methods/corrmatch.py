@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from ..data.batch import SemiBatch
 from ..errors import InputError
 from ..model.correlation_corrmatch import correlation_shapes, pixel_propagation
-from ..model.modeling_corrmatch import CorrMatchFeatures, resize
-from ..ops.channel_mask import channel_mask, step_generator
+from ..model.modeling_corrmatch import resize
+from ..ops.channel_mask import stacked_channel_mask, step_generator
 from ..ops.distributed import per_process
 from ..ops.losses import (
     cosine_distance,
@@ -44,14 +44,17 @@ from ..ops.losses import (
     soft_cross_entropy,
 )
 from ..ops.region_propagation import region_propagation
-from .base import Logs, Method, MethodOptions, choice, evaluating
+from .base import Logs, Method, choice
 from .dynamic_threshold import UPDATES, DynamicThreshold
+from .feature_perturbation import with_dropped_channels
+from .inter_pixel import InterPixelOptions, inter_pixel_term
+from .pseudo_labels import PseudoLabels, partner_logits
 
 SOFT_LOSSES = {"kl": kl_divergence, "cross_entropy": soft_cross_entropy, "cosine": cosine_distance}
 
 
 @dataclass
-class CorrMatchOptions(MethodOptions):
+class CorrMatchOptions(InterPixelOptions):
     """The paper's choices; the defaults are those of the published runs."""
 
     threshold_initial: float = field(
@@ -126,25 +129,6 @@ class CorrMatchOptions(MethodOptions):
 
 
 @dataclass
-class PseudoLabels:
-    """What a view's logits say, without gradient: probabilities' maximum and the class that has it, both (N, H, W)."""
-
-    confidence: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor) -> PseudoLabels:
-        confidence, labels = logits.detach().float().softmax(1).max(1)
-        return cls(confidence, labels)
-
-    def pasted(self, other: PseudoLabels, box: Tensor) -> PseudoLabels:
-        """These with `other`'s inside the box (N, H, W)."""
-        return PseudoLabels(
-            torch.where(box, other.confidence, self.confidence), torch.where(box, other.labels, self.labels)
-        )
-
-
-@dataclass
 class Predictions:
     """Everything the network says in one step, at full resolution: logits (N, K, H, W)."""
 
@@ -177,10 +161,10 @@ class CorrMatch(Method):
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         box, valid = batch.box[:, 0], batch.valid
-        partner, partner_valid = self._partner(batch)
+        partner, partner_valid = partner_logits(self.model, batch)
         predictions, shapes = self._predict(batch, partner)
         mixed_valid = torch.where(box, partner_valid, valid)
-        return self.losses(predictions, batch.label, valid, mixed_valid, box, shapes)
+        return self.losses(predictions, batch.label, valid, mixed_valid, box, shapes, step=batch.step)
 
     def losses(
         self,
@@ -190,6 +174,7 @@ class CorrMatch(Method):
         mixed_valid: Tensor,
         box: Tensor,
         shapes: Tensor | None,
+        step: int = 0,
     ) -> tuple[Tensor, Logs]:
         """All terms, their total, and the threshold's update, from the network's outputs.
 
@@ -235,6 +220,11 @@ class CorrMatch(Method):
             + o.soft_weight * terms["kl"]
             + o.correlation_weight * (terms["corr_s"] + terms["corr_w"]) / 2
         )
+        partner = torch.where(box.unsqueeze(1), p.partner, p.weak.detach().float())
+        inter = inter_pixel_term(o, p.strong, partner, confident, seed=self.seed, step=step)
+        if inter is not None:
+            terms["inter_pixel"] = inter
+            unlabeled = unlabeled + inter
         total = torch.lerp(labeled, unlabeled, o.unlabeled_weight)
 
         logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
@@ -243,45 +233,18 @@ class CorrMatch(Method):
         logs["propagated_ratio"] = propagated.sum() / n1
         return total, logs
 
-    def _partner(self, batch: SemiBatch) -> tuple[Tensor, Tensor]:
-        """Pass 1: logits (N, K, H, W) and validity (N, H, W) of the partners. Rows without a box stay zero, unread."""
-        n, _, height, width = batch.weak.shape
-        logits = batch.weak.new_zeros(n, self.model.config.num_labels, height, width, dtype=torch.float32)
-        valid = torch.zeros_like(batch.valid)
-        if batch.partner_rows:
-            rows = torch.tensor(batch.partner_rows).to(batch.weak.device, non_blocking=True)
-            with evaluating(self.model):
-                logits.index_copy_(0, rows, self.model(batch.partner_weak).logits.float())
-            # Weights that autocast cast without gradient must not be reused with one (torch before 2.10 would).
-            torch.clear_autocast_cache()
-            valid.index_copy_(0, rows, batch.partner_valid)
-        return logits, valid
-
     def _predict(self, batch: SemiBatch, partner: Tensor) -> tuple[Predictions, Tensor | None]:
         """Passes 2 and 3, and the shapes of the weak views."""
         o, model = self.options, self.model
         size = batch.weak.shape[-2:]
         labeled, unlabeled = len(batch.image), len(batch.weak)
 
-        def mask(channels: int, probability: float, use: str, rows: tuple[int, ...]) -> Tensor:
-            # One draw a part: the rows of the total batch keep their order whatever the number of processes.
-            parts = (
-                channel_mask(
-                    count,
-                    channels,
-                    probability,
-                    batch.weak.device,
-                    seed=self.seed,
-                    step=batch.step,
-                    use=f"{use} {i}",
-                )
-                for i, count in enumerate(rows)
-            )
-            return torch.cat(list(parts))
-
         def correlation(features, decoded, logits, use, rows) -> tuple[Tensor, Tensor, Tensor]:
             config = model.config
-            dropout = mask(config.correlation_channels, config.correlation_dropout, use, rows)
+            dropout = stacked_channel_mask(
+                rows, config.correlation_channels, config.correlation_dropout, batch.weak.device,
+                seed=self.seed, step=batch.step, use=use,
+            )  # fmt: skip
             query, key = model.correlate(features, decoded, channel_mask=dropout)
             # Detached: the correlation losses train the encoder and the correlation head, not the classifier.
             source = resize(logits.detach(), query.shape[-2:])
@@ -291,15 +254,7 @@ class CorrMatch(Method):
         rows = (labeled, unlabeled)
         both = features
         if o.feature_perturbation:
-            drops = (
-                mask(f.shape[1], o.feature_dropout, f"features {i}", rows) for i, f in enumerate(features)
-            )
-            both = CorrMatchFeatures(
-                *(
-                    torch.cat([f, f * drop.to(f.dtype)[:, :, None, None]])
-                    for f, drop in zip(features, drops, strict=True)
-                )
-            )
+            both = with_dropped_channels(features, o.feature_dropout, rows, seed=self.seed, step=batch.step)
         # Labelled images are decoded perturbed, too: the decoder's batch statistics are taken over both halves.
         decoded_both = model.decode(both)
         count = labeled + unlabeled

@@ -41,3 +41,25 @@ def channel_mask(
     total = torch.rand(rows * world_size(), channels, generator=generator, device=device)
     own = total[rank() * rows : (rank() + 1) * rows]
     return (own >= probability).float() / (1 - probability)
+
+
+def stacked_channel_mask(
+    rows: tuple[int, ...],
+    channels: int,
+    probability: float,
+    device: torch.device | str,
+    *,
+    seed: int,
+    step: int,
+    use: str,
+) -> Tensor:
+    """(sum(rows), channels): a mask for each part of a batch that stacks several, such as labelled and unlabelled.
+
+    One draw a part: the rows of the total batch keep their order whatever the number of processes.
+    """
+    return torch.cat(
+        [
+            channel_mask(count, channels, probability, device, seed=seed, step=step, use=f"{use} {i}")
+            for i, count in enumerate(rows)
+        ]
+    )

@@ -22,6 +22,12 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "evaluate.py"
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """The command writes evaluation.json where it is called."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def evaluate_main():
     # Not under its own name, which is that of a library.

@@ -17,14 +17,15 @@ def tiny_model(num_labels=5, **config):
     return CorrMatchForSegmentation(CorrMatchConfig(num_labels=num_labels, **config))
 
 
-def random_batch(step=0, labeled=2, unlabeled=2, size=49, num_labels=5, rows=(1,), seed=0):
+def random_batch(step=0, labeled=2, unlabeled=2, size=49, num_labels=5, rows=(1,), seed=0, views=1):
     generator = torch.Generator().manual_seed(seed)
 
     def images(n, *more):
         return torch.randn(n, *more, 3, size, size, generator=generator)
 
-    box = torch.zeros(unlabeled, 1, size, size, dtype=torch.bool)
-    box[list(rows), :, 8:30, 5:25] = True
+    box = torch.zeros(unlabeled, views, size, size, dtype=torch.bool)
+    for view in range(views):
+        box[list(rows), view, 8 + 3 * view : 30, 5 : 25 + view] = True
     valid = torch.ones(unlabeled, size, size, dtype=torch.bool)
     valid[:, 40:] = False
     return SemiBatch(
@@ -32,7 +33,7 @@ def random_batch(step=0, labeled=2, unlabeled=2, size=49, num_labels=5, rows=(1,
         image=images(labeled),
         label=torch.randint(0, num_labels, (labeled, size, size), generator=generator),
         weak=images(unlabeled),
-        strong=images(unlabeled, 1),
+        strong=images(unlabeled, views),
         valid=valid,
         box=box,
         partner_rows=list(rows),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from corrmatch_hf.methods import CorrMatch, Supervised, corrmatch
+from corrmatch_hf.methods import METHODS, FixMatchOptions, corrmatch, method_class
 from corrmatch_hf.ops.region_propagation import _propagate_batched
 
 from .test_corrmatch import random_batch, tiny_model
@@ -44,8 +44,10 @@ def test_the_counter_counts():
     assert len(mode.seen) >= 2
 
 
-@pytest.mark.parametrize("cls", [CorrMatch, Supervised])
-def test_a_step_reads_nothing_back(cls, monkeypatch):
+@pytest.mark.parametrize(
+    "name, options", [*((name, None) for name in METHODS), ("fixmatch", FixMatchOptions(teacher="ema"))]
+)
+def test_a_step_reads_nothing_back(name, options, monkeypatch):
     # The form of region propagation that GPUs take.
     monkeypatch.setattr(
         corrmatch,
@@ -54,9 +56,11 @@ def test_a_step_reads_nothing_back(cls, monkeypatch):
             labels, confident, shapes, tau, num_labels
         ),
     )
-    method = cls(tiny_model()).train()
-    batch = random_batch()
+    cls = method_class(name)
+    method = cls(tiny_model(), options).train()
+    batch = random_batch(views=max(cls.strong_views, 1))
     with CountReadBacks() as mode:
         loss, _ = method(batch)
         loss.backward()
+        method.after_step()
     assert mode.seen == []

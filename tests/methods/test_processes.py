@@ -5,12 +5,21 @@ import os
 import socket
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from corrmatch_hf.methods import CorrMatch, CorrMatchOptions
+from corrmatch_hf.methods import (
+    CorrMatchOptions,
+    CPSOptions,
+    FixMatchOptions,
+    IPixMatchOptions,
+    MeanTeacherOptions,
+    UniMatchOptions,
+    method_class,
+)
 
 from .test_corrmatch import random_batch, tiny_model
 
@@ -33,6 +42,7 @@ def run(method, batches):
         loss, _ = method(batch)
         loss.backward()
         optimizer.step()
+        (method.module if dist.is_initialized() else method).after_step()
         loss = loss.detach().clone()
         if dist.is_initialized():
             dist.all_reduce(loss)
@@ -41,20 +51,31 @@ def run(method, batches):
     return torch.stack(losses)
 
 
-def make_method():
+OHEM = {"labeled_loss": "ohem", "ohem_threshold": 0.05, "ohem_min_kept": 900}
+OPTIONS = {  # name and options of a method
+    "corrmatch": ("corrmatch", CorrMatchOptions(threshold_initial=0.3, threshold_momentum=0.5, **OHEM)),
+    "unimatch": ("unimatch", UniMatchOptions(confidence_threshold=0.22, **OHEM)),
+    "fixmatch": ("fixmatch", FixMatchOptions(confidence_threshold=0.22)),
+    "fixmatch ema": (
+        "fixmatch",
+        FixMatchOptions(confidence_threshold=0.22, teacher="ema", teacher_decay=0.7),
+    ),
+    "ipixmatch": ("ipixmatch", IPixMatchOptions(confidence_threshold=0.22, inter_pixel_loss="pairwise")),
+    "mean_teacher": ("mean_teacher", MeanTeacherOptions(inter_pixel_loss="correlation")),
+    "cps": ("cps", CPSOptions()),
+    "cps cutmix": ("cps", CPSOptions(cps_cutmix=True)),
+    "cps cutmix soft": ("cps", CPSOptions(cps_cutmix=True, cps_supervision="soft")),
+}
+
+
+def make_method(case):
     torch.manual_seed(0)
-    options = CorrMatchOptions(
-        threshold_initial=0.3,
-        threshold_momentum=0.5,
-        labeled_loss="ohem",
-        ohem_threshold=0.05,
-        ohem_min_kept=900,
-    )
-    return CorrMatch(tiny_model(), options, seed=5).train()
+    name, options = OPTIONS[case]
+    return method_class(name)(tiny_model(), options, seed=5).train()
 
 
-def batch_of_total(step):
-    batch = random_batch(step=step, labeled=4, unlabeled=4, rows=(0, 1, 3), seed=step)
+def batch_of_total(step, views):
+    batch = random_batch(step=step, labeled=4, unlabeled=4, rows=(0, 1, 3), seed=step, views=views)
     batch.valid[0] = False  # the processes have different numbers of valid pixels
     batch.label[3, 10:] = 255
     return batch
@@ -81,27 +102,36 @@ def process(rank, port, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    method = make_method()
-    wrapped = DistributedDataParallel(method)
-    frozen_batch_norm(wrapped)
-    losses = run(wrapped, [part(batch_of_total(step), rank) for step in range(STEPS)])
-    torch.save({"losses": losses, "state": method.state_dict()}, f"{results}/{rank}.pt")
+    found = {}
+    for case in OPTIONS:
+        method = make_method(case)
+        wrapped = DistributedDataParallel(method)
+        frozen_batch_norm(wrapped)
+        batches = [part(batch_of_total(step, max(method.strong_views, 1)), rank) for step in range(STEPS)]
+        found[case] = {"losses": run(wrapped, batches), "state": method.state_dict()}
+    torch.save(found, f"{results}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes found, for every method: starting them takes longer than their steps."""
+    folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    mp.spawn(process, args=(port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
-    method = make_method()
-    one = run(method, [batch_of_total(step) for step in range(STEPS)])
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_two_processes_equal_one(case, two_processes):
+    two = [found[case] for found in two_processes]
+    method = make_method(case)
+    one = run(method, [batch_of_total(step, max(method.strong_views, 1)) for step in range(STEPS)])
 
     assert torch.equal(two[0]["losses"], two[1]["losses"])
     torch.testing.assert_close(two[0]["losses"], one, rtol=1e-5, atol=0)
     for key, value in method.state_dict().items():
         torch.testing.assert_close(two[0]["state"][key], value, rtol=1e-4, atol=1e-6)
-    assert method.threshold.value != 0.3

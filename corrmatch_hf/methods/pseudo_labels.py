@@ -1,0 +1,49 @@
+"""Hard pseudo-labels, their confidence, and those of the CutMix partner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batch import SemiBatch
+from .base import evaluating
+
+
+@dataclass
+class PseudoLabels:
+    """What a view's logits say, without gradient: probabilities' maximum and the class that has it, both (N, H, W)."""
+
+    confidence: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> PseudoLabels:
+        confidence, labels = logits.detach().float().softmax(1).max(1)
+        return cls(confidence, labels)
+
+    def pasted(self, other: PseudoLabels, box: Tensor) -> PseudoLabels:
+        """These with `other`'s inside the box (N, H, W)."""
+        return PseudoLabels(
+            torch.where(box, other.confidence, self.confidence), torch.where(box, other.labels, self.labels)
+        )
+
+
+def partner_logits(model: nn.Module, batch: SemiBatch) -> tuple[Tensor, Tensor]:
+    """What `model`, in evaluation mode and without gradient, says of the partners that CutMix pastes.
+
+    Returns:
+        Logits (N, K, H, W) float32 and validity (N, H, W) bool. Rows without a box stay zero and False, unread.
+    """
+    n, _, height, width = batch.weak.shape
+    logits = batch.weak.new_zeros(n, model.config.num_labels, height, width, dtype=torch.float32)
+    valid = torch.zeros_like(batch.valid)
+    if batch.partner_rows:
+        rows = torch.tensor(batch.partner_rows).to(batch.weak.device, non_blocking=True)
+        with evaluating(model):
+            logits.index_copy_(0, rows, model(batch.partner_weak).logits.float())
+        # Weights that autocast cast without gradient must not be reused with one (torch before 2.10 would).
+        torch.clear_autocast_cache()
+        valid.index_copy_(0, rows, batch.partner_valid)
+    return logits, valid
