@@ -39,7 +39,8 @@ def test_a_run_leaves_everything(make_trainer, method, capsys):
     for name in (
         "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json", "training_config.yaml",
         "training_log.jsonl", "curves.png", "predictions.png", "README.md", "run.json", "handler.py",
-        "requirements.txt", "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors", "best/README.md", "best/handler.py",
+        "requirements.txt", "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors", "best/README.md",
+        "best/handler.py",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert (
@@ -245,8 +246,8 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(make_trainer):
     trainer = make_trainer(max_steps=6, save_steps=2, logging_steps=2)
     losses = trainer.method.losses
 
-    def poisoned(*args):
-        total, logs = losses(*args)
+    def poisoned(*args, **kwargs):
+        total, logs = losses(*args, **kwargs)
         if trainer.step == 2:
             logs["loss/kl"] = logs["loss/kl"] * float("nan")
             total = total * float("nan")
