@@ -25,6 +25,8 @@ _WHERE = {
     "CorrMatchOptions": "methods",
     "CPS": "methods",
     "CPSOptions": "methods",
+    "DGCL": "methods",
+    "DGCLOptions": "methods",
     "FixMatch": "methods",
     "FixMatchOptions": "methods",
     "IPixMatch": "methods",

@@ -6,6 +6,7 @@ from ..errors import unknown_name
 from .base import Method
 from .corrmatch import CorrMatch, CorrMatchOptions
 from .cps import CPS, CPSOptions
+from .dgcl import DGCL, DGCLOptions
 from .dynamic_threshold import DynamicThreshold
 from .fixmatch import FixMatch, FixMatchOptions
 from .ipixmatch import IPixMatch, IPixMatchOptions
@@ -14,7 +15,7 @@ from .supervised import Supervised, SupervisedOptions
 from .unimatch import UniMatch, UniMatchOptions
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (CorrMatch, UniMatch, FixMatch, IPixMatch, CPS, MeanTeacher, Supervised)
+    cls.name: cls for cls in (CorrMatch, UniMatch, FixMatch, IPixMatch, CPS, DGCL, MeanTeacher, Supervised)
 }
 
 
@@ -27,10 +28,12 @@ def method_class(name: str) -> type[Method]:
 
 __all__ = [
     "CPS",
+    "DGCL",
     "METHODS",
     "CPSOptions",
     "CorrMatch",
     "CorrMatchOptions",
+    "DGCLOptions",
     "DynamicThreshold",
     "FixMatch",
     "FixMatchOptions",

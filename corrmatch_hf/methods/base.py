@@ -95,6 +95,9 @@ class Method(nn.Module):
         """One training step: the total loss, with gradient, and detached scalars to log."""
         raise NotImplementedError
 
+    def plan(self, total_steps: int) -> None:
+        """Called before the first step with the number of forward passes to come: what schedules inside a step need."""
+
     def after_step(self) -> None:
         """Called after every optimiser step, on every process: where a teacher follows its student."""
 

@@ -129,6 +129,7 @@ class SemiSupervisedTrainer:
             config.per_device_batch_size * self.accelerator.num_processes * config.gradient_accumulation_steps
         )
         self.max_steps = config.max_steps or self._steps_of_epochs(method)
+        method.plan(self.max_steps * config.gradient_accumulation_steps)
         optimizer = build_optimizer(method, config, self.total_batch)
         self.schedule = build_schedule(optimizer, config, self.max_steps)
         self.method = method

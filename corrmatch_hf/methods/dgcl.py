@@ -1,0 +1,411 @@
+"""DGCL: density-guided contrastive learning (CVPR 2023), a self-training with a teacher and a loss on features.
+
+With f the student and g its moving average, three passes make one step:
+
+    1. g on u_w and on u_m, the CutMix partner's weak view, in evaluation mode without gradient: pseudo-labels Y
+       and their entropy e
+    2. f on [x; u_w; u_s], labelled images, weak views, and strong views with the partner's box pasted in
+    3. the projection head on the decoder's features z of [x; u_w]: r, one vector for each pixel at stride 4
+
+    r_t  = progress, from 0 to 1
+    L_u  = N / N_kept  mean CE(f(u_s), Y) over the N_kept of N pixels whose entropy is not among the
+           20 (1 - r_t) % highest
+    L_c  = mean over classes c of the mean over anchors a of
+           -log( exp(a.v / T) / (exp(a.v / T) + sum_n exp(a.n / T)) )           all vectors at length 1
+    L    = L_x + 1/2 L_u + 1/2 L_c
+
+The contrast takes the labels of x, and those of u_w but for the max(80 (1 - r_t), 10) % of highest entropy. A pixel's
+density is its mean similarity to its 8, 16 and 32 nearest features in the memory of its class. Of each class:
+
+    anchors a      r of the 200 pixels of lowest density in the batch; gradient flows here alone
+    v              mean of r of the 50 densest pixels in the batch and the 50 densest in the memory
+    negatives n    r of 512 pixels of the batch that are of another class
+
+A class takes part once its own memory is full. The published runs wait for all classes, so that one that never occurs
+switches the contrast off for ever. After the loss up to a tenth of each memory is replaced by pixels of the batch, with
+the density they had. Everything is drawn from, and is the mean over, the total batch of all processes.
+
+What else differs from the published runs:
+- The strong views are those of all methods here: colours are changed, too, and the box covers 2-40 % instead of half of
+  the image; the partner is a second view or the next image, as `cutmix_partner` says.
+- The teacher is in evaluation mode, with an average of the student's BatchNorm statistics; theirs uses those of the
+  batch, which makes the labels of an image depend on its neighbours.
+- Entropy is ranked over the total batch, not that of each process; the partner's pixels are held to the same threshold.
+- The projection head sees [x; u_w]; theirs sees u_s as well, to no use but its BatchNorm.
+- Negatives are looked for among 4096 random pixels of the total batch, so there are fewer than 512 only where other
+  classes make up less than an eighth of it.
+- The teacher is what is evaluated and saved; theirs report the better of teacher and student.
+- A stored density is 0 while the memory of its class has fewer than 32 entries, theirs up to 1000.
+- A class's memory is smaller where there are more than 21 classes, and so is the number of pixels whose density is
+  measured in a step, which is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.batch import SemiBatch
+from ..errors import InputError
+from ..model.decoders_corrmatch import ConvNormAct
+from ..model.modeling_corrmatch import resize
+from ..ops.channel_mask import step_generator
+from ..ops.class_sampling import NOTHING, best_of_all, draw_per_class, pixel_scores, take
+from ..ops.contrastive import prototype_contrast
+from ..ops.density import NEIGHBOURS
+from ..ops.distributed import all_reduce, per_process
+from ..ops.entropy_filter import entropy, entropy_threshold
+from ..ops.losses import masked_cross_entropy
+from .base import Logs, Method, MethodOptions, choice, evaluating
+from .memory_bank import MemoryBank
+from .pseudo_labels import partner_logits
+from .teacher import Teacher
+
+SAMPLING = ("density", "confidence", "random")
+POOL = 4096  # random pixels of the total batch among which every class finds its negatives
+NO_CLASS = -1
+UNLABELED_LOGS = ("loss/u", "loss/c", "kept_ratio", "ready_classes")
+
+
+@dataclass
+class DGCLOptions(MethodOptions):
+    """The defaults are those of the published runs on VOC."""
+
+    dgcl_total_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Forward passes over which the entropy filters relax; those of the whole run if not given."
+        },
+    )
+    dgcl_supervised_share: float = field(
+        default=0.0125,
+        metadata={
+            "help": "Share of --dgcl_total_steps on labelled images alone (VOC 1 of 80 epochs, Cityscapes 0.05)."
+        },
+    )
+    dgcl_teacher_decay: float = field(
+        default=0.999, metadata={"help": "Share of the teacher's weights kept by a step."}
+    )
+    dgcl_label_drop: float = field(
+        default=0.2,
+        metadata={"help": "Share of pixels without pseudo-label at the start; falls linearly to 0."},
+    )
+    dgcl_contrast_drop: float = field(
+        default=0.8, metadata={"help": "Share of unlabelled pixels left out of the contrast at the start."}
+    )
+    dgcl_contrast_drop_least: float = field(
+        default=0.1, metadata={"help": "Where that share, falling linearly towards 0, stops."}
+    )
+    dgcl_unlabeled_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the loss on pseudo-labels."}
+    )
+    dgcl_contrast_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive loss."})
+    dgcl_temperature: float = field(default=0.5, metadata={"help": "T of the contrastive loss."})
+    dgcl_ignored_class: int = field(
+        default=0,
+        metadata={"help": "Class left out of the contrast, VOC's background for instance; -1 for none."},
+    )
+    dgcl_anchor_sampling: str = choice(
+        "density", SAMPLING, "Anchors: pixels of lowest density, of lowest confidence, or any."
+    )
+    dgcl_key_sampling: str = choice(
+        "density", SAMPLING, "Pixels of the prototype: of highest density, of highest confidence, or any."
+    )
+    dgcl_anchors: int = field(default=200, metadata={"help": "Anchors of each class and step."})
+    dgcl_keys: int = field(
+        default=50, metadata={"help": "Pixels of the prototype, from the batch and from memory each."}
+    )
+    dgcl_negatives: int = field(default=512, metadata={"help": "Negatives of each class and step."})
+    dgcl_projection_channels: int = field(default=256, metadata={"help": "Length of the projected vectors."})
+    dgcl_memory_size: int = field(
+        default=10_000,
+        metadata={
+            "help": "Pixels remembered of each class, at most; the time of a step grows with the square (CPU: 1000)."
+        },
+    )
+    dgcl_memory_total: int = field(
+        default=210_000,
+        metadata={
+            "help": "Pixels remembered of all classes, at most: about 2 kB each with 256 channels, on every process."
+        },
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name in ("supervised_share", "label_drop", "contrast_drop", "contrast_drop_least"):
+            if not 0 <= (value := getattr(self, f"dgcl_{name}")) <= 1:
+                raise InputError(f"--dgcl_{name} is {value}; a share in [0, 1] is needed.")
+        if not 0 <= self.dgcl_teacher_decay < 1:
+            raise InputError(
+                f"--dgcl_teacher_decay is {self.dgcl_teacher_decay}; a number in [0, 1) is needed."
+            )
+        for name in ("unlabeled_weight", "contrast_weight"):
+            if (value := getattr(self, f"dgcl_{name}")) < 0:
+                raise InputError(f"--dgcl_{name} is {value}; it cannot be negative.")
+        if not self.dgcl_temperature > 0:
+            raise InputError(f"--dgcl_temperature is {self.dgcl_temperature}; it must be above 0.")
+        for name in ("total_steps", "anchors", "keys", "negatives", "projection_channels"):
+            if (value := getattr(self, f"dgcl_{name}")) is not None and value < 1:
+                raise InputError(f"--dgcl_{name} is {value}; at least 1 is needed.")
+
+    def memory_per_class(self, num_labels: int) -> int:
+        """Entries of each class's memory; `InputError` where a density could not be measured in it."""
+        size = min(self.dgcl_memory_size, self.dgcl_memory_total // num_labels)
+        if size < max(NEIGHBOURS):
+            raise InputError(
+                f"--dgcl_memory_size {self.dgcl_memory_size} and --dgcl_memory_total {self.dgcl_memory_total} leave "
+                f"{size} pixels to each of {num_labels} classes; the density needs at least {max(NEIGHBOURS)}."
+            )
+        return size
+
+
+@dataclass
+class Pixels:
+    """The pixels of [x; u_w] at stride 4 of this process, P of them, for the contrast; h w of each image."""
+
+    features: Tensor  # (P, C) float32, length 1, detached
+    projections: Tensor  # (P, D) float32, with gradient
+    confidence: Tensor  # (P,) float32, the student's
+    labels: Tensor  # (P,) int64, NO_CLASS where it is not known well enough
+    images: tuple[int, int]  # labelled and unlabelled images of this process
+
+
+class DGCL(Method):
+    """DGCL's training step. See the file's head for the equations, and `MemoryBank` for the memory it takes.
+
+    The projection head and the memory are part of the method's state, not of the saved model.
+    """
+
+    name = "dgcl"
+    Options = DGCLOptions
+    options: DGCLOptions
+
+    def __init__(self, model: nn.Module, options: DGCLOptions | None = None, seed: int = 0):
+        super().__init__(model, options, seed)
+        o, labels, channels = self.options, model.config.num_labels, model.config.decoder_channels
+        if not -1 <= o.dgcl_ignored_class < labels:
+            raise InputError(
+                f"--dgcl_ignored_class is {o.dgcl_ignored_class}; give one of the classes 0 to {labels - 1}, or -1."
+            )
+        self.teacher = Teacher(model, o.dgcl_teacher_decay)
+        self.projection = nn.Sequential(
+            ConvNormAct(channels, channels, 1), nn.Conv2d(channels, o.dgcl_projection_channels, 1)
+        )
+        self.memory = MemoryBank(labels, o.memory_per_class(labels), channels, o.dgcl_projection_channels)
+        self.total_steps = o.dgcl_total_steps
+        self.warming_up = False
+        # Every process computes the same memory: data-parallel training need not send it round in every step.
+        self._ddp_params_and_buffers_to_ignore = [f"memory.{name}" for name, _ in self.memory.named_buffers()]
+
+    @property
+    def segmentation_model(self) -> nn.Module:
+        """The teacher."""
+        return self.teacher.network
+
+    # -------------------------------------------------------------------------------------------------- schedule
+
+    def plan(self, total_steps: int) -> None:
+        if self.options.dgcl_total_steps is None:
+            self.total_steps = total_steps
+
+    def progress(self, step: int) -> float:
+        """r_t of a step: 0 at the first one with unlabelled images, 1 at the end of the run."""
+        total = self.total_steps
+        if total is None:
+            return 0.0
+        start = self._supervised_steps()
+        return min(max((step - start) / max(total - start, 1), 0.0), 1.0)
+
+    def _supervised_steps(self) -> int:
+        return int(self.options.dgcl_supervised_share * (self.total_steps or 0))
+
+    def dropped(self, step: int) -> tuple[float, float]:
+        """Shares of highest entropy left out of the pseudo-labels and of the contrast."""
+        o, left = self.options, 1 - self.progress(step)
+        return o.dgcl_label_drop * left, max(o.dgcl_contrast_drop * left, o.dgcl_contrast_drop_least)
+
+    # ------------------------------------------------------------------------------------------------------ step
+
+    def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        self.warming_up = batch.step < self._supervised_steps()
+        return self._supervised(batch) if self.warming_up else self._semi_supervised(batch)
+
+    def after_step(self) -> None:
+        self.teacher.update(self.model)
+        if self.warming_up:
+            self.teacher.updates.zero_()  # until unlabelled images come, the teacher is a copy of the student
+
+    def _supervised(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        decoded = self.model.decode(self.model.encode(batch.image))
+        loss = self.labeled_loss(resize(decoded.logits, batch.image.shape[-2:]), batch.label)
+        # Data-parallel training waits for every gradient: the projection head's is 0.
+        total = loss + 0 * self.projection(decoded.fused).sum()
+        # The same names in every step: what logs are collected in has one shape.
+        zero = torch.zeros_like(loss.detach())
+        return total, {"loss/x": loss.detach()} | dict.fromkeys(UNLABELED_LOGS, zero)
+
+    def _semi_supervised(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        o, size = self.options, batch.weak.shape[-2:]
+        labeled, unlabeled = len(batch.image), len(batch.weak)
+        drop, contrast_drop = self.dropped(batch.step)
+
+        partner, partner_valid = partner_logits(self.teacher.network, batch)
+        with evaluating(self.teacher.network):
+            low = self.teacher.network.decode(self.teacher.network.encode(batch.weak)).logits.float()
+            weak = resize(low, size)
+
+        decoded = self.model.decode(
+            self.model.encode(torch.cat([batch.image, batch.weak, batch.strong[:, 0]]))
+        )
+        logits = resize(decoded.logits, size)
+        both = labeled + unlabeled
+
+        terms = {"x": self.labeled_loss(logits[:labeled], batch.label)}
+        terms["u"], kept = self._self_training(
+            logits[both:], weak, batch.valid, partner, partner_valid, batch.box[:, 0], drop
+        )
+
+        pixels = Pixels(
+            F.normalize(_rows(decoded.fused[:both].detach()), dim=-1),
+            _rows(self.projection(decoded.fused[:both])),
+            decoded.logits[:both].detach().float().softmax(1).amax(1).flatten(),
+            self._contrast_labels(batch, low, contrast_drop).flatten(),
+            (labeled, unlabeled),
+        )
+        terms["c"], ready = self._contrast(pixels, batch.step)
+
+        total = terms["x"] + o.dgcl_unlabeled_weight * terms["u"] + o.dgcl_contrast_weight * terms["c"]
+        logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
+        return total, {**logs, "kept_ratio": kept, "ready_classes": ready}
+
+    def _self_training(
+        self,
+        strong: Tensor,
+        weak: Tensor,
+        valid: Tensor,
+        partner: Tensor,
+        partner_valid: Tensor,
+        box: Tensor,
+        drop: float,
+    ) -> tuple[Tensor, Tensor]:
+        """L_u from logits (N, K, H, W) and masks (N, H, W), and the share of all pixels that it is over."""
+        uncertainty = entropy(weak)
+        threshold = entropy_threshold(uncertainty, valid, drop)
+        kept = torch.where(
+            box, partner_valid & (entropy(partner) <= threshold), valid & (uncertainty <= threshold)
+        )
+        labels = torch.where(box, partner.argmax(1), weak.argmax(1))
+        count = per_process(kept.sum())
+        # Every process has as many pixels, so those of this one are those "per process".
+        return kept.numel() / count * masked_cross_entropy(strong, labels, kept, count), kept.float().mean()
+
+    def _contrast_labels(self, batch: SemiBatch, low: Tensor, drop: float) -> Tensor:
+        """(N, h, w) labels of [x; u_w] at the size of the teacher's logits `low` (N_u, K, h, w)."""
+
+        def shrink(tensor: Tensor) -> Tensor:
+            return F.interpolate(tensor[:, None].float(), low.shape[-2:], mode="nearest")[:, 0]
+
+        labels = shrink(batch.label).long()
+        labels = labels.masked_fill(labels == self.model.config.ignore_index, NO_CLASS)
+        valid, uncertainty = shrink(batch.valid).bool(), entropy(low)
+        certain = valid & (uncertainty <= entropy_threshold(uncertainty, valid, drop))
+        return torch.cat([labels, low.argmax(1).masked_fill(~certain, NO_CLASS)])
+
+    # -------------------------------------------------------------------------------------------------- contrast
+
+    def _contrast(self, pixels: Pixels, step: int) -> tuple[Tensor, Tensor]:
+        """L_c, and the number of classes whose memory is full; then the memory learns the batch."""
+        o, memory = self.options, self.memory
+        classes = len(memory.added)
+        draw = self._draw(pixels, step, "candidates")
+        wanted = pixels.labels.masked_fill(pixels.labels == o.dgcl_ignored_class, NO_CLASS)
+        index, order = draw_per_class(wanted, draw, classes, memory.size)
+        # As many candidates of the total batch as one process may have: the rest is no candidate.
+        order = order.masked_fill(order < best_of_all(order, memory.size)[0][:, -1:], NOTHING)
+        present = order > NOTHING
+
+        def rank(sampling: str, use: str) -> Tensor:
+            if sampling == "random":
+                return self._draw(pixels, step, use)[index]
+            if sampling == "confidence":
+                return pixels.confidence[index]
+            return memory.density(pixels.features, index)
+
+        anchor_rank = rank(o.dgcl_anchor_sampling, "anchors")
+        same = o.dgcl_key_sampling == o.dgcl_anchor_sampling != "random"
+        key_rank = anchor_rank if same else rank(o.dgcl_key_sampling, "keys")
+
+        anchors, is_anchor = self._anchors(pixels, index, anchor_rank, present)
+        prototypes = self._prototypes(pixels, index, key_rank, present, step)
+        negatives, is_negative = self._negatives(pixels, step, classes)
+
+        ready = memory.added >= memory.size
+        losses = prototype_contrast(anchors, prototypes, negatives, is_negative, o.dgcl_temperature)
+        chosen = is_anchor & ready[:, None]
+        count = per_process(chosen.sum(1))
+        contributing = (all_reduce(chosen.sum(1)) > 0).sum().clamp(min=1)
+        loss = ((losses * chosen).sum(1) / count).sum() / contributing
+
+        self._remember(pixels, index, order, key_rank)
+        return loss, ready.sum().float()
+
+    def _draw(self, pixels: Pixels, step: int, use: str) -> Tensor:
+        """(P,) random numbers, a part of those of the total batch."""
+        generator = step_generator(pixels.labels.device, self.seed, step, use)
+        each = len(pixels.labels) // sum(pixels.images)
+        return torch.cat([pixel_scores(images, each, generator) for images in pixels.images])
+
+    def _anchors(self, pixels: Pixels, index: Tensor, rank: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections (K, A, D), with gradient, of this process's pixels among the A lowest of the total batch."""
+        lowest = (-rank).masked_fill(~present, NOTHING)
+        own, place = lowest.topk(min(self.options.dgcl_anchors, lowest.shape[1]))
+        cut = best_of_all(own, self.options.dgcl_anchors)[0][:, -1:]
+        return pixels.projections[index.gather(1, place)], (own >= cut) & (own > NOTHING)
+
+    def _prototypes(self, pixels: Pixels, index: Tensor, rank: Tensor, present: Tensor, step: int) -> Tensor:
+        """(K, D): mean projection of the highest pixels of the total batch and of the memory; 0 where there is none."""
+        number, memory = self.options.dgcl_keys, self.memory
+        best, place = rank.masked_fill(~present, NOTHING).topk(min(number, rank.shape[1]))
+        best, keys = best_of_all(best, number, pixels.projections.detach()[index.gather(1, place)])
+        scores = None
+        if self.options.dgcl_key_sampling == "random":
+            generator = step_generator(rank.device, self.seed, step, "memory keys")
+            scores = torch.rand(memory.scores.shape, generator=generator, device=rank.device)
+        remembered, is_remembered = memory.best(number, scores)
+        keys = torch.cat([keys, remembered], dim=1)
+        is_key = torch.cat([best > NOTHING, is_remembered], dim=1).unsqueeze(-1)
+        return (keys * is_key).sum(1) / is_key.sum(1).clamp(min=1)
+
+    def _negatives(self, pixels: Pixels, step: int, classes: int) -> tuple[Tensor, Tensor]:
+        """Projections (K, N, D) of random pixels of the total batch that have another class, and which there are."""
+        scores = self._draw(pixels, step, "negatives").masked_fill(pixels.labels == NO_CLASS, NOTHING)
+        scores, place = scores.topk(min(POOL, len(scores)))
+        pool = best_of_all(
+            scores[None], POOL, pixels.projections.detach()[place][None], pixels.labels[place][None]
+        )
+        scores, projections, labels = (value[0] for value in pool)
+        scores = scores.expand(classes, -1)
+        own = labels == torch.arange(classes, device=labels.device)[:, None]
+        scores, place = scores.masked_fill(own, NOTHING).topk(
+            min(self.options.dgcl_negatives, scores.shape[1])
+        )
+        return projections[place], scores > NOTHING
+
+    @torch.no_grad()
+    def _remember(self, pixels: Pixels, index: Tensor, order: Tensor, score: Tensor) -> None:
+        """Put random candidates of the total batch into the memory, at most a tenth of it."""
+        number = max(self.memory.size // 10, 1)
+        order, place = order.topk(min(number, order.shape[1]))
+        chosen = index.gather(1, place)
+        order, features, projections, score = best_of_all(
+            order, number, pixels.features[chosen], pixels.projections[chosen], take(score, place)
+        )
+        self.memory.add(features, projections, score, order > NOTHING)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N h w, C) float32."""
+    return maps.float().permute(0, 2, 3, 1).flatten(0, 2)
