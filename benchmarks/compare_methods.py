@@ -5,10 +5,9 @@
         --config examples/configs/camvid.yaml --data_dir camvid --labeled_list camvid/splits/1_16/labeled.txt \\
         --unlabeled_list camvid/splits/1_16/unlabeled.txt --encoder_weights mobilenetv2_100.safetensors
 
-What stands after `--` goes to examples/train_semi.py as it is. Each run is a process of its own; its figures are written
-to `results/compare_methods/NAME/METHOD-SEED.json`, and what is there is not run again, so an interrupted grid goes on
-where it stopped (in the middle of a run, too, where `--save_steps` is given). The table is
-`results/compare_methods/NAME.md`.
+What stands after `--` goes to examples/train_semi.py as it is. Each run is a process of its own; its figures go to
+`results/compare_methods/NAME/METHOD-SEED.json`, and what is there is not run again, so an interrupted grid goes on where
+it stopped (in the middle of a run, too, where `--save_steps` is given). The table is `results/compare_methods/NAME.md`.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ def table_of(folder: Path, options: list[str]) -> str:
         ),
         "",
         "Last weights, in percent: mean over the seeds, and their standard deviation. Images through the encoder in a",
-        "step of 1 + 1 images with a CutMix box: with gradient + without. Seconds and memory are of the machine it ran on.",
+        "step of 1 + 1 images with a CutMix box: with gradient + without. Seconds and memory: of the machine used.",
         "",
         "| Method | Seeds | Steps | Mean IoU | Best mean IoU | Pixel accuracy | Images | CPU s / step | Peak MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

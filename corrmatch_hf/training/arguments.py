@@ -213,7 +213,8 @@ def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:
     return None
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The options of a file, on top of those of the file that it names as `base`, relative to itself."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -222,4 +223,10 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise InputError(f"--config {path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold 'option: value' lines.")
-    return values
+    if "base" not in values:
+        return values
+    seen = (*seen, Path(path).resolve())
+    base = Path(path).parent / str(values.pop("base"))
+    if base.resolve() in seen:
+        raise InputError(f"--config {path}: base {base} leads back to a file that it came from.")
+    return _read_yaml(str(base), seen) | values
