@@ -6,8 +6,9 @@
         --unlabeled_list camvid/splits/1_16/unlabeled.txt --encoder_weights mobilenetv2_100.safetensors
 
 What stands after `--` goes to examples/train_semi.py as it is. Each run is a process of its own; its figures go to
-`results/compare_methods/NAME/METHOD-SEED.json`, and what is there is not run again, so an interrupted grid goes on where
-it stopped (in the middle of a run, too, where `--save_steps` is given). The table is `results/compare_methods/NAME.md`.
+`results/compare_methods/NAME/METHOD-SEED.json`, and what is there is not run again, so an interrupted grid goes on
+where it stopped (in the middle of a run, too, where `--save_steps` is given). The table is
+`results/compare_methods/NAME.md`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ BatchNorm statistics of its own, as in the baseline of the CPS paper. Student an
     L   = L_x + 100 L_c
 
 No threshold, no ramp-up, no strong augmentation. With --inter_pixel_loss, its weighted term joins the sum, over all
-valid pixels of u (see `inter_pixel.py`). Made for a pretrained encoder and long schedules: what an untrained network says
-of unlabelled images is what its average holds on to, so from scratch and in few steps it is behind the baseline. The student is what is evaluated and saved.
+valid pixels of u (see `inter_pixel.py`). The student is what is evaluated and saved.
+
+Made for a pretrained encoder and a long schedule: what an untrained network says of unlabelled images is what its
+average holds on to, so from scratch and in few steps it stays behind the supervised baseline.
 """
 
 from __future__ import annotations
