@@ -72,6 +72,15 @@ def online_datasets(hub, tmp_path, monkeypatch):
     datasets.disable_progress_bars()
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the processes of `run_client`: the number of threads changes the order of sums, hence the last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def run_client(hub, tmp_path):
     """Runs a Python script in a process of its own, in an empty folder, against the loopback Hub."""
