@@ -49,7 +49,11 @@ def main() -> None:
     for seed in args.seeds:
         for method in args.methods:
             path = folder / f"{method}-{seed}.json"
-            if not path.exists():
+            if path.exists():
+                there = json.loads(path.read_text(encoding="utf-8"))["options"]
+                if there != args.options:
+                    sys.exit(f"error: {path} is of other options ({shlex.join(there)}); give another --name.")
+            else:
                 result = run(method, seed, args.options, Path(args.runs) / args.name / f"{method}-{seed}")
                 path.write_text(json.dumps(result, indent=2), encoding="utf-8")
     table = table_of(folder, args.options)
@@ -61,7 +65,8 @@ def run(method: str, seed: int, options: list[str], output: Path) -> dict:
     """Train one method with one seed, and return what it gave."""
     command = [sys.executable, str(ROOT / "examples" / "train_semi.py"), *options]
     command += ["--method", method, "--seed", str(seed), "--output_dir", str(output)]
-    if any(output.glob("checkpoints/step_*")):
+    resumed = any(output.glob("checkpoints/step_*"))
+    if resumed:
         command += ["--resume_from_checkpoint", "latest"]
     elif output.exists():
         command += ["--overwrite", "True"]
@@ -71,9 +76,13 @@ def run(method: str, seed: int, options: list[str], output: Path) -> dict:
     if status:
         sys.exit(f"error: {method} with seed {seed} failed; run the same command again to go on.")
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    if metrics["final"] is None:
+        sys.exit("error: the data have no validation split, so there is nothing to compare.")
     return {
         "method": method,
         "seed": seed,
+        "options": options,
+        "resumed": resumed,
         "steps": metrics["steps"],
         "seconds": metrics["seconds"],
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
@@ -128,7 +137,8 @@ def table_of(folder: Path, options: list[str]) -> str:
         ),
         "",
         "Last weights, in percent: mean over the seeds, and their standard deviation. Images through the encoder in a",
-        "step of 1 + 1 images with a CutMix box: with gradient + without. Seconds and memory: of the machine used.",
+        "step of 1 + 1 images with a CutMix box, at the method's defaults: with gradient + without. Seconds and memory",
+        "are of the machine used.",
         "",
         "| Method | Seeds | Steps | Mean IoU | Best mean IoU | Pixel accuracy | Images | CPU s / step | Peak MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -137,10 +147,16 @@ def table_of(folder: Path, options: list[str]) -> str:
         lines.append(
             f"| {method} | {len(results)} | {results[0]['steps']} | {_spread(results, 'mean_iou')} "
             f"| {_spread(results, 'best_mean_iou')} | {_spread(results, 'pixel_accuracy')} | {passes(method)} "
-            f"| {statistics.mean(r['cpu_seconds'] / r['steps'] for r in results):.2f} "
+            f"| {_cost(results)} "
             f"| {max(r['peak_memory_mib'] for r in results)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _cost(results: list[dict]) -> str:
+    """CPU seconds a step, of the runs that were not interrupted."""
+    costs = [result["cpu_seconds"] / result["steps"] for result in results if not result["resumed"]]
+    return f"{statistics.mean(costs):.2f}" if costs else "-"
 
 
 def _mean(results: list[dict], key: str) -> float:

@@ -6,6 +6,7 @@ The labelled images teach the classes; on the unlabelled ones the network is to 
 `docs/own_method.md` explains what a method gets and what it owes.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,7 @@ from corrmatch_hf import (
     TrainingConfig,
     load_semi_dataset,
 )
+from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods.base import Method, MethodOptions
 from corrmatch_hf.ops.distributed import per_process
 from corrmatch_hf.ops.losses import masked_mean
@@ -62,4 +64,7 @@ def main(max_steps: int = 300, output_dir: str = "outputs/own_method") -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import corrmatch_hf.publish
+from corrmatch_hf.methods import METHODS, method_class
 from corrmatch_hf.publish.references import REFERENCES
 from corrmatch_hf.training import TrainingConfig
 from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
@@ -25,7 +26,11 @@ def card(name):
 
 
 def recipe(name):
-    return yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    """The options of a recipe file, without those of other methods than the one it names."""
+    values = yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = method_class(values.get("method", "corrmatch")).Options.__dataclass_fields__
+    others = {option for cls in METHODS.values() for option in cls.Options.__dataclass_fields__} - set(own)
+    return {option: value for option, value in values.items() if option not in others}
 
 
 @both

@@ -81,8 +81,9 @@ class Method(nn.Module):
                 f"Method {self.name!r} trains the correlation head, but the model has none; "
                 "build it with CorrMatchConfig(correlation_head=True)."
             )
-        if not self.uses_correlation_head and getattr(model, "correlation", None) is not None:
-            model.correlation.requires_grad_(False)  # data-parallel training waits for every gradient
+        if getattr(model, "correlation", None) is not None:
+            # Data-parallel training waits for every gradient. (Another method may have frozen it before.)
+            model.correlation.requires_grad_(self.uses_correlation_head)
         self.model = model
         self.seed = seed
 

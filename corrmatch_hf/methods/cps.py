@@ -21,6 +21,7 @@ published runs draw a second batch for u'. Here fi(u') is fi(u), one row on, whi
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from dataclasses import dataclass, field
 
@@ -63,7 +64,7 @@ class CPSOptions(MethodOptions):
 
     def check(self) -> None:
         super().check()
-        if self.cps_weight < 0:
+        if not 0 <= self.cps_weight < math.inf:
             raise InputError(f"--cps_weight is {self.cps_weight}; it cannot be negative.")
         if self.cps_cutmix and not self.cps_on_unlabeled:
             raise InputError(

@@ -1,7 +1,8 @@
 """Mean Teacher for segmentation: the student agrees with its own moving average, everywhere and softly.
 
 After every step the teacher's parameters become g <- 0.99 g + 0.01 f. It stays in training mode and keeps
-BatchNorm statistics of its own, as in the baseline of the CPS paper. Student and teacher see the same weak views:
+BatchNorm statistics of its own, as in the baseline of the CPS paper. Student and teacher see the same weak views, x and
+u in passes of their own:
 
     L_c = mean over pixels and classes of ( softmax f([x; u]) - softmax g([x; u]) )^2
     L   = L_x + 100 L_c
@@ -15,6 +16,7 @@ average holds on to, so from scratch and in few steps it stays behind the superv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -44,7 +46,7 @@ class MeanTeacherOptions(InterPixelOptions):
             raise InputError(
                 f"--mean_teacher_decay is {self.mean_teacher_decay}; a number in [0, 1) is needed."
             )
-        if self.consistency_weight < 0:
+        if not 0 <= self.consistency_weight < math.inf:
             raise InputError(f"--consistency_weight is {self.consistency_weight}; it cannot be negative.")
 
 
@@ -61,12 +63,13 @@ class MeanTeacher(Method):
         self.teacher = Teacher(model, self.options.mean_teacher_decay, buffers=False, warm_up=False)
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        images = torch.cat([batch.image, batch.weak])
+        views = batch.image, batch.weak  # each with batch statistics of its own
         with torch.no_grad():
-            teacher = self.teacher.network(images).logits
+            teacher = torch.cat([self.teacher.network(view).logits for view in views])
         # Weights that autocast cast without gradient must not be reused with one (torch before 2.10 would).
         torch.clear_autocast_cache()
-        return self.losses(self.model(images).logits, teacher, batch.label, batch.valid, step=batch.step)
+        student = torch.cat([self.model(view).logits for view in views])
+        return self.losses(student, teacher, batch.label, batch.valid, step=batch.step)
 
     def after_step(self) -> None:
         self.teacher.update(self.model)

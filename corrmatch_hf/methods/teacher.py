@@ -24,7 +24,7 @@ class Teacher(nn.Module):
     def __init__(self, student: nn.Module, decay: float, *, buffers: bool = True, warm_up: bool = True):
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
-        self.decay, self.follow_buffers, self.warm_up = decay, buffers, warm_up
+        self.decay, self.follow_buffers, self.warm_up = float(decay), buffers, warm_up
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()

@@ -84,7 +84,9 @@ class TrainingConfig:
         "Keep BatchNorm's running statistics as they are; then a step does not depend on the process count.",
     )
     ema_decay: float | None = option(
-        None, "Evaluate and save an exponential average of the weights with this decay, e.g. 0.999."
+        None,
+        "Evaluate and save an exponential average of the weights with this decay, e.g. 0.999. Methods whose teacher is "
+        "saved average already.",
     )
 
     eval_steps: int | None = option(None, "Evaluate every so many steps; always at the end.")

@@ -207,7 +207,7 @@ class SemiSupervisedTrainer:
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
             saved = ckpt.read_state(path)
             ckpt.check_same_architecture(saved["architecture"], self._architecture(), path)
-            for text in ckpt.changed_options(saved["config"], dataclasses.asdict(config)):
+            for text in ckpt.changed_options(saved["config"], self._options()):
                 warnings.warn(text, stacklevel=3)
             return path
         if folder.is_file():
@@ -460,7 +460,7 @@ class SemiSupervisedTrainer:
                 "best": self.best,
                 "seconds": self.seconds,
                 "architecture": self._architecture(),
-                "config": dataclasses.asdict(self.config),
+                "config": self._options(),
             }
             text = without_tokens(json.dumps(state, indent=2))
             (aside / ckpt.STATE_FILE).write_text(text, encoding="utf-8")
@@ -479,7 +479,12 @@ class SemiSupervisedTrainer:
             raise NonFiniteLossError(f"The weights are not finite after step {self.step}. {REMEDY}")
 
     def _load(self, path: Path) -> None:
-        self.accelerator.load_state(str(path))
+        try:
+            self.accelerator.load_state(str(path))
+        except RuntimeError as error:  # weights that are not there, or of another shape
+            raise InputError(
+                f"The checkpoint {path} does not fit the options of the method; resume with those it was started with."
+            ) from error
         state = ckpt.read_state(path)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
 
@@ -497,9 +502,12 @@ class SemiSupervisedTrainer:
         return {
             **self.recipe,
             "method": self.method.name,
-            **dataclasses.asdict(self.config),
-            **dataclasses.asdict(self.method.options),
+            **self._options(),
         }
+
+    def _options(self) -> dict[str, Any]:
+        """Those of the training and those of the method."""
+        return {**dataclasses.asdict(self.config), **dataclasses.asdict(self.method.options)}
 
     def _write_configuration(self) -> None:
         if not self.accelerator.is_main_process:

@@ -44,6 +44,14 @@ def random_batch(step=0, labeled=2, unlabeled=2, size=49, num_labels=5, rows=(1,
     )
 
 
+def test_a_model_that_another_method_trained_before_trains_its_correlation_head():
+    model = tiny_model()
+    Supervised(model)
+    assert not any(p.requires_grad for p in model.correlation.parameters())
+    CorrMatch(model)
+    assert all(p.requires_grad for p in model.correlation.parameters())
+
+
 @pytest.fixture(scope="module")
 def reference(shared_dir):
     return load_file(shared_dir / "reference/step.safetensors")

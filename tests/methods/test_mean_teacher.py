@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods import MeanTeacher, MeanTeacherOptions
+from corrmatch_hf.methods import MeanTeacher, MeanTeacherOptions, Supervised
 
 from .test_corrmatch import random_batch, tiny_model
 from .test_fixmatch import logits_of
@@ -33,6 +33,17 @@ def test_a_second_step_by_hand():
         student, teacher, torch.tensor([[[255]]]), ALL
     )
     assert total.item() == pytest.approx(10 * (2 * 0.3**2) / 4, rel=1e-4)
+
+
+def test_without_consistency_it_is_the_supervised_baseline():
+    """Unlabelled images have batch statistics of their own, so they leave the labelled ones alone."""
+    torch.manual_seed(0)
+    model = tiny_model()
+    method = MeanTeacher(model, MeanTeacherOptions(consistency_weight=0.0)).train()
+    batch = random_batch()
+    _, logs = method(batch)
+    _, expected = Supervised(model).train()(batch)
+    torch.testing.assert_close(logs["loss/x"], expected["loss/x"])
 
 
 def test_the_teacher_starts_equal_and_then_follows_the_students_parameters_only():

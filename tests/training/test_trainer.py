@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods import METHODS, CorrMatch, CorrMatchOptions, method_class
+from corrmatch_hf.methods import METHODS, CorrMatch, CorrMatchOptions, FixMatchOptions, method_class
 from corrmatch_hf.training.checkpoint import checkpoints
 from corrmatch_hf.training.non_finite import NonFiniteLossError
 
@@ -110,6 +110,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, tmp_path, name,
     keep = {key for row in read_log(whole.output_dir) for key in row} - {"images_per_second"}
     logs = [[{k: r.get(k) for k in keep} for r in read_log(t.output_dir)] for t in (resumed, whole)]
     assert logs[0] == logs[1]
+
+
+def test_options_of_the_method_that_changed_are_named(make_trainer):
+    make_trainer("fixmatch", options=FixMatchOptions(teacher="ema")).train()
+    changed = FixMatchOptions(teacher="ema", confidence_threshold=0.1)
+    with pytest.warns(UserWarning, match="--confidence_threshold was 0.95"):
+        make_trainer("fixmatch", options=changed, resume_from_checkpoint="latest", max_steps=5).train()
+    with (
+        pytest.warns(UserWarning, match="--teacher was"),
+        pytest.raises(InputError, match="options of the method"),
+    ):
+        make_trainer("fixmatch", resume_from_checkpoint="latest", max_steps=6).train()
 
 
 def test_checkpoints_rotate(make_trainer):
