@@ -220,11 +220,12 @@ class CorrMatch(Method):
             + o.soft_weight * terms["kl"]
             + o.correlation_weight * (terms["corr_s"] + terms["corr_w"]) / 2
         )
-        partner = torch.where(box.unsqueeze(1), p.partner, p.weak.detach().float())
-        inter = inter_pixel_term(o, p.strong, partner, confident, seed=self.seed, step=step)
-        if inter is not None:
-            terms["inter_pixel"] = inter
-            unlabeled = unlabeled + inter
+        if o.inter_pixel_loss != "none":  # off by default: then nothing is pasted for it
+            teacher = torch.where(box.unsqueeze(1), p.partner, p.weak.detach().float())
+            terms["inter_pixel"] = inter_pixel_term(
+                o, p.strong, teacher, confident, seed=self.seed, step=step
+            )
+            unlabeled = unlabeled + terms["inter_pixel"]
         total = torch.lerp(labeled, unlabeled, o.unlabeled_weight)
 
         logs = {f"loss/{name}": value.detach() for name, value in terms.items()}

@@ -110,10 +110,10 @@ class FixMatch(Method):
             "loss/s": unlabeled.detach(),
             "kept_ratio": kept_ratio(target, mixed_valid, self.options.confidence_threshold),
         }
-        kept = (target.confidence >= self.options.confidence_threshold) & mixed_valid
-        teacher = torch.where(box.unsqueeze(1), partner, weak.detach().float())
-        inter = inter_pixel_term(self.options, strong, teacher, kept, seed=self.seed, step=step)
-        if inter is not None:
+        if self.options.inter_pixel_loss != "none":  # off by default: then nothing is pasted for it
+            kept = (target.confidence >= self.options.confidence_threshold) & mixed_valid
+            teacher = torch.where(box.unsqueeze(1), partner, weak.detach().float())
+            inter = inter_pixel_term(self.options, strong, teacher, kept, seed=self.seed, step=step)
             unlabeled = unlabeled + inter
             logs["loss/inter_pixel"] = inter.detach()
         return (labeled + unlabeled) / 2, logs

@@ -103,12 +103,11 @@ class UniMatch(Method):
             box = boxes[:, i]
             mixed, mixed_valid = target.pasted(other, box), torch.where(box, partner_valid, valid)
             terms[f"s{i + 1}"] = confident_cross_entropy(view, mixed, mixed_valid, threshold)
-            kept = (mixed.confidence >= threshold) & mixed_valid
-            teacher = torch.where(box.unsqueeze(1), partner, weak.detach().float())
-            seed = self.seed + i  # another draw of pixels for each view
-            term = inter_pixel_term(self.options, view, teacher, kept, seed=seed, step=step)
-            if term is not None:
-                inter.append(term)
+            if self.options.inter_pixel_loss != "none":  # off by default: then nothing is pasted for it
+                kept = (mixed.confidence >= threshold) & mixed_valid
+                teacher = torch.where(box.unsqueeze(1), partner, weak.detach().float())
+                seed = self.seed + i  # another draw of pixels for each view
+                inter.append(inter_pixel_term(self.options, view, teacher, kept, seed=seed, step=step))
         total = (terms["x"] + terms["s1"] / 4 + terms["s2"] / 4 + terms["fp"] / 2) / 2
         if inter:
             terms["inter_pixel"] = sum(inter) / len(inter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from datasets import DatasetDict
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
@@ -84,4 +85,4 @@ def push_dataset(
             repo_type="dataset",
             revision=revision,
         )
-    return f"{commit.repo_url}/tree/{revision}" if revision else str(commit.repo_url)
+    return f"{commit.repo_url}/tree/{quote(revision)}" if revision else str(commit.repo_url)
