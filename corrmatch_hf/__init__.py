@@ -1,6 +1,7 @@
 """corrmatch-hf: semi-supervised semantic segmentation, as easy as any Hugging Face model.
 
-Importing the package registers the model with transformers' Auto classes; everything else is imported when first used.
+Importing the package makes the model known to transformers' Auto classes and imports nothing heavy: everything is
+imported when it is first used.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import model as _model  # noqa: F401  (registers CorrMatch with the Auto classes)
+from .registration import register as _register
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,8 @@ _WHERE = {
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]
+
+_register()
 
 
 def __getattr__(name: str) -> Any:
