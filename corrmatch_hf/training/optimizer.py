@@ -27,9 +27,14 @@ def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int)
         {"params": rest, "lr": rate * config.head_lr_multiplier, "name": "head"},
     ]
     groups = [group for group in groups if group["params"]]
+    # One kernel for all weights, two to four times as fast. Under fp16 it would skip an overflowing step by itself, and
+    # the schedule would not know.
+    fused = config.mixed_precision != "fp16" and groups[0]["params"][0].device.type in ("cpu", "cuda")
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )
 
 
 def build_schedule(

@@ -48,6 +48,7 @@ from ..publish.push import push_folder, retry_command
 from ..publish.tokens import without_tokens
 from ..publish.upload import UploadError, open_repository, upload_errors
 from . import checkpoint as ckpt
+from .compiling import compile_networks
 from .config import TrainingConfig
 from .log import Progress, TrainingLog
 from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
@@ -119,8 +120,8 @@ class SemiSupervisedTrainer:
                 f"There are {world_size()} processes, but Accelerate counts {self.accelerator.num_processes}: "
                 "something made its state before the trainer. Make the trainer first, or `Accelerator()` at the start."
             )
-        # Channels last is faster wherever it was measured and changes nothing else.
-        method = method.to(self.accelerator.device, memory_format=torch.channels_last)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        method = method.to(self.accelerator.device, memory_format=layout)
         self._check(method)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             method = convert_sync_batchnorm(method)  # timm's keeps the activations that its norms carry
@@ -132,6 +133,8 @@ class SemiSupervisedTrainer:
         method.plan(self.max_steps * config.gradient_accumulation_steps)
         optimizer = build_optimizer(method, config, self.total_batch)
         self.schedule = build_schedule(optimizer, config, self.max_steps)
+        if config.compile:
+            compile_networks(method)
         self.method = method
         self.wrapped, self.optimizer = self.accelerator.prepare(self.method, optimizer)
         self.accelerator.register_for_checkpointing(self.schedule)

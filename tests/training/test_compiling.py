@@ -1,0 +1,46 @@
+"""Compiled networks give the run that uncompiled ones give."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from corrmatch_hf import CorrMatchForSegmentation
+from corrmatch_hf.methods import FixMatchOptions
+from corrmatch_hf.training import trainer as trainer_module
+from corrmatch_hf.training.compiling import compile_networks
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "ema"),
+    [("corrmatch", None, None), ("cps", None, None), ("fixmatch", FixMatchOptions(teacher="ema"), 0.9)],
+)
+def test_a_compiled_run_is_the_same(make_trainer, tmp_path, monkeypatch, method, options, ema):
+    # All of dynamo and of autograd's tracing, without the minutes of the compiler itself.
+    monkeypatch.setattr(trainer_module, "compile_networks", partial(compile_networks, backend="aot_eager"))
+    run = partial(make_trainer, method, options=options, ema_decay=ema, max_steps=2)
+    plain = run(output_dir=str(tmp_path / "plain"))
+    expected = plain.train()
+    compiled = run(output_dir=str(tmp_path / "compiled"), compile=True)
+    found = compiled.train()
+    assert found["final"]["pixel_accuracy"] == pytest.approx(expected["final"]["pixel_accuracy"], abs=0.01)
+    ours, theirs = compiled.method.state_dict(), plain.method.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+    networks = [m for m in compiled.method.modules() if isinstance(m, CorrMatchForSegmentation)]
+    assert len(networks) == (1 if method == "corrmatch" else 2)
+    assert all(network.encoder._compiled_call_impl is not None for network in networks)
+
+
+def test_without_the_option_nothing_is_compiled(make_trainer):
+    network = make_trainer("supervised").method.segmentation_model
+    assert network.encoder._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_layout_of_the_weights(make_trainer, channels_last):
+    trainer = make_trainer("supervised", channels_last=channels_last)
+    weight = next(p for p in trainer.method.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert weight.is_contiguous() != channels_last

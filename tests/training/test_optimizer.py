@@ -1,0 +1,50 @@
+"""Which weights learn how fast, and with which kernel."""
+
+import pytest
+import torch
+from torch import nn
+
+from corrmatch_hf import TrainingConfig
+from corrmatch_hf.training.optimizer import build_optimizer
+
+
+class Method(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleDict({"encoder": nn.Linear(2, 3), "decoder": nn.Linear(3, 4)})
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_encoder_learns_slower_and_frozen_weights_do_not(kind):
+    method = Method()
+    config = TrainingConfig(
+        max_steps=1, optimizer=kind, learning_rate=0.1, head_lr_multiplier=5, lr_reference_batch=4
+    )
+    groups = build_optimizer(method, config, total_batch=8).param_groups
+    assert [group["lr"] for group in groups] == [pytest.approx(0.2), pytest.approx(1.0)]
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in method.model["encoder"].parameters()}
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in method.model["decoder"].parameters()}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_fused_kernel_steps_as_the_plain_one(kind):
+    torch.manual_seed(0)
+    stepped = {}
+    start = Method().state_dict()
+    for precision in (
+        "no",
+        "fp16",
+    ):  # fp16 takes the plain kernel: its scaler must see steps that are skipped
+        method = Method()
+        method.load_state_dict(start)
+        config = TrainingConfig(max_steps=1, optimizer=kind, learning_rate=0.1, mixed_precision=precision)
+        optimizer = build_optimizer(method, config, total_batch=8)
+        assert optimizer.defaults["fused"] == (precision == "no")
+        for step in range(3):
+            for i, parameter in enumerate(method.model.parameters()):
+                parameter.grad = torch.full_like(parameter, 0.1 * (i + step))
+            optimizer.step()
+        stepped[precision] = method.state_dict()
+    for name, value in stepped["no"].items():
+        torch.testing.assert_close(value, stepped["fp16"][name])
