@@ -1,20 +1,22 @@
-"""Weak and strong augmentation of the UniMatch family, on PIL images.
+"""Weak and strong augmentation of the UniMatch family, on PIL images and one CPU core.
 
-PIL because it is the fastest exact way on one CPU core: torchvision's tensor GaussianBlur costs 35 times
-PIL's. Of the resized photo only the part that the crop keeps is ever computed (`resize(box=...)`).
+Nothing is computed that the training batch does not show: of the resized photo only the part that the crop
+keeps (`resize(box=...)`), of a strong view that is pasted only the pixels inside the CutMix box.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import BoolTensor, Tensor
-from torchvision.transforms import functional as F
 
+from corrmatch_hf.data import color
+from corrmatch_hf.data.cutmix import Box
 from corrmatch_hf.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -67,6 +69,37 @@ class Geometry(NamedTuple):
         valid = torch.zeros(self.size, self.size, dtype=torch.bool)
         valid[:rows, self.size - columns if self.flip else 0 :][:, :columns] = True
         return valid
+
+
+class Recoloring(NamedTuple):
+    """What is done to the colours of one crop: jitter steps in their order, maybe gray, maybe a blur."""
+
+    jitter: tuple[tuple[Callable[[Image.Image, float], Image.Image], float], ...]
+    gray: bool
+    sigma: float | None
+
+    def __call__(self, crop: Image.Image, box: Box | None = None) -> Image.Image:
+        """RGB crop -> RGB crop of the same geometry; with `box` that part of it alone, bit for bit."""
+        jitter = self.jitter
+        if box is not None:
+            # Contrast looks at the whole picture, a blur around the box, everything else at single pixels.
+            whole = 1 + max((i for i, (step, _) in enumerate(jitter) if step is color.contrast), default=-1)
+            crop, jitter = Recoloring(jitter[:whole], False, None)(crop), jitter[whole:]
+            margin = 0 if self.sigma is None else color.blur_margin(self.sigma)
+            left, top = max(box.left - margin, 0), max(box.top - margin, 0)
+            right = min(box.left + box.width + margin, crop.width)
+            bottom = min(box.top + box.height + margin, crop.height)
+            crop = crop.crop((left, top, right, bottom))
+        for step, factor in jitter:
+            crop = step(crop, factor)
+        if self.gray:
+            crop = crop.convert("L").convert("RGB")
+        if self.sigma is not None:
+            crop = color.blur(crop, self.sigma)
+        if box is not None:
+            left, top = box.left - left, box.top - top
+            crop = crop.crop((left, top, left + box.width, top + box.height))
+        return crop
 
 
 @dataclass(frozen=True)
@@ -143,31 +176,41 @@ class Augmentation:
             size=size,
         )
 
-    def strong(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """RGB crop -> RGB crop of the same geometry with other colours, maybe gray, maybe blurred."""
+    def draw_recoloring(self, rng: np.random.Generator) -> Recoloring:
+        """What the strong augmentation does to one crop."""
+        jitter = []
         if rng.random() < self.jitter_probability:
-            # strength, middle of the range of the factor, and what it does to a picture
-            adjustments = (
-                (self.brightness, 1, F.adjust_brightness),
-                (self.contrast, 1, F.adjust_contrast),
-                (self.saturation, 1, F.adjust_saturation),
-                (self.hue, 0, F.adjust_hue),
+            # what it does to a picture, strength, and middle of the range of the factor
+            steps = (
+                (color.brightness, self.brightness, 1),
+                (color.contrast, self.contrast, 1),
+                (color.saturation, self.saturation, 1),
+                (color.hue, self.hue, 0),
             )
             for i in rng.permutation(4):
-                strength, middle, adjust = adjustments[i]
+                step, strength, middle = steps[i]
                 factor = rng.uniform(max(middle - strength, middle - 1), middle + strength)
-                crop = adjust(crop, factor) if strength else crop
-        if rng.random() < self.grayscale_probability:
-            crop = crop.convert("L").convert("RGB")
+                if strength:
+                    jitter.append((step, factor))
+        gray, sigma = bool(rng.random() < self.grayscale_probability), None
         if rng.random() < self.blur_probability:
-            crop = crop.filter(
-                ImageFilter.GaussianBlur(rng.uniform(self.blur_sigma_min, self.blur_sigma_max))
-            )
-        return crop
+            sigma = rng.uniform(self.blur_sigma_min, self.blur_sigma_max)
+        return Recoloring(tuple(jitter), gray, sigma)
 
-    def normalize(self, crop: Image.Image) -> Tensor:
-        """RGB crop -> (3, H, W) float32, (value / 255 - mean) / std."""
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-        scale = torch.tensor(self.image_std).mul_(255).reciprocal_().view(3, 1, 1)
-        offset = (torch.tensor(self.image_mean) / torch.tensor(self.image_std)).view(3, 1, 1)
-        return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(offset)
+    def strong(self, crop: Image.Image, rng: np.random.Generator, box: Box | None = None) -> Image.Image:
+        """RGB crop -> RGB crop with other colours, maybe gray, maybe blurred; with `box` that part alone."""
+        return self.draw_recoloring(rng)(crop, box)
+
+    def normalize(self, pixels: np.ndarray | Image.Image) -> Tensor:
+        """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, (value / 255 - mean) / std."""
+        pixels = np.asarray(pixels)
+        *many, height, width, _ = pixels.shape
+        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        scale, offset = 1 / (std * 255), mean / std
+        result = np.empty((*many, 3, height, width), np.float32)
+        planes = result.reshape(-1, 3, height, width)
+        for image, target in zip(pixels.reshape(-1, height, width, 3), planes, strict=True):
+            for channel in range(3):
+                np.multiply(image[..., channel], scale[channel], out=target[channel])
+                target[channel] -= offset[channel]
+        return torch.from_numpy(result)

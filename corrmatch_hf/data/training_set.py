@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image
-from torch import BoolTensor, Tensor
+from torch import BoolTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from corrmatch_hf.data.augment import Augmentation
 from corrmatch_hf.data.batch import SemiBatch
-from corrmatch_hf.data.cutmix import random_box
+from corrmatch_hf.data.cutmix import Box, random_box
 from corrmatch_hf.data.images import read_photo
 from corrmatch_hf.data.sampler import EndlessList, EndlessStream, Sample, Stream, generator
 from corrmatch_hf.data.semi_dataset import SemiDataset, undecoded
@@ -192,22 +193,25 @@ class TrainingSet(Dataset):
             (image, mask), file = self.read(self.labeled, position, self.semi.read_labeled, skipped)
             rng = generator(self.seed, Stream.LABELED, sample.number, sample.index)
             geometry = self.augmentation.draw_geometry(image.width, image.height, rng)
-            images.append(self.augmentation.normalize(geometry.crop_image(image)))
+            images.append(np.asarray(geometry.crop_image(image)))
             labels.append(torch.from_numpy(geometry.crop_mask(mask, fill=self.semi.ignore_index)))
             files.append(file)
-        return {"image": torch.stack(images), "label": torch.stack(labels), "labeled_files": files}
+        image = self.augmentation.normalize(np.stack(images))
+        return {"image": image, "label": torch.stack(labels), "labeled_files": files}
 
     def _unlabeled_fields(self, step: int, views: _Views) -> dict:
         augmentation, positions = self.augmentation, self._positions(step)
+        weak = np.stack([views.weak(p, Stream.UNLABELED) for p in positions])
         fields = {
-            "weak": torch.stack([views.weak(p, Stream.UNLABELED) for p in positions]),
+            "weak": augmentation.normalize(weak),
             "valid": torch.stack([views.valid(p, Stream.UNLABELED) for p in positions]),
             "unlabeled_files": [views.file(p) for p in positions],
         }
         if not augmentation.strong_views:
             return fields
         size, shape = augmentation.crop_size, (self.unlabeled_batch, augmentation.strong_views)
-        strong, box = torch.empty(*shape, 3, size, size), torch.zeros(*shape, size, size, dtype=torch.bool)
+        strong = np.empty((*shape, size, size, 3), np.uint8)
+        box = torch.zeros(*shape, size, size, dtype=torch.bool)
         partners: dict[int, tuple[int, Stream]] = {}  # row of the batch -> whose view is pasted
         for row, position in enumerate(positions):
             other = self._partner_position(step, position)
@@ -219,19 +223,22 @@ class TrainingSet(Dataset):
                 strong[row, view] = views.strong(position, Stream.UNLABELED, view)
                 rng = views.rng(position, Stream.CUTMIX, view)
                 if rectangle := random_box(size, augmentation.cutmix_probability, rng):
-                    inside = (..., *rectangle.slices)
-                    box[row, view][inside] = True
-                    strong[row, view][inside] = views.strong(*partner, view)[inside]
+                    box[row, view][rectangle.slices] = True
+                    strong[row, view][rectangle.slices] = (
+                        views.strong(*partner, view)[rectangle.slices]
+                        if partner[0] in positions and partner[1] == Stream.UNLABELED  # a row needs it whole
+                        else views.strong_part(*partner, view, rectangle)
+                    )
                     partners[row] = partner
-        fields |= {"strong": strong, "box": box, "partner_rows": list(partners)}
-        empty = torch.empty(0, 3, size, size), torch.empty(0, size, size, dtype=torch.bool)
-        fields["partner_weak"] = (
-            torch.stack([views.weak(*p) for p in partners.values()]) if partners else empty[0]
-        )
-        fields["partner_valid"] = (
-            torch.stack([views.valid(*p) for p in partners.values()]) if partners else empty[1]
-        )
-        return fields
+        weak = [views.weak(*p) for p in partners.values()]
+        valid = [views.valid(*p) for p in partners.values()]
+        return fields | {
+            "strong": augmentation.normalize(strong),
+            "box": box,
+            "partner_rows": list(partners),
+            "partner_weak": augmentation.normalize(np.array(weak, np.uint8).reshape(-1, size, size, 3)),
+            "partner_valid": torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool),
+        }
 
     def read(self, samples: Samples, position: int, reader, skipped: dict[str, None]):
         """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next good one."""
@@ -261,23 +268,23 @@ class _Views:
     def file(self, position: int) -> str:
         return self._photo(position)[1]
 
-    def weak(self, position: int, stream: Stream) -> Tensor:
-        """(3, H, W)"""
-        make = self.owner.augmentation.normalize
-        return self._once(("weak", position, stream), lambda: make(self._crop(position, stream)[0]))
+    def weak(self, position: int, stream: Stream) -> np.ndarray:
+        """(H, W, 3) uint8"""
+        return np.asarray(self._crop(position, stream)[0])
 
     def valid(self, position: int, stream: Stream) -> BoolTensor:
         """(H, W)"""
         return self._crop(position, stream)[1]
 
-    def strong(self, position: int, stream: Stream, view: int) -> Tensor:
-        """(3, H, W), not yet mixed"""
+    def strong(self, position: int, stream: Stream, view: int) -> np.ndarray:
+        """(H, W, 3) uint8, not yet mixed"""
+        key = ("strong", position, stream, view)
+        return self._once(key, lambda: self.strong_part(position, stream, view, None))
 
-        def make() -> Tensor:
-            crop, augmentation = self._crop(position, stream)[0], self.owner.augmentation
-            return augmentation.normalize(augmentation.strong(crop, self.rng(position, stream, 1 + view)))
-
-        return self._once(("strong", position, stream, view), make)
+    def strong_part(self, position: int, stream: Stream, view: int, box: Box | None) -> np.ndarray:
+        """The pixels of it that lie inside `box`."""
+        rng = self.rng(position, stream, 1 + view)
+        return np.asarray(self.owner.augmentation.strong(self._crop(position, stream)[0], rng, box))
 
     def _crop(self, position: int, stream: Stream) -> tuple[Image.Image, BoolTensor]:
         def make() -> tuple[Image.Image, BoolTensor]:

@@ -110,7 +110,11 @@ class TrainingConfig:
     report_to: str = option(
         "none", "Experiment tracker known to Accelerate: tensorboard, wandb, trackio, ..., all, or none."
     )
-    num_workers: int = option(0, "Processes that load and augment images; 0 loads in the training process.")
+    num_workers: int | None = option(
+        None,
+        "Processes that load and augment images; 0 loads in the training process. By default up to 4 for each GPU, and "
+        "none on a CPU, whose cores the training needs.",
+    )
     cpu_threads: int | None = option(
         None,
         "Threads of each process on a CPU; torch's choice if not given (`accelerate launch` makes that 1).",

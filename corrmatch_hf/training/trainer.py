@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -333,10 +335,20 @@ class SemiSupervisedTrainer:
             rank=self.accelerator.process_index,
             start_step=self.step * config.gradient_accumulation_steps,
             seed=config.seed,
-            num_workers=config.num_workers,
+            num_workers=self._workers(),
             pin_memory=self.accelerator.device.type == "cuda",
             on_bad_sample=config.on_bad_sample,
         )
+
+    def _workers(self) -> int:
+        """Processes that load images for this one."""
+        if self.config.num_workers is not None:
+            return self.config.num_workers
+        # Where processes are not forked, a user's script without `if __name__ == "__main__"` would run again in each.
+        if self.accelerator.device.type != "cuda" or multiprocessing.get_all_start_methods()[0] != "fork":
+            return 0
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", self.accelerator.num_processes))
+        return max(min(_cores() // processes - 1, 4), 0)
 
     def _optimizer_step(self, batches, progress: Progress) -> Logs:
         accelerator, config = self.accelerator, self.config
@@ -412,7 +424,7 @@ class SemiSupervisedTrainer:
             window=config.eval_window,
             stride=config.eval_stride,
             batch_size=config.eval_batch_size,
-            num_workers=config.num_workers,
+            num_workers=config.num_workers or 0,  # by default none: evaluation loads ahead in a thread
             device=self.accelerator.device,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
@@ -607,6 +619,13 @@ class SemiSupervisedTrainer:
         if url is not None:
             print(f"published: {url}")
         return url
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
