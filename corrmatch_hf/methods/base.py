@@ -6,10 +6,11 @@ for every method without code of its own. Nothing in a step is read back to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,20 @@ from ..errors import InputError
 from ..ops.losses import cross_entropy, ohem_cross_entropy
 
 Logs = dict[str, Tensor]  # name -> detached scalar on the device; loss terms are called "loss/..."
+
+
+class Range(NamedTuple):
+    """The numbers that an option may be; nan is in no range."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+# Types of options that are checked: `my_weight: Weight = field(...)`. To the command line they are floats.
+Weight = Annotated[float, Range("a finite number of at least 0", lambda value: 0 <= value < math.inf)]
+Positive = Annotated[float, Range("a finite number above 0", lambda value: 0 < value < math.inf)]
+Share = Annotated[float, Range("a number in [0, 1]", lambda value: 0 <= value <= 1)]
+BelowOne = Annotated[float, Range("a number in [0, 1)", lambda value: 0 <= value < 1)]
 
 
 def choice(value: str, choices: tuple[str, ...], help: str) -> Any:
@@ -35,7 +50,7 @@ class MethodOptions:
         ("ce", "ohem"),
         "Loss on labelled images: cross-entropy, or over the hardest pixels (Cityscapes).",
     )
-    ohem_threshold: float = field(
+    ohem_threshold: Share = field(
         default=0.7, metadata={"help": "ohem: pixels whose true class has at most this probability are kept."}
     )
     ohem_min_kept: int = field(
@@ -45,14 +60,14 @@ class MethodOptions:
 
     def check(self) -> None:
         """Raise `InputError` for values that cannot be used."""
+        types = get_type_hints(type(self), include_extras=True)
         for name, spec in type(self).__dataclass_fields__.items():
-            choices = spec.metadata.get("choices")
-            if choices and getattr(self, name) not in choices:
-                raise InputError(
-                    f"--{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}."
-                )
-        if not 0 <= self.ohem_threshold <= 1:
-            raise InputError(f"--ohem_threshold is {self.ohem_threshold}; a probability in [0, 1] is needed.")
+            value, choices = getattr(self, name), spec.metadata.get("choices")
+            if choices and value not in choices:
+                raise InputError(f"--{name} is {value!r}; choose one of {', '.join(map(str, choices))}.")
+            for allowed in getattr(types[name], "__metadata__", ()):
+                if isinstance(allowed, Range) and not allowed.holds(value):
+                    raise InputError(f"--{name} is {value}; {allowed.text} is needed.")
         if self.ohem_min_kept < 1:
             raise InputError(f"--ohem_min_kept is {self.ohem_min_kept}; at least 1 pixel must be kept.")
 
@@ -95,6 +110,9 @@ class Method(nn.Module):
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         """One training step: the total loss, with gradient, and detached scalars to log."""
         raise NotImplementedError
+
+    def check_batch(self, unlabeled: int) -> None:
+        """Raise `InputError` where so many unlabelled images, of one forward pass over all processes, are too few."""
 
     def plan(self, total_steps: int) -> None:
         """Called before the first step with the number of forward passes to come: what schedules inside a step need."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import InputError
 from ..ops.distributed import per_process
 from ..ops.losses import masked_cross_entropy
+from .base import Share
 from .inter_pixel import InterPixelOptions
 from .pseudo_labels import PseudoLabels
 
@@ -17,17 +17,10 @@ from .pseudo_labels import PseudoLabels
 class ConfidenceOptions(InterPixelOptions):
     """A fixed threshold on the pseudo-labels' confidence."""
 
-    confidence_threshold: float = field(
+    confidence_threshold: Share = field(
         default=0.95,
         metadata={"help": "Pseudo-labels at least this confident count (0.95; 0 on Cityscapes)."},
     )
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.confidence_threshold <= 1:
-            raise InputError(
-                f"--confidence_threshold is {self.confidence_threshold}; a probability in [0, 1] is needed."
-            )
 
 
 def confident_cross_entropy(logits: Tensor, target: PseudoLabels, valid: Tensor, threshold: float) -> Tensor:

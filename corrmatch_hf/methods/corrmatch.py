@@ -44,7 +44,7 @@ from ..ops.losses import (
     soft_cross_entropy,
 )
 from ..ops.region_propagation import region_propagation
-from .base import Logs, Method, choice
+from .base import BelowOne, Logs, Method, Share, Weight, choice
 from .dynamic_threshold import UPDATES, DynamicThreshold
 from .feature_perturbation import with_dropped_channels
 from .inter_pixel import InterPixelOptions, inter_pixel_term
@@ -57,10 +57,10 @@ SOFT_LOSSES = {"kl": kl_divergence, "cross_entropy": soft_cross_entropy, "cosine
 class CorrMatchOptions(InterPixelOptions):
     """The paper's choices; the defaults are those of the published runs."""
 
-    threshold_initial: float = field(
+    threshold_initial: Share = field(
         default=0.85, metadata={"help": "Confidence threshold at the start (table 13)."}
     )
-    threshold_momentum: float = field(
+    threshold_momentum: Share = field(
         default=0.999, metadata={"help": "Share of the old threshold kept by a step (table 12)."}
     )
     threshold_update: str = choice(
@@ -73,19 +73,19 @@ class CorrMatchOptions(InterPixelOptions):
     shape_sampling: str = choice(
         "random", ("random", "uniform"), "Rows of the correlation map drawn at random, or evenly spaced."
     )
-    hard_weight: float = field(
+    hard_weight: Weight = field(
         default=0.5, metadata={"help": "lambda1: losses against hard pseudo-labels (table 11)."}
     )
-    soft_weight: float = field(
+    soft_weight: Weight = field(
         default=0.25, metadata={"help": "lambda2: soft loss between weak and strong view (table 11)."}
     )
-    correlation_weight: float = field(
+    correlation_weight: Weight = field(
         default=0.25, metadata={"help": "lambda3: losses of the correlation logits (table 11)."}
     )
-    labeled_correlation_weight: float = field(
+    labeled_correlation_weight: Share = field(
         default=0.5, metadata={"help": "Share of the correlation logits in the labelled loss."}
     )
-    unlabeled_weight: float = field(
+    unlabeled_weight: Share = field(
         default=0.5,
         metadata={"help": "Share of the unlabelled losses in the total; the labelled get the rest."},
     )
@@ -103,29 +103,16 @@ class CorrMatchOptions(InterPixelOptions):
             "help": "Loss on features with dropped channels (published runs; the paper's equations lack it)."
         },
     )
-    feature_dropout: float = field(
+    feature_dropout: BelowOne = field(
         default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
     )
 
     def check(self) -> None:
         super().check()
-        for name in (
-            "threshold_initial",
-            "threshold_momentum",
-            "labeled_correlation_weight",
-            "unlabeled_weight",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; a number in [0, 1] is needed.")
-        for name in ("hard_weight", "soft_weight", "correlation_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name} is {getattr(self, name)}; it cannot be negative.")
         if self.num_shapes < 1:
             raise InputError(
                 f"--num_shapes is {self.num_shapes}; give at least 1, or switch shapes off with --propagation none."
             )
-        if not 0 <= self.feature_dropout < 1:
-            raise InputError(f"--feature_dropout is {self.feature_dropout}; a number in [0, 1) is needed.")
 
 
 @dataclass

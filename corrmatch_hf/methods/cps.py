@@ -14,14 +14,17 @@ With CutMix, on the unlabelled images only:
     Yi    = argmax ((1 - m) fi(u) + m fi(u'))                   no gradient, but batch statistics in BatchNorm
     L_cps = CE(f1(u_mix), Y2) + CE(f2(u_mix), Y1)               lambda: 1 on VOC, 5 on Cityscapes
 
-u' is the next image of the total batch, whatever the number of processes; an image alone is its own partner. The
-published runs draw a second batch for u'. Here fi(u') is fi(u), one row on, which saves two of eight forward passes.
+u' is the next image of the total batch, whatever the number of processes; an image alone is refused. The published runs
+draw a second batch for u'. Here fi(u') is fi(u), one row on, which saves two of eight forward passes.
+
+With --inter_pixel_loss (see `inter_pixel.py`), its weighted terms on the unlabelled images join the total: f1 against
+f2's logits without gradient and f2 against f1's, on u or, with CutMix, on u_mix against the mixed logits. CPS knows no
+confidence, so all pixels that are not padding are compared.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import zlib
 from dataclasses import dataclass, field
 
@@ -32,17 +35,19 @@ from torch import Tensor, nn
 from ..data.batch import SemiBatch
 from ..errors import InputError
 from ..ops.cutmix_mask import cutmix_mask, next_rows
+from ..ops.distributed import world_size
 from ..ops.losses import soft_cross_entropy
-from .base import Logs, Method, MethodOptions, choice
+from .base import Logs, Method, Weight, choice
+from .inter_pixel import InterPixelOptions, inter_pixel_term
 
 Pair = list[Tensor]  # one of f1, one of f2
 
 
 @dataclass
-class CPSOptions(MethodOptions):
+class CPSOptions(InterPixelOptions):
     """The defaults are those of the published runs on VOC without CutMix."""
 
-    cps_weight: float = field(
+    cps_weight: Weight = field(
         default=1.5,
         metadata={
             "help": "lambda: weight of the cross supervision (VOC 1.5, with CutMix 1; Cityscapes 6 and 5)."
@@ -64,11 +69,14 @@ class CPSOptions(MethodOptions):
 
     def check(self) -> None:
         super().check()
-        if not 0 <= self.cps_weight < math.inf:
-            raise InputError(f"--cps_weight is {self.cps_weight}; it cannot be negative.")
         if self.cps_cutmix and not self.cps_on_unlabeled:
             raise InputError(
                 "--cps_cutmix mixes unlabelled images, but --cps_on_unlabeled is off; switch one of them."
+            )
+        if self.inter_pixel_loss != "none" and not self.cps_on_unlabeled:
+            raise InputError(
+                f"--inter_pixel_loss {self.inter_pixel_loss} compares what the networks say of unlabelled images, but "
+                "--cps_on_unlabeled is off; switch one of them."
             )
         if not self.cps_on_labeled and not self.cps_on_unlabeled:
             raise InputError(
@@ -105,20 +113,36 @@ class CPS(Method):
                 "The two networks of method 'cps' start with equal heads and would stay equal; give another --seed."
             )
 
+    def check_batch(self, unlabeled: int) -> None:
+        if self.options.cps_cutmix and unlabeled == 1:
+            raise InputError(
+                "--cps_cutmix mixes each unlabelled image with the next one of the total batch, which has only one; "
+                "raise --per_device_unlabeled_batch_size (or --per_device_batch_size) to 2, or switch --cps_cutmix off."
+            )
+
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         o = self.options
         # The pass with every gradient comes first: under autocast the others reuse its cast weights.
         x = self._logits(batch.image)
         if o.cps_cutmix:
-            learnt = [self._mixed(batch)]
+            mixed, targets, compared = self._mixed(batch)
+            learnt = [(mixed, targets)]
         else:
             seen = [x] if o.cps_on_labeled else []
             if o.cps_on_unlabeled:
                 seen.append(self._logits(batch.weak))
             learnt = [(logits, self._targets(logits)) for logits in seen]
-        return self.losses(x, batch.label, learnt)
+            compared = (seen[-1], seen[-1], batch.valid)
+        return self.losses(x, batch.label, learnt, compared, batch.step)
 
-    def losses(self, x: Pair, label: Tensor, learnt: list[tuple[Pair, Pair]]) -> tuple[Tensor, Logs]:
+    def losses(
+        self,
+        x: Pair,
+        label: Tensor,
+        learnt: list[tuple[Pair, Pair]],
+        compared: tuple[Pair, Pair, Tensor] | None = None,
+        step: int = 0,
+    ) -> tuple[Tensor, Logs]:
         """All terms and their total, from the networks' outputs.
 
         Args:
@@ -126,6 +150,9 @@ class CPS(Method):
             label: (B_l, H, W) int64, ids or ignore_index.
             learnt: for each part of the batch under cross supervision, its logits (N, K, H, W) and the targets that
                 the networks give: labels (N, H, W) or, with soft supervision, logits (N, K, H, W).
+            compared: for the inter-pixel loss, what the networks say of the unlabelled images as students and as
+                teachers, logits (N, K, H, W) each, and which pixels are not padding, (N, H, W) bool.
+            step: of the loss's random choice of pixels.
         """
         # Every process has as many pixels, so the mean over the total batch is the processes' mean.
         of_1 = torch.cat([self._supervised(logits[0], targets[1]) for logits, targets in learnt]).mean()
@@ -136,6 +163,16 @@ class CPS(Method):
             "cps": of_1 + of_2,
         }
         total = terms["x1"] + terms["x2"] + self.options.cps_weight * terms["cps"]
+        if self.options.inter_pixel_loss != "none":
+            students, teachers, valid = compared
+            terms["inter_pixel"] = sum(
+                # Another draw of pixels for each network.
+                inter_pixel_term(
+                    self.options, students[i], teachers[1 - i], valid, seed=self.seed + i, step=step
+                )
+                for i in range(2)
+            )
+            total = total + terms["inter_pixel"]
 
         logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
         agree = [self._labels(targets[0]) == self._labels(targets[1]) for _, targets in learnt]
@@ -150,17 +187,25 @@ class CPS(Method):
         hard = self.options.cps_supervision == "hard"
         return [one.argmax(1) if hard else one.detach() for one in logits]
 
-    def _mixed(self, batch: SemiBatch) -> tuple[Pair, Pair]:
-        """Logits of the mixed images, and targets mixed alike; mixing labels is mixing logits before the argmax."""
-        with torch.no_grad():
-            targets = self._targets(self._logits(batch.weak))
+    def _mixed(self, batch: SemiBatch) -> tuple[Pair, Pair, tuple[Pair, Pair, Tensor] | None]:
+        """Logits of the mixed images, targets mixed alike, and what `losses` compares; None where nothing is compared.
+
+        Mixing labels is mixing logits before the argmax.
+        """
         rows, _, *size = batch.weak.shape
+        self.check_batch(rows * world_size())
         mask = cutmix_mask(rows, size, batch.weak.device, seed=self.seed, step=batch.step)
 
         def mix(own: Tensor) -> Tensor:
             return torch.where(mask if own.ndim == 3 else mask.unsqueeze(1), next_rows(own), own)
 
-        return self._logits(mix(batch.weak)), [mix(target) for target in targets]
+        with torch.no_grad():
+            plain = self._logits(batch.weak)
+        targets = [mix(target) for target in self._targets(plain)]
+        teachers = [mix(logits) for logits in plain] if self.options.inter_pixel_loss != "none" else None
+        del plain  # or it would take its memory during the passes with gradient, too
+        logits = self._logits(mix(batch.weak))
+        return logits, targets, teachers and (logits, teachers, mix(batch.valid))
 
     def _supervised(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy per pixel, (N, H, W)."""

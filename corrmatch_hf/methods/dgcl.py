@@ -14,6 +14,9 @@ With f the student and g its moving average, three passes make one step:
            -log( exp(a.v / T) / (exp(a.v / T) + sum_n exp(a.n / T)) )           all vectors at length 1
     L    = L_x + 1/2 L_u + 1/2 L_c
 
+With --inter_pixel_loss, its weighted term joins the sum: f(u_s) against g, over the pixels that L_u keeps (see
+`inter_pixel.py`).
+
 The contrast takes the labels of x, and those of u_w but for the max(80 (1 - r_t), 10) % of highest entropy. A pixel's
 density is its mean similarity to its 8, 16 and 32 nearest features in the memory of its class. Of each class:
 
@@ -60,7 +63,8 @@ from ..ops.density import NEIGHBOURS
 from ..ops.distributed import all_reduce, per_process
 from ..ops.entropy_filter import entropy, entropy_threshold
 from ..ops.losses import masked_cross_entropy
-from .base import Logs, Method, MethodOptions, choice, evaluating
+from .base import BelowOne, Logs, Method, Positive, Share, Weight, choice, evaluating
+from .inter_pixel import InterPixelOptions, inter_pixel_term
 from .memory_bank import MemoryBank
 from .pseudo_labels import partner_logits
 from .teacher import Teacher
@@ -72,7 +76,7 @@ UNLABELED_LOGS = ("loss/u", "loss/c", "kept_ratio", "ready_classes")
 
 
 @dataclass
-class DGCLOptions(MethodOptions):
+class DGCLOptions(InterPixelOptions):
     """The defaults are those of the published runs on VOC."""
 
     dgcl_total_steps: int | None = field(
@@ -81,30 +85,30 @@ class DGCLOptions(MethodOptions):
             "help": "Forward passes over which the entropy filters relax; those of the whole run if not given."
         },
     )
-    dgcl_supervised_share: float = field(
+    dgcl_supervised_share: Share = field(
         default=0.0125,
         metadata={
             "help": "Share of --dgcl_total_steps on labelled images alone (VOC 1 of 80 epochs, Cityscapes 0.05)."
         },
     )
-    dgcl_teacher_decay: float = field(
+    dgcl_teacher_decay: BelowOne = field(
         default=0.999, metadata={"help": "Share of the teacher's weights kept by a step."}
     )
-    dgcl_label_drop: float = field(
+    dgcl_label_drop: Share = field(
         default=0.2,
         metadata={"help": "Share of pixels without pseudo-label at the start; falls linearly to 0."},
     )
-    dgcl_contrast_drop: float = field(
+    dgcl_contrast_drop: Share = field(
         default=0.8, metadata={"help": "Share of unlabelled pixels left out of the contrast at the start."}
     )
-    dgcl_contrast_drop_least: float = field(
+    dgcl_contrast_drop_least: Share = field(
         default=0.1, metadata={"help": "Where that share, falling linearly towards 0, stops."}
     )
-    dgcl_unlabeled_weight: float = field(
+    dgcl_unlabeled_weight: Weight = field(
         default=0.5, metadata={"help": "Weight of the loss on pseudo-labels."}
     )
-    dgcl_contrast_weight: float = field(default=0.5, metadata={"help": "Weight of the contrastive loss."})
-    dgcl_temperature: float = field(default=0.5, metadata={"help": "T of the contrastive loss."})
+    dgcl_contrast_weight: Weight = field(default=0.5, metadata={"help": "Weight of the contrastive loss."})
+    dgcl_temperature: Positive = field(default=0.5, metadata={"help": "T of the contrastive loss."})
     dgcl_ignored_class: int = field(
         default=0,
         metadata={"help": "Class left out of the contrast, VOC's background for instance; -1 for none."},
@@ -136,18 +140,6 @@ class DGCLOptions(MethodOptions):
 
     def check(self) -> None:
         super().check()
-        for name in ("supervised_share", "label_drop", "contrast_drop", "contrast_drop_least"):
-            if not 0 <= (value := getattr(self, f"dgcl_{name}")) <= 1:
-                raise InputError(f"--dgcl_{name} is {value}; a share in [0, 1] is needed.")
-        if not 0 <= self.dgcl_teacher_decay < 1:
-            raise InputError(
-                f"--dgcl_teacher_decay is {self.dgcl_teacher_decay}; a number in [0, 1) is needed."
-            )
-        for name in ("unlabeled_weight", "contrast_weight"):
-            if (value := getattr(self, f"dgcl_{name}")) < 0:
-                raise InputError(f"--dgcl_{name} is {value}; it cannot be negative.")
-        if not self.dgcl_temperature > 0:
-            raise InputError(f"--dgcl_temperature is {self.dgcl_temperature}; it must be above 0.")
         for name in ("total_steps", "anchors", "keys", "negatives", "projection_channels"):
             if (value := getattr(self, f"dgcl_{name}")) is not None and value < 1:
                 raise InputError(f"--dgcl_{name} is {value}; at least 1 is needed.")
@@ -246,7 +238,8 @@ class DGCL(Method):
         total = loss + 0 * self.projection(decoded.fused).sum()
         # The same names in every step: what logs are collected in has one shape.
         zero = torch.zeros_like(loss.detach())
-        return total, {"loss/x": loss.detach()} | dict.fromkeys(UNLABELED_LOGS, zero)
+        later = UNLABELED_LOGS + (("loss/inter_pixel",) if self.options.inter_pixel_loss != "none" else ())
+        return total, {"loss/x": loss.detach()} | dict.fromkeys(later, zero)
 
     def _semi_supervised(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         o, size = self.options, batch.weak.shape[-2:]
@@ -265,9 +258,8 @@ class DGCL(Method):
         both = labeled + unlabeled
 
         terms = {"x": self.labeled_loss(logits[:labeled], batch.label)}
-        terms["u"], kept = self._self_training(
-            logits[both:], weak, batch.valid, partner, partner_valid, batch.box[:, 0], drop
-        )
+        strong, box = logits[both:], batch.box[:, 0]
+        terms["u"], kept = self._self_training(strong, weak, batch.valid, partner, partner_valid, box, drop)
 
         pixels = Pixels(
             F.normalize(_rows(decoded.fused[:both].detach()), dim=-1),
@@ -279,8 +271,12 @@ class DGCL(Method):
         terms["c"], ready = self._contrast(pixels, batch.step)
 
         total = terms["x"] + o.dgcl_unlabeled_weight * terms["u"] + o.dgcl_contrast_weight * terms["c"]
+        if o.inter_pixel_loss != "none":  # off by default: then nothing is pasted for it
+            pasted = torch.where(box.unsqueeze(1), partner, weak)
+            terms["inter_pixel"] = inter_pixel_term(o, strong, pasted, kept, seed=self.seed, step=batch.step)
+            total = total + terms["inter_pixel"]
         logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
-        return total, {**logs, "kept_ratio": kept, "ready_classes": ready}
+        return total, {**logs, "kept_ratio": kept.float().mean(), "ready_classes": ready}
 
     def _self_training(
         self,
@@ -292,7 +288,7 @@ class DGCL(Method):
         box: Tensor,
         drop: float,
     ) -> tuple[Tensor, Tensor]:
-        """L_u from logits (N, K, H, W) and masks (N, H, W), and the share of all pixels that it is over."""
+        """L_u from logits (N, K, H, W) and masks (N, H, W), and the pixels (N, H, W) that it is over."""
         uncertainty = entropy(weak)
         threshold = entropy_threshold(uncertainty, valid, drop)
         kept = torch.where(
@@ -301,7 +297,7 @@ class DGCL(Method):
         labels = torch.where(box, partner.argmax(1), weak.argmax(1))
         count = per_process(kept.sum())
         # Every process has as many pixels, so those of this one are those "per process".
-        return kept.numel() / count * masked_cross_entropy(strong, labels, kept, count), kept.float().mean()
+        return kept.numel() / count * masked_cross_entropy(strong, labels, kept, count), kept
 
     def _contrast_labels(self, batch: SemiBatch, low: Tensor, drop: float) -> Tensor:
         """(N, h, w) labels of [x; u_w] at the size of the teacher's logits `low` (N_u, K, h, w)."""

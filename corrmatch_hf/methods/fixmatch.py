@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
-from ..errors import InputError
-from .base import Logs, Method, choice, evaluating
+from .base import BelowOne, Logs, Method, choice, evaluating
 from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .inter_pixel import inter_pixel_term
 from .pseudo_labels import PseudoLabels, partner_logits
@@ -41,14 +40,9 @@ class FixMatchOptions(ConfidenceOptions):
     teacher: str = choice(
         "none", ("none", "ema"), "Who gives the pseudo-labels: the student itself, or its moving average."
     )
-    teacher_decay: float = field(
+    teacher_decay: BelowOne = field(
         default=0.996, metadata={"help": "teacher ema: share of the average kept by a step."}
     )
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.teacher_decay < 1:
-            raise InputError(f"--teacher_decay is {self.teacher_decay}; a number in [0, 1) is needed.")
 
 
 class FixMatch(Method):

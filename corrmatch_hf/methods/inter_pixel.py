@@ -6,7 +6,6 @@ No code of IPixMatch (arXiv 2404.18891) is public, and its formula, weight and n
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..ops.channel_mask import step_generator
 from ..ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
-from .base import MethodOptions, choice
+from .base import MethodOptions, Positive, Weight, choice
 
 
 @dataclass
@@ -27,13 +26,13 @@ class InterPixelOptions(MethodOptions):
         "Compare relations between confident pixels, too (our reading of IPixMatch's abstract): each class's "
         "distribution over the pixels, its correlation, or similarities of pixel pairs.",
     )
-    inter_pixel_weight: float = field(
+    inter_pixel_weight: Weight = field(
         default=0.1,
         metadata={
-            "help": "Weight of the inter-pixel loss in the unlabelled loss; try 0.1, 0.5 and 1, choose by validation."
+            "help": "Weight of the inter-pixel loss among the unlabelled; try 0.1, 0.5 and 1, choose by validation."
         },
     )
-    inter_pixel_temperature: float = field(
+    inter_pixel_temperature: Positive = field(
         default=1.0,
         metadata={
             "help": "kl, pairwise: logits or similarities are divided by it before the softmax over pixels."
@@ -46,14 +45,6 @@ class InterPixelOptions(MethodOptions):
 
     def check(self) -> None:
         super().check()
-        if not 0 <= self.inter_pixel_weight < math.inf:
-            raise InputError(
-                f"--inter_pixel_weight is {self.inter_pixel_weight}; a finite number of at least 0 is needed."
-            )
-        if not 0 < self.inter_pixel_temperature < math.inf:
-            raise InputError(
-                f"--inter_pixel_temperature is {self.inter_pixel_temperature}; a finite number above 0 is needed."
-            )
         if self.inter_pixel_pixels < 2:
             raise InputError(
                 f"--inter_pixel_pixels is {self.inter_pixel_pixels}; a pair needs at least 2 pixels."
@@ -76,7 +67,8 @@ def inter_pixel_term(
         student_logits: (N, K, H, W) float, of the strong view.
         teacher_logits: (N, K, H, W) float, of the weak view, the partner's pasted inside the CutMix box. No gradient
             reaches them.
-        confident: (N, H, W) bool, pixels whose pseudo-label is confident and that are not padding.
+        confident: (N, H, W) bool, pixels whose pseudo-label is confident and that are not padding; all that are not
+            padding where a method has no measure of confidence.
         seed, step: of the random choice of pixels ("pairwise").
 
     Returns:

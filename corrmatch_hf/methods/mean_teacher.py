@@ -16,15 +16,13 @@ average holds on to, so from scratch and in few steps it stays behind the superv
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
-from ..errors import InputError
-from .base import Logs, Method
+from .base import BelowOne, Logs, Method, Weight
 from .inter_pixel import InterPixelOptions, inter_pixel_term
 from .teacher import Teacher
 
@@ -33,21 +31,12 @@ from .teacher import Teacher
 class MeanTeacherOptions(InterPixelOptions):
     """The teacher's inertia, and the weight of agreeing with it."""
 
-    mean_teacher_decay: float = field(
+    mean_teacher_decay: BelowOne = field(
         default=0.99, metadata={"help": "Share of the teacher's parameters kept by a step."}
     )
-    consistency_weight: float = field(
+    consistency_weight: Weight = field(
         default=100.0, metadata={"help": "Weight of the squared difference of probabilities."}
     )
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.mean_teacher_decay < 1:
-            raise InputError(
-                f"--mean_teacher_decay is {self.mean_teacher_decay}; a number in [0, 1) is needed."
-            )
-        if not 0 <= self.consistency_weight < math.inf:
-            raise InputError(f"--consistency_weight is {self.consistency_weight}; it cannot be negative.")
 
 
 class MeanTeacher(Method):

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import SemiBatch
-from ..errors import InputError
-from .base import Logs, Method
+from .base import BelowOne, Logs, Method
 from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .feature_perturbation import with_dropped_channels
 from .inter_pixel import inter_pixel_term
@@ -33,14 +32,9 @@ from .pseudo_labels import PseudoLabels, partner_logits
 class UniMatchOptions(ConfidenceOptions):
     """The threshold and the feature perturbation."""
 
-    feature_dropout: float = field(
+    feature_dropout: BelowOne = field(
         default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
     )
-
-    def check(self) -> None:
-        super().check()
-        if not 0 <= self.feature_dropout < 1:
-            raise InputError(f"--feature_dropout is {self.feature_dropout}; a number in [0, 1) is needed.")
 
 
 class UniMatch(Method):

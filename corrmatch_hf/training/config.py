@@ -75,6 +75,9 @@ class TrainingConfig:
     )
     momentum: float = option(0.9, "Momentum of SGD.")
     weight_decay: float = option(1e-4, "Weight decay, on all parameters.")
+    no_decay_norm_bias: bool = option(
+        False, "No weight decay on biases and on the gains of norms (CPS's published runs)."
+    )
     lr_power: float = option(0.9, "Exponent of the polynomial decay to zero.")
     warmup_steps: int = option(0, "Steps over which the learning rate rises linearly.")
     max_grad_norm: float | None = option(None, "Clip gradients to this norm.")

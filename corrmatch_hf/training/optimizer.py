@@ -10,7 +10,8 @@ from .config import TrainingConfig
 
 
 def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int) -> torch.optim.Optimizer:
-    """SGD or AdamW with two groups: the encoder at the learning rate, all else at its multiple.
+    """SGD or AdamW with two groups, the encoder at the learning rate, all else at its multiple; four where norms and
+    biases are spared the decay.
 
     `total_batch` is the number of labelled images of one optimiser step over all processes; the rate is scaled with it
     when `config.lr_reference_batch` is set.
@@ -26,6 +27,13 @@ def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int)
         {"params": encoder, "lr": rate, "name": "encoder"},
         {"params": rest, "lr": rate * config.head_lr_multiplier, "name": "head"},
     ]
+    if config.no_decay_norm_bias:  # those are vectors, weights of convolutions and linear layers are not
+        groups = [
+            {**group, "params": [p for p in group["params"] if (p.ndim > 1) == decays]}
+            | ({} if decays else {"weight_decay": 0.0})
+            for decays in (True, False)
+            for group in groups
+        ]
     groups = [group for group in groups if group["params"]]
     # One kernel for all weights, two to four times as fast. Under fp16 it would skip an overflowing step by itself, and
     # the schedule would not know.

@@ -163,6 +163,8 @@ class SemiSupervisedTrainer:
                 f"Method {method.name!r} needs unlabelled images and there are none; give --unlabeled_list, "
                 "--extra_unlabeled or a --labeled_fraction below 1, or train with --method supervised."
             )
+        if method.uses_unlabeled:
+            method.check_batch(config.unlabeled_batch * self.accelerator.num_processes)
         if model.config.num_labels != data.num_labels:
             raise InputError(
                 f"The model has {model.config.num_labels} classes and the dataset {data.num_labels}; "
@@ -496,7 +498,10 @@ class SemiSupervisedTrainer:
     def _load(self, path: Path) -> None:
         try:
             self.accelerator.load_state(str(path))
-        except RuntimeError as error:  # weights that are not there, or of another shape
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # weights that are not there, or of another shape or number
             raise InputError(
                 f"The checkpoint {path} does not fit the options of the method; resume with those it was started with."
             ) from error

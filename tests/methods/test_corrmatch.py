@@ -222,7 +222,7 @@ def test_a_model_without_the_head_is_refused():
         ({"num_shapes": 0}, "propagation none"),
         ({"soft_loss": "mse"}, "kl, cross_entropy, cosine"),
         ({"feature_dropout": 1.0}, "feature_dropout"),
-        ({"hard_weight": -1}, "negative"),
+        ({"hard_weight": -1}, "hard_weight is -1; a finite"),
         ({"ohem_min_kept": 0}, "ohem_min_kept"),
     ],
 )

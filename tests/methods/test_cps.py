@@ -14,6 +14,7 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import cps as module
 from corrmatch_hf.methods.cps import CPS, CPSOptions
 from corrmatch_hf.ops.cutmix_mask import cutmix_mask
+from corrmatch_hf.ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 
 from .test_corrmatch import random_batch, tiny_model
 from .test_no_synchronisation import CountReadBacks
@@ -179,6 +180,71 @@ def test_no_gradient_reaches_the_network_that_gives_the_targets(options):
     assert x[0].grad.abs().sum() > 0 and x[1].grad is None
 
 
+# --------------------------------------------------------------------------------------------------- inter-pixel loss
+
+INTER_PIXEL = {
+    "kl": lambda *views: inter_pixel_kl(*views, 2.0),
+    "correlation": inter_pixel_correlation,
+    "pairwise": lambda *views: inter_pixel_pairwise(
+        *views, torch.Generator(), 1024, 2.0
+    ),  # room for all pixels
+}
+
+
+@pytest.mark.parametrize("kind", INTER_PIXEL)
+@pytest.mark.parametrize("options", [*VARIANTS, {"cps_on_labeled": False}])
+def test_each_network_is_the_others_teacher_in_the_inter_pixel_loss(kind, options):
+    """Value and gradients: the step without it, plus the terms on what the networks say of the unlabelled images."""
+    more = {"inter_pixel_loss": kind, "inter_pixel_weight": 3.0, "inter_pixel_temperature": 2.0}
+    on, off = make(seed=4, **options, **more), make(seed=4, **options)
+    off.load_state_dict(on.state_dict())
+    f1, f2 = copy.deepcopy(on.model), copy.deepcopy(on.second)
+    batch = random_batch(step=3, labeled=2, unlabeled=3, size=17, rows=())
+    batch.valid[0, 12:], batch.valid[1, :, :5] = False, False
+
+    valid = batch.valid
+    if options.get("cps_cutmix"):
+        mask = cutmix_mask(3, (17, 17), "cpu", seed=4, step=3)
+        assert (mask & ~batch.valid).sum() > 0, "the mask shows the partner where the image is padding"
+        wide = mask.unsqueeze(1)
+        t1, t2 = (f(batch.weak).logits.detach() for f in (f1, f2))
+        t1, t2 = (torch.where(wide, t.roll(-1, 0), t) for t in (t1, t2))
+        mixed = torch.where(wide, batch.weak.roll(-1, 0), batch.weak)
+        s1, s2 = f1(mixed).logits, f2(mixed).logits
+        valid = torch.where(mask, valid.roll(-1, 0), valid)
+    else:
+        s1, s2 = f1(batch.weak).logits, f2(batch.weak).logits
+        t1, t2 = s1.detach(), s2.detach()
+    term = 3 * (INTER_PIXEL[kind](s1, t2, valid) + INTER_PIXEL[kind](s2, t1, valid))
+
+    got, logs = on(batch)
+    plain, plain_logs = off(batch)
+    assert set(logs) == set(plain_logs) | {"loss/inter_pixel"}
+    torch.testing.assert_close(logs["loss/inter_pixel"], term.detach(), rtol=1e-4, atol=1e-6)
+    assert term > 0
+    torch.testing.assert_close(got, plain + term, rtol=1e-5, atol=1e-6)
+    for loss in (got, plain, term):
+        loss.backward()
+    slow = [*f1.parameters(), *f2.parameters()]
+    both = [*on.model.parameters(), *on.second.parameters()]
+    rest = [*off.model.parameters(), *off.second.parameters()]
+    for one, two, three in zip(both, rest, slow, strict=True):
+        torch.testing.assert_close(one.grad, two.grad + three.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", INTER_PIXEL)
+def test_the_inter_pixel_loss_moves_the_students_alone(kind):
+    method = make(inter_pixel_loss=kind, cps_weight=0.0)
+    label = torch.full((2, 4, 4), 255)  # no other loss
+    x = [torch.randn(2, 5, 4, 4) for _ in range(2)]
+    students, teachers = ([torch.randn(2, 5, 4, 4, requires_grad=True) for _ in range(2)] for _ in range(2))
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    total, _ = method.losses(x, label, [(x, method._targets(x))], (students, teachers, valid))
+    total.backward()
+    assert all(one.grad.abs().sum() > 0 for one in students)
+    assert all(one.grad is None for one in teachers)
+
+
 # ------------------------------------------------------------------------------------------------------ two networks
 
 
@@ -292,7 +358,8 @@ def test_the_state_holds_both_networks():
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_edge_cases_are_finite(options):
-    one = random_batch(labeled=1, unlabeled=1, rows=(0,), num_labels=2)
+    unlabeled = 2 if options.get("cps_cutmix") else 1
+    one = random_batch(labeled=1, unlabeled=unlabeled, rows=(0,), num_labels=2)
     nothing = random_batch(num_labels=2)
     nothing.label.fill_(255)
     nothing.valid.fill_(False)
@@ -317,6 +384,13 @@ def test_the_cutmix_step_is_a_function_of_seed_and_step():
     assert cps(0, 3) != cps(0, 4)
 
 
+def test_an_image_alone_cannot_be_mixed():
+    method, batch = make(cps_cutmix=True), random_batch(labeled=2, unlabeled=1, rows=())
+    with pytest.raises(InputError, match=r"--cps_cutmix mixes .* raise --per_device_unlabeled_batch_size"):
+        method(batch)
+    assert make()(batch)[0].isfinite()
+
+
 def test_labelled_images_take_the_labelled_loss_of_the_options():
     batch = random_batch()
     plain, hard = (
@@ -329,6 +403,7 @@ def test_labelled_images_take_the_labelled_loss_of_the_options():
     ("options", "message"),
     [
         ({"cps_weight": -1.0}, "cps_weight is -1.0"),
+        ({"inter_pixel_loss": "kl", "cps_on_unlabeled": False}, "inter_pixel_loss kl compares"),
         ({"cps_supervision": "firm"}, "choose one of hard, soft"),
         ({"cps_cutmix": True, "cps_on_unlabeled": False}, "cps_cutmix mixes unlabelled"),
         ({"cps_on_labeled": False, "cps_on_unlabeled": False}, "method supervised"),

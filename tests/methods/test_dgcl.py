@@ -1,5 +1,6 @@
 """The DGCL step against loops written from the equations; resuming; absent classes; two processes."""
 
+import copy
 import math
 import os
 import socket
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from corrmatch_hf.errors import InputError
+from corrmatch_hf.methods.base import evaluating
 from corrmatch_hf.methods.dgcl import DGCL, NO_CLASS, DGCLOptions, Pixels
+from corrmatch_hf.ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 
 from .test_corrmatch import random_batch, tiny_model
 from .test_no_synchronisation import CountReadBacks
@@ -26,7 +29,9 @@ MEMORY = 60
 
 def make(num_labels=K, seed=0, **options):
     options = {"memory_size": MEMORY, "projection_channels": 8} | options
-    options = DGCLOptions(**{f"dgcl_{name}": value for name, value in options.items()})
+    options = DGCLOptions(
+        **{name if "inter_pixel" in name else f"dgcl_{name}": value for name, value in options.items()}
+    )
     return DGCL(tiny_model(num_labels), options, seed=seed).train()
 
 
@@ -147,14 +152,14 @@ def test_pseudo_label_loss_by_loops():
     valid, partner_valid = torch.rand(2, 6, 7) > 0.2, torch.rand(2, 6, 7) > 0.2
     box = torch.zeros(2, 6, 7, dtype=torch.bool)
     box[0, 1:4, 2:6] = True
-    got, kept_ratio = method._self_training(strong, weak, valid, partner, partner_valid, box, drop)
+    got, over = method._self_training(strong, weak, valid, partner, partner_valid, box, drop)
 
     def uncertainty(logits):
         p = logits.softmax(1)
         return -(p * (p + 1e-10).log()).sum(1)
 
     threshold = np.quantile(uncertainty(weak)[valid].double().numpy(), 1 - drop)
-    total, kept = 0.0, 0
+    total, kept = 0.0, torch.zeros_like(valid)
     for n in range(2):
         for y in range(6):
             for x in range(7):
@@ -162,9 +167,67 @@ def test_pseudo_label_loss_by_loops():
                 if ok[n, y, x] and uncertainty(source)[n, y, x] <= threshold + 1e-6:
                     label = source[n, :, y, x].argmax()
                     total -= strong[n, :, y, x].log_softmax(0)[label].item()
-                    kept += 1
-    assert got.item() == pytest.approx(84 / kept * total / kept, rel=1e-5)
-    assert kept_ratio.item() == pytest.approx(kept / 84)
+                    kept[n, y, x] = True
+    assert torch.equal(over, kept)
+    assert got.item() == pytest.approx(84 / kept.sum().item() * total / kept.sum().item(), rel=1e-5)
+
+
+INTER_PIXEL = {
+    "kl": lambda *views: inter_pixel_kl(*views, 2.0),
+    "correlation": inter_pixel_correlation,
+    "pairwise": lambda *views: inter_pixel_pairwise(
+        *views, torch.Generator(), 4096, 2.0
+    ),  # room for all pixels
+}
+
+
+@pytest.mark.parametrize("kind", INTER_PIXEL)
+def test_the_inter_pixel_loss_compares_the_pixels_with_a_pseudo_label(kind):
+    """Value and gradients: the step without it, plus the term on the strong view and the teacher's mixed logits."""
+    more = {
+        "inter_pixel_loss": kind,
+        "inter_pixel_weight": 3.0,
+        "inter_pixel_temperature": 2.0,
+        "inter_pixel_pixels": 4096,
+    }
+    on, off = fill(make(label_drop=0.3, **more)), fill(make(label_drop=0.3))
+    # A teacher that is not its student.
+    state = on.state_dict()
+    state |= {k: v + 0.1 * torch.randn_like(v) for k, v in state.items() if "teacher" in k and "weight" in k}
+    on.load_state_dict(state)
+    off.load_state_dict(state)
+    batch = random_batch(rows=(1,), size=33)
+    batch.valid[0, 20:], batch.partner_valid[0, :, :8] = False, False
+    student, teacher = copy.deepcopy(on.model), copy.deepcopy(on.teacher.network)
+
+    with evaluating(teacher):
+        weak, partner = teacher(batch.weak).logits, teacher(batch.partner_weak).logits
+
+    def uncertainty(logits):
+        p = logits.softmax(1)
+        return -(p * (p + 1e-10).log()).sum(1)
+
+    threshold = np.quantile(uncertainty(weak)[batch.valid].double().numpy(), 0.7)
+    box = batch.box[1, 0]
+    targets, valid = weak.clone(), batch.valid.clone()
+    targets[1] = torch.where(box, partner[0], weak[1])
+    valid[1] = torch.where(box, batch.partner_valid[0], valid[1])
+    kept = valid & (uncertainty(targets) <= threshold + 1e-6)
+    strong = student(torch.cat([batch.image, batch.weak, batch.strong[:, 0]])).logits[4:]
+    term = 3 * INTER_PIXEL[kind](strong, targets, kept)
+
+    got, logs = on(batch)
+    plain, plain_logs = off(batch)
+    assert set(logs) == set(plain_logs) | {"loss/inter_pixel"}
+    torch.testing.assert_close(logs["loss/inter_pixel"], term.detach(), rtol=1e-4, atol=1e-6)
+    assert term > 0
+    torch.testing.assert_close(got, plain + term, rtol=1e-5, atol=1e-6)
+    for loss in (got, plain, term):
+        loss.backward()
+    trained = [[p for p in model.parameters() if p.requires_grad] for model in (on.model, off.model, student)]
+    for one, two, three in zip(*trained, strict=True):
+        torch.testing.assert_close(one.grad, two.grad + three.grad, rtol=1e-3, atol=1e-5)
+    assert all(p.grad is None for p in on.teacher.parameters())
 
 
 def test_contrast_labels_at_the_size_of_the_features():
@@ -200,8 +263,9 @@ def test_the_filters_relax_over_the_run():
     assert make().dropped(10**6) == (0.2, 0.8), "a run of unknown length keeps them as at the start"
 
 
-def test_supervised_steps_use_labels_alone_and_the_teacher_starts_as_the_student():
-    method = make(total_steps=10, supervised_share=0.2)
+@pytest.mark.parametrize("more", [{}, {"inter_pixel_loss": "kl"}])
+def test_supervised_steps_use_labels_alone_and_the_teacher_starts_as_the_student(more):
+    method = make(total_steps=10, supervised_share=0.2, **more)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     for step in range(4):
         optimizer.zero_grad()
@@ -211,9 +275,9 @@ def test_supervised_steps_use_labels_alone_and_the_teacher_starts_as_the_student
         assert missing == [], "data-parallel training needs a gradient everywhere"
         optimizer.step()
         method.after_step()
-        assert set(logs) == {"loss/x", "loss/u", "loss/c", "kept_ratio", "ready_classes"}, (
-            "the same in every step"
-        )
+        names = {"loss/x", "loss/u", "loss/c", "kept_ratio", "ready_classes"}
+        names |= {"loss/inter_pixel"} if more else set()
+        assert set(logs) == names, "the same in every step"
         assert (logs["kept_ratio"] == 0) == (logs["loss/u"] == 0) == (step < 2)
         assert step >= 2 or loss == logs["loss/x"]
         student, teacher = (
@@ -383,7 +447,7 @@ def test_a_step_under_autocast_trains_everything():
         ({"total_steps": 0}, "dgcl_total_steps"),
         ({"label_drop": 1.2}, "dgcl_label_drop"),
         ({"teacher_decay": 1.0}, "dgcl_teacher_decay"),
-        ({"contrast_weight": -1}, "negative"),
+        ({"contrast_weight": -1}, "contrast_weight is -1; a finite"),
         ({"key_sampling": "best"}, "density, confidence, random"),
     ],
 )

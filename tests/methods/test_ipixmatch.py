@@ -17,15 +17,22 @@ def step(name, batch, **options):
     return method(batch)
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "corrmatch", "mean_teacher"])
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "corrmatch", "mean_teacher", "dgcl", "cps"])
 @pytest.mark.parametrize("kind", ["kl", "correlation", "pairwise"])
 def test_every_teacher_student_method_takes_it(name, kind):
     batch = random_batch(views=2 if name == "unimatch" else 1, rows=(0, 1))
-    certain = {"corrmatch": {"threshold_initial": 0.0, "threshold_update": "fixed"}, "mean_teacher": {}}
-    options = certain.get(name, {"confidence_threshold": 0.0})
+    certain = {
+        "corrmatch": {"threshold_initial": 0.0, "threshold_update": "fixed"},
+        "fixmatch": {"confidence_threshold": 0.0},
+        "unimatch": {"confidence_threshold": 0.0},
+        "dgcl": {"dgcl_memory_size": 40, "dgcl_projection_channels": 8},
+    }
+    options = certain.get(name, {})
     off, logs_off = step(name, batch, **options)
     on, logs_on = step(name, batch, inter_pixel_loss=kind, inter_pixel_weight=2.0, **options)
-    share = 1.0 if name == "mean_teacher" else 0.5  # of the unlabelled losses in the total
+    share = (
+        0.5 if name in ("fixmatch", "unimatch", "corrmatch") else 1.0
+    )  # of the unlabelled losses in the total
     assert "loss/inter_pixel" not in logs_off
     torch.testing.assert_close(on, off + share * logs_on["loss/inter_pixel"], rtol=1e-4, atol=1e-6)
     _, logs_half = step(name, batch, inter_pixel_loss=kind, inter_pixel_weight=1.0, **options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from corrmatch_hf.methods import METHODS, FixMatchOptions, corrmatch, method_class
+from corrmatch_hf.methods import METHODS, CPSOptions, DGCLOptions, FixMatchOptions, corrmatch, method_class
 from corrmatch_hf.ops.region_propagation import _propagate_batched
 
 from .test_corrmatch import random_batch, tiny_model
@@ -45,7 +45,13 @@ def test_the_counter_counts():
 
 
 @pytest.mark.parametrize(
-    "name, options", [*((name, None) for name in METHODS), ("fixmatch", FixMatchOptions(teacher="ema"))]
+    "name, options",
+    [
+        *((name, None) for name in METHODS),
+        ("fixmatch", FixMatchOptions(teacher="ema")),
+        ("cps", CPSOptions(cps_cutmix=True, inter_pixel_loss="pairwise")),
+        ("dgcl", DGCLOptions(inter_pixel_loss="kl", dgcl_memory_size=40)),
+    ],
 )
 def test_a_step_reads_nothing_back(name, options, monkeypatch):
     # The form of region propagation that GPUs take.

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from corrmatch_hf.methods import (
     CorrMatchOptions,
     CPSOptions,
+    DGCLOptions,
     FixMatchOptions,
     IPixMatchOptions,
     MeanTeacherOptions,
@@ -65,6 +66,12 @@ OPTIONS = {  # name and options of a method
     "cps": ("cps", CPSOptions()),
     "cps cutmix": ("cps", CPSOptions(cps_cutmix=True)),
     "cps cutmix soft": ("cps", CPSOptions(cps_cutmix=True, cps_supervision="soft")),
+    "cps inter-pixel": ("cps", CPSOptions(inter_pixel_loss="pairwise")),
+    "cps cutmix inter-pixel": ("cps", CPSOptions(cps_cutmix=True, inter_pixel_loss="kl")),
+    "dgcl inter-pixel": (  # with its contrast: test_dgcl.py
+        "dgcl",
+        DGCLOptions(inter_pixel_loss="correlation", dgcl_memory_size=40, dgcl_projection_channels=8),
+    ),
 }
 
 

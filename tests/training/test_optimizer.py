@@ -48,3 +48,28 @@ def test_the_fused_kernel_steps_as_the_plain_one(kind):
         stepped[precision] = method.state_dict()
     for name, value in stepped["no"].items():
         torch.testing.assert_close(value, stepped["fp16"][name])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_norms_and_biases_can_be_spared_the_decay(kind):
+    model = nn.ModuleDict(
+        {"encoder": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "decoder": nn.Conv2d(4, 2, 1)}
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = TrainingConfig(
+        max_steps=1,
+        optimizer=kind,
+        learning_rate=0.1,
+        head_lr_multiplier=5,
+        weight_decay=0.01,
+        no_decay_norm_bias=True,
+    )
+    optimizer = build_optimizer(model, config, total_batch=8)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)  # only the decay moves anything
+    optimizer.step()
+    for name, p in model.named_parameters():
+        rate = 0.1 if "encoder" in name else 0.5
+        kept = 1 - rate * 0.01 if p.ndim > 1 else 1.0
+        torch.testing.assert_close(p.detach(), kept * before[name], msg=name)
