@@ -39,6 +39,7 @@ _WHERE = {
     "Supervised": "methods",
     "InputError": "errors",
     "MeanIoU": "evaluation",
+    "optimize_for_inference": "evaluation",
     "SemiDataset": "data",
     "load_semi_dataset": "data",
     "SemiSupervisedTrainer": "training",

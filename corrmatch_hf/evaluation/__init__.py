@@ -3,8 +3,15 @@
 from corrmatch_hf.evaluation.confusion import ConfusionMatrix
 from corrmatch_hf.evaluation.evaluate import evaluate_segmentation
 from corrmatch_hf.evaluation.inference import predict_probabilities
+from corrmatch_hf.evaluation.optimize import optimize_for_inference
 
-__all__ = ["ConfusionMatrix", "MeanIoU", "evaluate_segmentation", "predict_probabilities"]
+__all__ = [
+    "ConfusionMatrix",
+    "MeanIoU",
+    "evaluate_segmentation",
+    "optimize_for_inference",
+    "predict_probabilities",
+]
 
 
 def __getattr__(name: str):

@@ -20,13 +20,14 @@ def predict_probabilities(
     stride: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    batch_size: int = 1,
 ) -> Tensor:
     """Softmax probabilities at the size of the input, summing to 1 over the classes of every pixel.
 
     Args:
         model: `model(pixel_values).logits` are (N, K, h, w) logits; smaller ones are resized to the input.
             Used in the mode it is in: call `model.eval()` first.
-        pixel_values: (N, 3, H, W) normalised images.
+        pixel_values: (N, 3, H, W) normalised images; the model sees them in the precision of its weights.
         window: side of square windows slid over the image; None: the whole image at once. The last window of
             a row or column is moved back to end at the border. An image smaller than the window is one
             window.
@@ -35,11 +36,14 @@ def predict_probabilities(
             argmax alone.
         scales: image sizes to average over, as factors of the input's.
         flip: average with the horizontally mirrored image too.
+        batch_size: so many windows go through the model together (N at the least: one of each image).
 
     Returns:
         float32 (N, K, H, W), whatever the precision of the model.
     """
     _check(window, stride, scales)
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: give 1 or more.")
     size = pixel_values.shape[-2:]
     total = None
     for scale in scales:
@@ -47,13 +51,14 @@ def predict_probabilities(
         image = pixel_values
         if scaled != size:
             image = interpolate(pixel_values, size=scaled, mode="bilinear", align_corners=True)
-        probabilities = _at_one_scale(model, image, window, stride)
+        probabilities = _at_one_scale(model, image, window, stride, batch_size)
         if flip:
-            probabilities += _at_one_scale(model, image.flip(-1), window, stride).flip(-1)
+            probabilities += _at_one_scale(model, image.flip(-1), window, stride, batch_size).flip(-1)
         if scaled != size:
             probabilities = interpolate(probabilities, size=size, mode="bilinear", align_corners=True)
         total = probabilities if total is None else total.add_(probabilities)
-    return total / (len(scales) * (2 if flip else 1))
+    views = len(scales) * (2 if flip else 1)
+    return total if views == 1 else total.div_(views)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -62,25 +67,34 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def _at_one_scale(model: nn.Module, image: Tensor, window: int | None, stride: int | None) -> Tensor:
+def _at_one_scale(
+    model: nn.Module, image: Tensor, window: int | None, stride: int | None, batch_size: int
+) -> Tensor:
     if window is None:
         return _softmax(model, image)
     stride = stride or max(1, int(window * 2 / 3))
     height, width = image.shape[-2:]
+    places = [
+        (slice(top, top + window), slice(left, left + window))
+        for top in window_starts(height, window, stride)
+        for left in window_starts(width, window, stride)
+    ]
+    together = max(batch_size // len(image), 1)
     total, count = None, image.new_zeros(height, width, dtype=torch.float32)
-    for top in window_starts(height, window, stride):
-        for left in window_starts(width, window, stride):
-            rows, columns = slice(top, top + window), slice(left, left + window)
-            probabilities = _softmax(model, image[..., rows, columns])
+    for first in range(0, len(places), together):
+        some = places[first : first + together]
+        crops = torch.cat([image[..., rows, columns] for rows, columns in some])  # all of one size
+        for (rows, columns), probabilities in zip(some, _softmax(model, crops).chunk(len(some)), strict=True):
             if total is None:  # only the first result tells the number of classes
                 total = probabilities.new_zeros(*probabilities.shape[:2], height, width)
             total[..., rows, columns] += probabilities
             count[rows, columns] += 1
-    return total / count
+    return total.div_(count)
 
 
 def _softmax(model: nn.Module, image: Tensor) -> Tensor:
-    logits = model(pixel_values=image).logits.float()
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), image.dtype)
+    logits = model(pixel_values=image.to(dtype)).logits.float()
     if logits.shape[-2:] != image.shape[-2:]:
         logits = interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
     return logits.softmax(dim=1)

@@ -1,4 +1,5 @@
 import json
+import threading
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -99,10 +100,64 @@ def test_shards_together_hold_every_sample_once():
     assert sorted(seen) == [0, 1, 2, 3, 4]
 
 
-def test_neighbours_of_equal_size_go_together():
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_equal_sizes_go_together_wherever_they_stand(num_workers):
+    small, large = (6, 7), (9, 9)
+    samples = make_samples((small, large, small, small, large, small, small))
     model = tiny_model()
-    evaluate_segmentation(model, make_samples(), batch_size=3, **OPTIONS)
-    assert model.batch_sizes == [1, 2, 2]  # the loader's batches are 0-2 and 3-4
+    metrics = evaluate_segmentation(model, samples, batch_size=2, num_workers=num_workers, **OPTIONS)
+    assert model.batch_sizes == [2, 2, 2, 1]
+    assert metrics == evaluate_segmentation(tiny_model(), samples, **OPTIONS)
+
+
+def test_few_images_wait_for_others_of_their_size():
+    sizes = [(5 + i, 7) for i in range(40)]
+    reading, predicted = [], []
+
+    class Recorder(list):
+        def __getitem__(self, i):
+            reading.append(len(reading) - len(predicted))
+            return super().__getitem__(i)
+
+    model = tiny_model()
+    model.register_forward_hook(lambda *_: predicted.append(1))
+    evaluate_segmentation(model, Recorder(make_samples(sizes)), batch_size=2, **OPTIONS)
+    assert len(predicted) == 40 and max(reading) <= 2 * 4 * 2 + 1  # those waiting, and those read ahead
+
+
+def test_the_next_images_are_read_while_the_model_works():
+    """The model waits for the second image before it gives back the first: one after the other would never end."""
+    second = threading.Event()
+
+    class Recorder(list):
+        def __getitem__(self, i):
+            if i == 1:
+                second.set()
+            return super().__getitem__(i)
+
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda *_: met.append(second.wait(20)))
+    met = []
+    evaluate_segmentation(model, Recorder(make_samples()), **OPTIONS)
+    assert all(met)
+
+
+def test_the_image_with_the_wrong_id_is_named_in_a_batch_too():
+    samples = make_samples(((6, 6),) * 4)
+    samples[2]["label"][0, 0] = 9
+    with pytest.raises(InputError, match=r"photo_2\.jpg: The label holds the id 9"):
+        evaluate_segmentation(tiny_model(), samples, batch_size=4, **OPTIONS)
+
+
+def test_an_image_that_cannot_be_read_ends_the_evaluation():
+    class Broken(list):
+        def __getitem__(self, i):
+            if i == 3:
+                raise InputError("Cannot read photo_3.jpg.")
+            return super().__getitem__(i)
+
+    with pytest.raises(InputError, match=r"photo_3\.jpg"):
+        evaluate_segmentation(tiny_model(), Broken(make_samples()), **OPTIONS)
 
 
 def test_inference_options_arrive():

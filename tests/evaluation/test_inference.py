@@ -79,6 +79,26 @@ def test_default_stride_is_two_thirds_of_the_window():
     assert model.sizes == [(9, 9)] * 3
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_windows_together_are_windows_one_by_one(images):
+    image, model = torch.randn(images, 3, 11, 17), PixelModel()
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    one_by_one = predict_probabilities(model, image, window=7, stride=3)
+    assert sizes == [images] * 15  # 3 rows of 5
+    sizes.clear()
+    together = predict_probabilities(model, image, window=7, stride=3, batch_size=4)
+    assert sizes == ([4, 4, 4, 3] if images == 1 else [4] * 7 + [2])
+    torch.testing.assert_close(together, one_by_one)
+    context = ContextModel()
+    torch.testing.assert_close(
+        predict_probabilities(context, image, window=7, stride=3, batch_size=15 * images),
+        predict_probabilities(context, image, window=7, stride=3),
+    )
+
+
 def test_scales_and_flip_are_averaged_at_the_size_of_the_input():
     model, image = ContextModel(), torch.randn(2, 3, 10, 13)
     expected = torch.zeros(2, 5, 10, 13)
@@ -118,6 +138,7 @@ def test_no_graph_and_input_untouched():
         {"window": 8, "stride": 0},
         {"scales": ()},
         {"scales": (1.0, 0.0)},
+        {"batch_size": 0},
     ],
 )
 def test_options_that_make_no_sense_are_refused(options):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,16 +100,47 @@ def test_split_and_inference_options_are_used(evaluate_main, saved_model, photos
     assert "note" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", ["by its name", "found", "by folders", "by a list"])
+def test_a_dataset_of_the_evaluated_split_alone(evaluate_main, saved_model, photos, tmp_path, named):
+    """With the classes of the model, not those that its masks happen to hold: there is no car in them."""
+    (tmp_path / "data").mkdir()
+    shutil.copytree(photos / "test", tmp_path / "data" / "test")
+    images, masks = tmp_path / "data" / "test" / "images", tmp_path / "data" / "test" / "masks"
+    (tmp_path / "list.txt").write_text("".join(f"{images}/{i}.png {masks}/{i}.png\n" for i in range(3)))
+    data = {
+        "by its name": ["--data_dir", str(tmp_path / "data"), "--split", "test"],
+        "found": ["--data_dir", str(tmp_path / "data")],
+        "by folders": ["--validation_images", str(images), "--validation_masks", str(masks)],
+        "by a list": ["--validation_list", str(tmp_path / "list.txt")],
+    }[named]
+    found = evaluate_main(["--model", str(saved_model), "--num_workers", "0", *data])
+    expected = expected_figures(saved_model, photos / "test")
+    assert {found[key] == expected[key] for key in ("mean_iou", "pixel_accuracy", "num_images")} == {True}
+    assert list(found["per_class"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+def test_low_precision_moves_the_figures_little(evaluate_main, saved_model, photos):
+    base = ["--model", str(saved_model), "--data_dir", str(photos), "--num_workers", "0", "--split", "test"]
+    figures = evaluate_main([*base, "--precision", "bf16", "--batch_size", "2"])
+    expected = expected_figures(saved_model, photos / "test")["pixel_accuracy"]
+    assert figures["pixel_accuracy"] == pytest.approx(expected, abs=0.05)
+
+
 def test_what_does_not_fit_is_told(evaluate_main, saved_model, photos, tmp_path, capsys):
     base = ["--data_dir", str(photos), "--num_workers", "0"]
     with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
         evaluate_main([*base, "--model", str(tmp_path / "nowhere")])
-    with pytest.raises(InputError, match="tset"):
+    with pytest.raises(InputError, match=r"--split.*tset"):
         evaluate_main([*base, "--model", str(saved_model), "--split", "tset"])
     names = tmp_path / "names.json"
     names.write_text(json.dumps({0: "road", 1: "sky", 2: "car"}))
     evaluate_main([*base, "--model", str(saved_model), "--id2label", str(names)])
     assert "note: the model was trained for ['sky', 'road', 'car']" in capsys.readouterr().err
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    (other / "id2label.json").write_text(json.dumps({0: "sky", 1: "road"}))
+    with pytest.raises(InputError, match=r"The model has 3 classes, but .*id2label\.json names 2"):
+        evaluate_main(["--data_dir", str(other), "--num_workers", "0", "--model", str(saved_model)])
     names.write_text(json.dumps({0: "sky", 1: "road"}))
     with pytest.raises(InputError, match="predicts 3 classes but the data set has 2"):
         evaluate_main([*base, "--model", str(saved_model), "--id2label", str(names)])

@@ -44,6 +44,17 @@ def test_mask_and_overlay_are_those_of_the_model(predict, saved_model, tmp_path)
     assert overlay.width > 50 and overlay.height >= 40
 
 
+def test_low_precision_gives_nearly_the_same_mask(predict, saved_model, tmp_path):
+    photo, masks = write_photo(tmp_path / "photo.png"), []
+    for precision in ("float32", "bf16"):
+        output = tmp_path / precision
+        predict.main(
+            [str(photo), "--model", str(saved_model), "--output_dir", str(output), "--precision", precision]
+        )
+        masks.append(np.array(Image.open(output / "photo_mask.png")))
+    assert (masks[0] == masks[1]).mean() > 0.95
+
+
 def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(predict, saved_model, tmp_path):
     write_photo(tmp_path / "in" / "a.jpg", (33, 47))
     write_photo(tmp_path / "in" / "b.png", mode="L")

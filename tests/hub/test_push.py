@@ -1,5 +1,6 @@
 """A finished folder onto the Hub."""
 
+import copy
 import json
 import shlex
 
@@ -106,7 +107,8 @@ def test_without_its_correlation_head_the_model_is_smaller_and_the_rest_is_the_s
     )
     image = torch.rand(1, 3, 40, 50)
     with torch.no_grad():
-        assert torch.equal(whole(image).logits, slim(image).logits)
+        # Copied: weights mapped from a file lie at odd addresses, where some processors round otherwise.
+        assert torch.equal(copy.deepcopy(whole)(image).logits, copy.deepcopy(slim)(image).logits)
     assert json.loads((saved / "config.json").read_text())["correlation_head"] is True
 
 

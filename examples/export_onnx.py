@@ -1,0 +1,191 @@
+"""Export a trained model to one file that runs without this package: ONNX, or a program of torch.export.
+
+    python examples/export_onnx.py --model outputs/run --output model.onnx
+    python examples/export_onnx.py --model user/model --format torch --output model.pt2
+
+The file takes `pixel_values`, float32 (batch, 3, height, width) of any size, RGB, normalised, and gives `logits`,
+float32 (batch, classes, height, width). Its metadata (in a .pt2: the extra file metadata.json) hold what else is
+needed, each as JSON: "id2label", "image_mean", "image_std", "rescale_factor" (pixel_values = (pixels * rescale_factor -
+image_mean) / image_std) and "size_multiple" (1, but for encoders such as HRNet, whose images must be padded to
+multiples of it). Before the command ends, the file is loaded again and compared with the model at three other sizes.
+
+ONNX needs `pip install corrmatch-hf[onnx]`.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from corrmatch_hf import CorrMatchForSegmentation
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.publish.saved import load_saved
+
+TOLERANCE = 1e-4  # of the largest logit
+METADATA_FILE = "metadata.json"  # inside a program of torch.export
+
+
+class Logits(nn.Module):
+    """The model as a function from one tensor to one tensor."""
+
+    def __init__(self, model: CorrMatchForSegmentation):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+def main(args: list[str] | None = None) -> None:
+    # Arguments
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="Folder of a trained model, or its id on the Hub.")
+    parser.add_argument(
+        "--format", choices=("onnx", "torch"), default="onnx", help="Kind of file (default: onnx)."
+    )
+    parser.add_argument("--output", help="File to write (default: model.onnx, or model.pt2 for torch).")
+    arguments = parser.parse_args(args)
+    if arguments.format == "torch" and arguments.output and not arguments.output.endswith(".pt2"):
+        raise InputError(
+            f"--output {arguments.output}: torch.export reads files whose names end in .pt2 only."
+        )
+    output = Path(arguments.output or {"onnx": "model.onnx", "torch": "model.pt2"}[arguments.format])
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; name a file.")
+    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(n) is None]
+    if arguments.format == "onnx" and missing:
+        raise InputError(f"{', '.join(missing)} cannot be imported; run: pip install corrmatch-hf[onnx]")
+
+    # Model
+    model, processor = load_saved(arguments.model)
+    if not isinstance(model, CorrMatchForSegmentation):
+        raise InputError(
+            f"{arguments.model} is a {type(model).__name__}; only CorrMatch models are exported."
+        )
+    model.float().correlation = None  # it trains the others, and takes no part in this
+    metadata = {
+        "id2label": model.config.id2label,
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+        "rescale_factor": processor.rescale_factor,
+        "size_multiple": model.encoder.plan.size_multiple,
+    }
+
+    # Export
+    program = export(model, arguments.model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    if arguments.format == "onnx":
+        write_onnx(program, output, metadata)
+        run = onnx_runtime(output)
+    else:
+        write_torch(program, output, metadata)
+        run = torch.export.load(output).module()
+
+    # Check
+    for size in sizes(model):
+        print(check(model, run, size))
+    print(f"written to {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+
+
+def export(model: CorrMatchForSegmentation, name: str) -> ExportedProgram:
+    """The model as a graph in which batch, height and width are unknowns."""
+    multiple = model.encoder.plan.size_multiple  # other sizes are padded; the graph takes none of those
+    side = max(multiple, 32)
+    example = torch.zeros(2, model.encoder.in_channels, 3 * side, 4 * side)  # a batch of 1 would stay 1
+    if multiple == 1:
+        height = width = Dim.DYNAMIC
+    else:
+        height, width = multiple * Dim("rows", min=2), multiple * Dim("columns", min=2)
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                Logits(model),
+                (example,),
+                dynamic_shapes={"pixel_values": {0: Dim.DYNAMIC, 2: height, 3: width}},
+            )
+    except Exception as error:  # of many kinds, each from deep inside the compiler
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"The encoder {model.config.encoder_name!r} of {name} cannot be exported for images of any size: {reason}"
+        ) from error
+
+
+def write_onnx(program: ExportedProgram, output: Path, metadata: dict[str, str]) -> None:
+    onnx = torch.onnx.export(
+        program, dynamo=True, input_names=["pixel_values"], output_names=["logits"], verbose=False
+    )
+    names = (str(onnx.model.graph.inputs[0].shape[axis]) for axis in (0, 2, 3))
+    onnx.rename_axes(dict(zip(names, ("batch", "height", "width"), strict=True)))
+    onnx.model.metadata_props.update(metadata)
+    onnx.save(output, external_data=False)
+
+
+def write_torch(program: ExportedProgram, output: Path, metadata: dict[str, str]) -> None:
+    try:
+        torch.export.save(program, output, extra_files={METADATA_FILE: json.dumps(metadata)})
+    except (
+        Exception
+    ) as error:  # arithmetic with sizes that torch cannot write: encoders padded like TensorFlow's
+        output.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"torch.export cannot write this encoder ({reason}): use --format onnx.") from error
+
+
+def onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(["logits"], {"pixel_values": image.numpy()})[0])
+
+
+def sizes(model: CorrMatchForSegmentation) -> list[tuple[int, int, int]]:
+    """(batch, height, width) of three inputs unlike that of the export."""
+    multiple = model.encoder.plan.size_multiple
+    if multiple == 1:
+        return [(1, 97, 131), (3, 64, 160), (1, 257, 193)]
+    return [(n, h * multiple, w * multiple) for n, h, w in ((1, 2, 3), (3, 4, 2), (1, 5, 5))]
+
+
+@torch.no_grad()
+def check(
+    model: CorrMatchForSegmentation, run: Callable[[Tensor], Tensor], size: tuple[int, int, int]
+) -> str:
+    """A line on how far `run` is from the model on one random input; InputError where that is too far."""
+    batch, height, width = size
+    image = torch.randn(batch, model.encoder.in_channels, height, width)
+    expected, found = model(pixel_values=image).logits, run(image)
+    scale = expected.abs().max()
+    if (
+        found.shape != expected.shape
+        or not (difference := (found - expected).abs().max() / scale) <= TOLERANCE
+    ):
+        raise InputError(
+            f"At {batch} x {height} x {width} the exported model gives other logits than the model."
+        )
+    # Classes may change places where rounding decides.
+    first, second = (
+        expected.topk(2, dim=1).values.unbind(1) if expected.shape[1] > 1 else (expected, expected)
+    )
+    other = found.argmax(1) != expected.argmax(1)
+    if (other & (first - second > 2 * TOLERANCE * scale)).any():
+        raise InputError(
+            f"At {batch} x {height} x {width} the exported model gives other classes than the model."
+        )
+    return (
+        f"{batch} x {height} x {width}: logits differ by {difference:.1e} of the largest, classes at {other.sum()} of "
+        f"{other.numel()} pixels"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
