@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, t
 from benchmarks.__main__ import machine
 from benchmarks.measure import extra_mib, milliseconds
 from benchmarks.whole_step import OurStep, confident_method, step_batch
+from corrmatch_hf import correlation_rows, pixel_propagation, propagate_rows
 from corrmatch_hf.methods import CorrMatch, CorrMatchOptions
-from corrmatch_hf.model import correlation_shapes, pixel_propagation
-from corrmatch_hf.ops.region_propagation import region_propagation
 
 USUAL = {"crop": 321, "classes": 21, "shapes": 128, "images": 2}
 SWEEPS = {
@@ -81,10 +80,11 @@ def shape_part(at: dict[str, int], device: str):
     index = torch.randint(grid_of(at) ** 2, (at["shapes"],), device=device)
     labels = torch.randint(at["classes"], (n, *size), device=device)
     confident = torch.rand(n, *size, device=device) < 0.9
+    allowed, threshold = torch.ones_like(confident), torch.tensor(0.85, device=device)
 
     def call() -> None:
-        shapes = correlation_shapes(query, key, index, size)
-        region_propagation(labels, confident, shapes, torch.tensor(0.85), num_labels=at["classes"])
+        rows = correlation_rows(query, key, index)
+        propagate_rows(rows, labels, confident, allowed, threshold, num_labels=at["classes"])
 
     return call
 

@@ -75,9 +75,7 @@ def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[s
     model.encode = clock.wrapped("forward passes", model.encode)
     model.decode = clock.wrapped("forward passes", model.decode)
     model.correlate = clock.wrapped("forward passes", model.correlate)
-    own = {
-        n: getattr(corrmatch, n) for n in ("pixel_propagation", "correlation_shapes", "region_propagation")
-    }
+    own = {n: getattr(corrmatch, n) for n in ("pixel_propagation", "correlation_rows", "propagate_rows")}
     for function, plain in own.items():
         setattr(corrmatch, function, clock.wrapped("propagation", plain))
 

@@ -19,6 +19,8 @@ _WHERE = {
     "CorrMatchImageProcessor": "model",
     "pixel_propagation": "model.correlation_corrmatch",
     "correlation_shapes": "model.correlation_corrmatch",
+    "correlation_rows": "model.correlation_corrmatch",
+    "propagate_rows": "ops.propagate_rows",
     "region_propagation": "ops.region_propagation",
     "ohem_cross_entropy": "ops.losses",
     "DynamicThreshold": "methods",

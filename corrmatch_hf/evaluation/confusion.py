@@ -46,20 +46,26 @@ class ConfusionMatrix:
                 f"The confusion matrix counts class ids but got {prediction.dtype} predictions and "
                 f"{label.dtype} labels: take the argmax over the classes first."
             )
+        if not label.numel():
+            return
         k = self.num_labels
-        # int32 is enough for K*K cells and twice as fast as int64; uint8 would wrap when compared with K >
-        # 255.
+        # int32 is enough for the cells and twice as fast as int64; uint8 would wrap when compared with K > 255.
         prediction = prediction.flatten().to(torch.int32)
         label = label.flatten().to(prediction.device, torch.int32)
-        ignored = label == self.ignore_index
-        outside = (label < 0) | (label >= k) | (prediction < 0) | (prediction >= k)
-        # Two more cells: K*K takes the ignored pixels, K*K+1 the ids that do not exist.
-        cell = torch.where(outside, k * k + 1, label * k + prediction)
-        cell = torch.where(ignored, k * k, cell)
-        counts = torch.bincount(cell, minlength=k * k + 2)
-        if counts[-1] > 0:
-            raise self._outside_error(prediction[~ignored], label[~ignored])
-        self.matrix += counts[: k * k].view(k, k).to(self.matrix.device)
+        # Masks of pixels cost more than counting. So every id of an 8-bit label gets a row, the ignored one too.
+        rows = max(k, 256)
+        if not _within(prediction, k) or not _within(label, rows):
+            counted = label != self.ignore_index
+            prediction, label, rows = prediction[counted], label[counted], k
+            if not _within(prediction, k) or not _within(label, k):
+                raise self._outside_error(prediction, label)
+        counts = torch.bincount(label * k + prediction, minlength=rows * k).view(rows, k)
+        if 0 <= self.ignore_index < rows:
+            counts[self.ignore_index] = 0
+        if counts[k:].any():
+            counted = label != self.ignore_index
+            raise self._outside_error(prediction[counted], label[counted])
+        self.matrix += counts[:k].to(self.matrix.device)
 
     def _outside_error(self, prediction: Tensor, label: Tensor) -> InputError:
         def outside(ids: Tensor) -> list[int]:
@@ -125,6 +131,14 @@ class ConfusionMatrix:
             "pixel_accuracy": _number(hit.sum() / total),
             "per_class": per_class,
         }
+
+
+def _within(ids: Tensor, end: int) -> bool:
+    """Whether all of `ids` are in 0..end-1; no ids are."""
+    if not ids.numel():
+        return True
+    low, high = torch.stack(ids.aminmax()).tolist()
+    return low >= 0 and high < end
 
 
 def _number(value: Tensor) -> float | None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
 from ..errors import InputError
-from ..model.correlation_corrmatch import correlation_shapes, pixel_propagation
+from ..model.correlation_corrmatch import correlation_rows, pixel_propagation
 from ..model.modeling_corrmatch import resize
 from ..ops.channel_mask import stacked_channel_mask, step_generator
 from ..ops.distributed import per_process
@@ -43,7 +43,7 @@ from ..ops.losses import (
     masked_mean,
     soft_cross_entropy,
 )
-from ..ops.region_propagation import region_propagation
+from ..ops.propagate_rows import propagate_rows
 from .base import BelowOne, Logs, Method, Share, Weight, choice
 from .dynamic_threshold import UPDATES, DynamicThreshold
 from .feature_perturbation import with_dropped_channels
@@ -149,9 +149,9 @@ class CorrMatch(Method):
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         box, valid = batch.box[:, 0], batch.valid
         partner, partner_valid = partner_logits(self.model, batch)
-        predictions, shapes = self._predict(batch, partner)
+        predictions, rows = self._predict(batch, partner)
         mixed_valid = torch.where(box, partner_valid, valid)
-        return self.losses(predictions, batch.label, valid, mixed_valid, box, shapes, step=batch.step)
+        return self.losses(predictions, batch.label, valid, mixed_valid, box, rows, step=batch.step)
 
     def losses(
         self,
@@ -160,7 +160,7 @@ class CorrMatch(Method):
         valid: Tensor,
         mixed_valid: Tensor,
         box: Tensor,
-        shapes: Tensor | None,
+        rows: Tensor | None,
         step: int = 0,
     ) -> tuple[Tensor, Logs]:
         """All terms, their total, and the threshold's update, from the network's outputs.
@@ -170,7 +170,7 @@ class CorrMatch(Method):
             label: (N, H, W) int64, ids or ignore_index.
             valid, mixed_valid: (N, H, W) bool, not padding; in `mixed_valid` the partner's validity inside the box.
             box: (N, H, W) bool, the CutMix box.
-            shapes: (N, S, H, W) bool from `correlation_shapes`, nothing excluded yet; None without propagation.
+            rows: (N, S, h, w) float from `correlation_rows`, of the weak views; None without propagation.
         """
         o, p = self.options, predictions
         weak = PseudoLabels.of(p.weak)
@@ -181,10 +181,14 @@ class CorrMatch(Method):
         confident = self.threshold.confident(mixed.confidence, mixed.labels) & mixed_valid
 
         labels, propagated = mixed.labels, confident
-        if shapes is not None:
-            shapes = shapes & (mixed_valid & ~box).unsqueeze(1)
-            labels, propagated = region_propagation(
-                labels, confident, shapes, self.threshold.scalar(), num_labels=p.weak.shape[1]
+        if rows is not None:
+            labels, propagated = propagate_rows(
+                rows,
+                labels,
+                confident,
+                mixed_valid & ~box,
+                self.threshold.scalar(),
+                num_labels=p.weak.shape[1],
             )
 
         n0, n1 = per_process(valid.sum()), per_process(mixed_valid.sum())
@@ -222,7 +226,7 @@ class CorrMatch(Method):
         return total, logs
 
     def _predict(self, batch: SemiBatch, partner: Tensor) -> tuple[Predictions, Tensor | None]:
-        """Passes 2 and 3, and the shapes of the weak views."""
+        """Passes 2 and 3, and rows of the weak views' correlation maps."""
         o, model = self.options, self.model
         size = batch.weak.shape[-2:]
         labeled, unlabeled = len(batch.image), len(batch.weak)
@@ -257,11 +261,11 @@ class CorrMatch(Method):
             strong_features, strong_decoded, strong, "strong correlation", (unlabeled,)
         )
 
-        shapes = None
+        shape_rows = None
         if o.propagation == "region":
             index = self._shape_index(query.shape[-2] * query.shape[-1], batch.step, query.device)
-            shapes = correlation_shapes(
-                query[labeled:].detach(), key[labeled:].detach(), index, size, model.config.correlation_scale
+            shape_rows = correlation_rows(
+                query[labeled:].detach(), key[labeled:].detach(), index, model.config.correlation_scale
             )
         return (
             Predictions(
@@ -276,7 +280,7 @@ class CorrMatch(Method):
                 strong_corr=strong_corr,
                 partner=partner,
             ),
-            shapes,
+            shape_rows,
         )
 
     def _shape_index(self, positions: int, step: int, device: torch.device) -> Tensor:

@@ -56,10 +56,9 @@ class DynamicThreshold(nn.Module):
             target, seen = total[0] / total[1].clamp(min=1), total[1] > 0
         else:
             # The maximum over processes of K floats replaces gathering their logits: the same value.
-            best = confidence.new_full((self.num_labels,), -1.0)
-            best.scatter_reduce_(
-                0, labels.flatten(), confidence.masked_fill(~valid, -1.0).flatten(), reduce="amax"
-            )
+            # A GPU's atomic maxima would queue up at K cells: there every column of pixels has its own.
+            columns = labels.shape[-1] if labels.is_cuda else 1
+            best = largest_per_class(confidence.masked_fill(~valid, -1.0), labels, self.num_labels, columns)
             best = all_reduce(best, "max")
             predicted = best >= 0
             if self.update_rule == "per_class":
@@ -80,3 +79,17 @@ class DynamicThreshold(nn.Module):
     def scalar(self) -> Tensor:
         """One number for the ratios of region propagation and for logs: the value, or its mean over classes."""
         return self.value.mean()
+
+
+def largest_per_class(values: Tensor, labels: Tensor, num_labels: int, columns: int = 1) -> Tensor:
+    """The largest value of each class, (num_labels,); -1 where a class has none.
+
+    Args:
+        values: (N, H, W) float, -1 or above.
+        labels: (N, H, W) int64 in 0..num_labels-1.
+        num_labels: number of classes.
+        columns: maxima kept side by side on the way; N*H*W must be a multiple of it. The result is the same.
+    """
+    best = values.new_full((num_labels, columns), -1.0)
+    best.scatter_reduce_(0, labels.reshape(-1, columns), values.reshape(-1, columns), reduce="amax")
+    return best.amax(1)

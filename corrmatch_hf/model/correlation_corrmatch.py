@@ -8,12 +8,16 @@ Row p says where the image looks like its pixel p. All of this is computed in fl
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from .decoders_corrmatch import ConvNormAct, resize
 
+# Numbers of a block of the correlation map: 2 MiB of float32 for each CPU thread, to stay in its cache and yet
+# leave few moments when threads wait for each other. A GPU takes the largest block, 32 MiB: fewer, larger kernels.
+BLOCK, LARGEST_BLOCK = 2**19, 2**23
 # Numbers held at once while shapes are upsampled: 2**24 float32 are 64 MiB.
 SHAPE_CHUNK = 2**24
 
@@ -23,7 +27,8 @@ def pixel_propagation(
 ) -> torch.Tensor:
     """Every pixel hands its logits to those it looks like: z[:, q] = sum over p of logits[:, p] C[p, q].
 
-    Equation 5 of the paper.
+    Equation 5 of the paper. C is never held whole: memory grows with h*w, not with its square. There is no
+    second derivative.
 
     Args:
         query, key: (N,D,h,w), any floating dtype.
@@ -34,9 +39,121 @@ def pixel_propagation(
         (N,K,h,w), float32 (float64 for float64 inputs).
     """
     with torch.autocast(query.device.type, enabled=False):
-        correlation = _correlation_rows(query, key, scale)
-        values = logits.detach().to(correlation.dtype).flatten(2)
-        return (values @ correlation).unflatten(2, logits.shape[-2:])
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        query, key, values = (t.to(dtype).flatten(2).contiguous() for t in (query, key, logits.detach()))
+        root = math.sqrt(query.shape[1])
+        if scale == "scores":
+            query = query / root
+        else:
+            values = values / root
+        return _propagate(query, key, values).unflatten(2, logits.shape[-2:])
+
+
+# Blocks of rows of C are computed, used and forgotten, in the forward pass and again in the backward pass. With query
+# a (D,n), key b (D,n), values v (K,n) and S = a^T b, row p of C is the softmax of row p of S, and for rows p in a block
+#
+#     forward     z += v[:, p] C[p]                                   z = v C, a sum over p
+#     backward    with g the gradient of z: that of C is v^T g, and, through the softmax of each row,
+#                 that of S is  E = C * (v^T g - t),  t[p] = sum over q of C[p, q] (v^T g)[p, q]
+#                 that of a is  b E^T, column by column, and that of b is  a E, a sum over p.
+#
+# A softmax needs its whole row and nothing else, so blocks of rows are exact. As operators of their own, the two passes
+# stay one node each for torch.compile, which would unroll the loops.
+
+
+@torch.library.custom_op("corrmatch_hf::propagate", mutates_args=())
+def _propagate(query: torch.Tensor, key: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """(N,D,n), (N,D,n), (N,K,n), contiguous -> (N,K,n), with C the plain softmax of query^T key."""
+    propagated = torch.zeros_like(values)
+    for image, p, correlation, _ in _blocks(query, key):
+        propagated[image].baddbmm_(values[image, :, p], correlation)
+    return propagated
+
+
+@torch.library.custom_op("corrmatch_hf::propagate_backward", mutates_args=())
+def _propagate_backward(
+    query: torch.Tensor, key: torch.Tensor, values: torch.Tensor, grad: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of query and key."""
+    grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
+    with torch.autocast(query.device.type, enabled=False):  # it may be on where backward() is called
+        for image, p, correlation, errors in _blocks(query, key):
+            torch.bmm(values[image, :, p].mT, grad[image], out=errors)
+            errors *= correlation
+            errors.addcmul_(correlation, errors.sum(-1, keepdim=True), value=-1)
+            grad_query[image, :, p] = key[image] @ errors.mT
+            grad_key[image].baddbmm_(query[image, :, p], errors)
+    return grad_query, grad_key
+
+
+def _blocks(
+    query: torch.Tensor, key: torch.Tensor
+) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
+    """C in blocks: slices of images and of rows p, C there (images,p,n), and a tensor of that size to write into.
+
+    The next block overwrites both tensors.
+    """
+    images, _, n = query.shape
+    numbers = LARGEST_BLOCK
+    if query.device.type == "cpu":
+        numbers = min(BLOCK * torch.get_num_threads(), LARGEST_BLOCK)
+    rows = min(n, max(numbers // n, 16))  # fewer make slow matrix products
+    at_once = max(1, min(images, numbers // (rows * n)))
+    work = query.new_empty(2, at_once * rows * n)
+    for i in range(0, images, at_once):
+        for first in range(0, n, rows):
+            image, p = slice(i, i + at_once), slice(first, first + rows)
+            block = query[image, :, p]
+            shape = (len(block), block.shape[2], n)
+            correlation, scores = (buffer[: math.prod(shape)].view(shape) for buffer in work)
+            torch.bmm(block.mT, key[image], out=scores)
+            torch.softmax(scores, dim=-1, out=correlation)
+            yield image, p, correlation, scores
+
+
+@_propagate.register_fake
+def _(query, key, values):
+    return torch.empty_like(values)
+
+
+@_propagate_backward.register_fake
+def _(query, key, values, grad):
+    return torch.empty_like(query), torch.empty_like(key)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    return *_propagate_backward(*ctx.saved_tensors, grad.contiguous()), None
+
+
+_propagate.register_autograd(_backward, setup_context=_save)
+
+
+@torch.no_grad()
+def correlation_rows(
+    query: torch.Tensor, key: torch.Tensor, index: torch.Tensor, scale: str = "scores"
+) -> torch.Tensor:
+    """Rows of the correlation map as pictures: where the image looks like the pixels `index`. No gradient.
+
+    Only the rows asked for are computed.
+
+    Args:
+        query, key: (N,D,h,w), any floating dtype.
+        index: (S,) integers in 0..h*w-1, the pixels p of the rows, the same for every image.
+        scale: as in `pixel_propagation`.
+
+    Returns:
+        (N,S,h,w), float32 (float64 for float64 inputs), each row summing to 1 (to 1/sqrt(D) with "rows").
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        rows = query.to(dtype).flatten(2)[:, :, index].mT @ key.to(dtype).flatten(2)
+        root = math.sqrt(query.shape[1])
+        rows = torch.softmax(rows / root, dim=-1) if scale == "scores" else torch.softmax(rows, dim=-1) / root
+        return rows.unflatten(2, query.shape[-2:])
 
 
 @torch.no_grad()
@@ -58,25 +175,12 @@ def correlation_shapes(
         bool (N,S,H,W).
     """
     with torch.autocast(query.device.type, enabled=False):
-        rows = _correlation_rows(query, key, scale, index).unflatten(2, query.shape[-2:])  # (N,S,h,w)
+        rows = correlation_rows(query, key, index, scale)
         at_once = max(1, SHAPE_CHUNK // (len(rows) * size[0] * size[1]))
         shapes = [_upper_half(resize(chunk, size)) for chunk in rows.split(at_once, dim=1)]
         # Of a constant row, the upsampling's rounding would be cut into a shape.
         constant = rows.amax(dim=(2, 3)) == rows.amin(dim=(2, 3))
         return torch.cat(shapes, dim=1) & ~constant[:, :, None, None]
-
-
-def _correlation_rows(
-    query: torch.Tensor, key: torch.Tensor, scale: str, index: torch.Tensor | None = None
-) -> torch.Tensor:
-    """C (N,n,n), or its rows `index` (N,S,n)."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    query, key = query.to(dtype).flatten(2), key.to(dtype).flatten(2)
-    if index is not None:
-        query = query[:, :, index]
-    root = math.sqrt(query.shape[1])
-    scores = query.transpose(1, 2) @ key
-    return torch.softmax(scores / root, dim=-1) if scale == "scores" else torch.softmax(scores, dim=-1) / root
 
 
 def _upper_half(maps: torch.Tensor) -> torch.Tensor:

@@ -56,12 +56,12 @@ def ohem_cross_entropy(
     """
     logits = logits.float()
     valid = labels != ignore_index
-    true_class = labels.masked_fill(~valid, 0).unsqueeze(1)
-    # Ignored pixels get a probability no valid one can have, so that they sort last and no boolean indexing is needed.
-    probability = logits.detach().softmax(1).gather(1, true_class).squeeze(1).masked_fill(~valid, 2.0)
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+    # The loss is -log of that probability. Ignored pixels get one that no valid pixel can have, so that they sort
+    # last and no boolean indexing is needed.
+    probability = loss.detach().neg().exp().masked_fill(~valid, 2.0)
     cut = _kth_smallest(probability.flatten(), min_kept).clamp(min=threshold)
     kept = valid & (probability <= cut)
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
     return masked_mean(loss, kept, per_process(kept.sum()))
 
 

@@ -1,8 +1,7 @@
 """Region propagation (CorrMatch equations 8-10, algorithm 1): confident labels spread over correlation shapes.
 
-Two forms of one algorithm, identical to the bit. On a CPU the pixels of an image are packed into 64-bit words, one
-plane per class, so that counting labels inside a shape is a few `and`s and population counts. On other devices the
-shapes are walked with batched tensor operations and nothing is read back to the host.
+Three forms of one algorithm, identical to the bit: packed words on a CPU, Triton kernels on a GPU, and batched tensor
+operations elsewhere. Only the first reads anything back to the host.
 
 Which shapes can pass the first test does not depend on the painting, because the confident mask does not grow while
 looping; so only those few are walked.
@@ -10,9 +9,16 @@ looping; so only those few are walked.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
+
+from .region_propagation_words import Canvas, pack
+
+# Shapes packed at once on a CPU: few, so that they stay in the cache.
+PORTION = 16
 
 
 def region_propagation(
@@ -40,59 +46,34 @@ def region_propagation(
         labels (N, H, W) int64 and confident (N, H, W) bool after propagation; the inputs are not changed.
     """
     if labels.device.type == "cpu":
-        return _propagate_words(labels, confident, shapes, float(threshold))
+        return _propagate_on_cpu(labels, confident, shapes, float(threshold))
     if num_labels is None:
         num_labels = int(labels.max()) + 1
     threshold = torch.as_tensor(threshold, dtype=torch.float32, device=labels.device)
-    return _propagate_batched(labels, confident, shapes, threshold, num_labels)
+    kernels = _triton_kernels() if labels.device.type == "cuda" else None
+    return (kernels or _propagate_batched)(labels, confident, shapes, threshold, num_labels)
 
 
-def _words(bits: np.ndarray) -> np.ndarray:
-    """(..., P) bool -> (..., ceil(P / 64)) uint64."""
-    packed = np.packbits(bits, axis=-1)
-    missing = -packed.shape[-1] % 8
-    if missing:
-        packed = np.concatenate([packed, np.zeros((*packed.shape[:-1], missing), np.uint8)], axis=-1)
-    return packed.view(np.uint64)
+@cache
+def _triton_kernels() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """None where Triton is not installed."""
+    try:
+        from .region_propagation_triton import propagate_triton
+    except ImportError:
+        return None
+    return propagate_triton
 
 
-def _bits(words: np.ndarray, count: int) -> np.ndarray:
-    """The inverse of `_words`."""
-    return np.unpackbits(words.view(np.uint8), axis=-1, count=count).view(bool)
-
-
-def _popcount(words: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(words).sum(axis=-1, dtype=np.int64)
-
-
-def _propagate_words(
+def _propagate_on_cpu(
     labels: Tensor, confident: Tensor, shapes: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    tau = np.float32(threshold)
-    new_labels, new_confident = labels.clone(), confident.clone()
-    for n in range(labels.shape[0]):
-        flat = labels[n].flatten().numpy()
-        shape = _words(shapes[n].flatten(1).numpy())  # (S, words)
-        seg = shape & _words(confident[n].flatten().numpy())
-        seg_size = _popcount(seg)
-        share = seg_size.astype(np.float32) / np.maximum(_popcount(shape), 1).astype(np.float32)
-        candidates = np.flatnonzero((seg_size > 0) & ~(share < tau))
-        if candidates.size == 0:
-            continue
-        classes = np.unique(flat)
-        planes = _words(flat == classes[:, None])  # (classes present, words)
-        painted = np.zeros_like(planes[0])
-        for s in candidates:
-            counts = _popcount(planes & seg[s])
-            top = counts.argmax()  # the first maximum: the lowest id
-            if np.float32(counts[top]) / np.float32(seg_size[s]) > tau:
-                planes &= ~shape[s]
-                planes[top] |= shape[s]
-                painted |= shape[s]
-        plane_of_pixel = _bits(planes, flat.size).argmax(axis=0)
-        new_labels[n] = torch.from_numpy(classes[plane_of_pixel]).view_as(labels[n])
-        new_confident[n] |= torch.from_numpy(_bits(painted, flat.size)).view_as(confident[n])
-    return new_labels, new_confident
+    labels, result = labels.clone(memory_format=torch.contiguous_format), confident.clone()
+    for n in range(len(labels)):
+        canvas = Canvas(labels[n].view(-1).numpy(), confident[n].flatten().numpy(), threshold)
+        for portion in shapes[n].flatten(1).split(PORTION):
+            canvas.paint(pack(portion.numpy()))
+        result[n] |= torch.from_numpy(canvas.finish()).view_as(confident[n])
+    return labels, result
 
 
 def _propagate_batched(

@@ -79,6 +79,8 @@ def test_merging_equals_counting_together():
     [
         ([0, 1], [0, 7], "label holds the id 7.*0 to 2.*ignore_index is 255"),
         ([0, 1], [0, -1], "label holds the id -1"),
+        ([0, 1], [0, 3], "label holds the id 3"),
+        ([0, 1], [0, 300], "label holds the id 300"),
         ([0, 3], [0, 1], "prediction holds the id 3"),
         ([0, 255], [0, 1], "prediction holds the id 255"),
         ([0, 1, 2], [0, 1], "shape"),
@@ -96,6 +98,15 @@ def test_predictions_under_ignored_labels_do_not_matter():
     confusion = ConfusionMatrix(3)
     confusion.update(torch.tensor([0, 99, -5]), torch.tensor([0, 255, 255]))
     assert confusion.matrix.sum() == 1
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 0, 255, 1000])
+def test_ignored_ids_wherever_they_are(ignore_index):
+    confusion = ConfusionMatrix(3, ignore_index)
+    confusion.update(torch.tensor([0, 2, 1, 1]), torch.tensor([ignore_index, 2, 1, 2]))
+    assert confusion.matrix.tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
+    confusion.update(torch.tensor([]).long(), torch.tensor([]).long())
+    assert confusion.matrix.sum() == 3
 
 
 def test_nothing_labelled_gives_none_and_valid_json():

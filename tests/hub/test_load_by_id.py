@@ -28,7 +28,7 @@ MODELS = {
 }
 
 LOAD = """
-import json, sys, torch
+import copy, json, sys, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 folder, bare, *names = sys.argv[1:]
@@ -42,7 +42,8 @@ for name in names:
     model = AutoModelForSemanticSegmentation.from_pretrained(id, **trust, **revision)
     assert type(model).__name__ == "CorrMatchForSegmentation" and not model.training
     with torch.no_grad():
-        torch.save(model(images).logits, f"{folder}/{id.split('/')[-1]}.pt")
+        # Copied: weights mapped from a file lie at odd addresses, where some processors round otherwise.
+        torch.save(copy.deepcopy(model)(images).logits, f"{folder}/{id.split('/')[-1]}.pt")
         from_processor = model(**processor(images=photo, return_tensors="pt"))
     pipe = pipeline("image-segmentation", model=id, **trust, **revision)
     size = [photo.size[::-1]]

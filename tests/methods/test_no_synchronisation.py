@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrmatch_hf.methods import METHODS, CPSOptions, DGCLOptions, FixMatchOptions, corrmatch, method_class
+from corrmatch_hf.ops.propagate_rows import row_shapes
 from corrmatch_hf.ops.region_propagation import _propagate_batched
 
 from .test_corrmatch import random_batch, tiny_model
@@ -57,9 +58,9 @@ def test_a_step_reads_nothing_back(name, options, monkeypatch):
     # The form of region propagation that GPUs take.
     monkeypatch.setattr(
         corrmatch,
-        "region_propagation",
-        lambda labels, confident, shapes, tau, num_labels: _propagate_batched(
-            labels, confident, shapes, tau, num_labels
+        "propagate_rows",
+        lambda rows, labels, confident, allowed, tau, num_labels: _propagate_batched(
+            labels, confident, row_shapes(rows, labels.shape[-2:]) & allowed.unsqueeze(1), tau, num_labels
         ),
     )
     cls = method_class(name)

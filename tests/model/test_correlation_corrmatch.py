@@ -1,6 +1,7 @@
 """Pixel propagation and shapes against the paper, written out pixel by pixel, and against the authors'
 tensors."""
 
+import importlib.util
 import math
 
 import pytest
@@ -10,11 +11,12 @@ from safetensors.torch import load_file
 
 from corrmatch_hf.model import CorrelationHead, correlation_shapes, pixel_propagation, resize
 from corrmatch_hf.model import correlation_corrmatch as module
+from corrmatch_hf.model.correlation_corrmatch import correlation_rows
 
 
 def correlation_map(query, key):
     """Equation 4 for one image: query, key (D,h,w) -> C[p][q], every row p a softmax over q."""
-    query, key = query.flatten(1).T.double(), key.flatten(1).T.double()
+    query, key = query.detach().flatten(1).T.double(), key.detach().flatten(1).T.double()
     rows = []
     for q_p in query:
         scores = [math.exp(float(q_p @ k_q) / math.sqrt(len(q_p))) for k_q in key]
@@ -50,11 +52,36 @@ def inputs(n=2, d=3, k=4, h=4, w=5):
     return torch.randn(n, d, h, w), torch.randn(n, d, h, w), torch.randn(n, k, h, w)
 
 
+def explicit_propagation(query, key, logits, scale="scores"):
+    """Equation 5 with the whole matrix, as autograd sees it."""
+    scores = query.flatten(2).mT @ key.flatten(2)
+    root = math.sqrt(query.shape[1])
+    c = (scores / root).softmax(-1) if scale == "scores" else scores.softmax(-1) / root
+    return (logits.flatten(2) @ c).view_as(logits)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several images and several blocks of rows, the last one shorter."""
+    monkeypatch.setattr(module, "BLOCK", 1)  # blocks have 16 rows at least
+
+
 def test_propagation_is_the_papers():
-    query, key, logits = inputs()
-    torch.testing.assert_close(
-        pixel_propagation(query, key, logits).double(), slow_propagation(query, key, logits)
-    )
+    query, key, logits = (t.double() for t in inputs())
+    torch.testing.assert_close(pixel_propagation(query, key, logits), slow_propagation(query, key, logits))
+
+
+@pytest.mark.parametrize("scale", ["scores", "rows"])
+def test_correlation_rows_are_rows_of_the_map(scale):
+    query, key, _ = (t.double() for t in inputs())
+    index = torch.tensor([3, 19, 3])
+    rows = correlation_rows(query.requires_grad_(), key, index, scale)
+    assert rows.shape == (2, 3, 4, 5) and not rows.requires_grad
+    for n in range(2):
+        expected = correlation_map(query[n], key[n])[index]
+        if scale == "rows":  # the softmax of the plain scores, divided
+            expected = correlation_map(query[n] * math.sqrt(3), key[n])[index] / math.sqrt(3)
+        torch.testing.assert_close(rows[n].flatten(1), expected)
 
 
 def test_shapes_are_the_papers():
@@ -83,11 +110,107 @@ def test_sum_over_pixels_is_kept():
     torch.testing.assert_close(propagated.sum(dim=(2, 3)), logits.sum(dim=(2, 3)))
 
 
-def test_gradients_reach_query_and_key_only():
-    query, key, logits = (t.double().requires_grad_() for t in inputs(n=1, h=2, w=3))
-    assert torch.autograd.gradcheck(lambda q, k: pixel_propagation(q, k, logits), (query, key))
-    pixel_propagation(query, key, logits).sum().backward()
+@pytest.mark.parametrize("scale", ["scores", "rows"])
+def test_gradients_reach_query_and_key_only(scale, small_blocks):
+    query, key, logits = (t.double().requires_grad_() for t in inputs(h=5, w=7))
+    assert torch.autograd.gradcheck(
+        lambda q, k: pixel_propagation(q, k, logits, scale), (query, key), fast_mode=True
+    )
+    weight = torch.randn_like(logits)
+    got = torch.autograd.grad((pixel_propagation(query, key, logits, scale) * weight).sum(), (query, key))
+    want = torch.autograd.grad(
+        (explicit_propagation(query, key, logits.detach(), scale) * weight).sum(), (query, key)
+    )
+    torch.testing.assert_close(got, want)
+    pixel_propagation(query, key, logits, scale).sum().backward()
     assert logits.grad is None
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_blocks_of_rows_are_the_whole_matrix(memory_format):
+    query, key, logits, weight = (
+        t.contiguous(memory_format=memory_format) for t in (*inputs(h=30, w=31), torch.randn(2, 4, 30, 31))
+    )
+    query.requires_grad_(), key.requires_grad_()
+    got, want = pixel_propagation(query, key, logits), explicit_propagation(query, key, logits)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad((got * weight).sum(), (query, key)),
+        torch.autograd.grad((want * weight).sum(), (query, key)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_the_matrix_is_never_held(monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_BLOCK", 1640**2 // 10)
+    held, softmax = [], torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda t, **kw: held.append(t.numel()) or softmax(t, **kw))
+    query, key, logits = inputs(n=3, h=40, w=41)
+    pixel_propagation(query.requires_grad_(), key, logits).sum().backward()
+    assert sum(held) == 2 * 3 * 1640**2  # once forward, once backward
+    assert max(held) <= module.LARGEST_BLOCK
+
+
+def test_frozen_query_and_key_keep_nothing():
+    query, key, logits = inputs()
+    assert pixel_propagation(query, key, logits.requires_grad_()).grad_fn is None
+    both = torch.autograd.grad(pixel_propagation(query, key.requires_grad_(), logits).square().sum(), key)
+    query.requires_grad_()
+    assert torch.equal(
+        both[0], torch.autograd.grad(pixel_propagation(query, key, logits).square().sum(), key)[0]
+    )
+
+
+def test_one_pixel_keeps_its_logits():
+    query, key, logits = inputs(h=1, w=1)
+    propagated = pixel_propagation(query.requires_grad_(), key, logits)
+    torch.testing.assert_close(propagated, logits)
+    propagated.sum().backward()
+    assert torch.equal(query.grad, torch.zeros_like(query))
+
+
+def test_a_second_derivative_is_refused():
+    query, key, logits = inputs()
+    loss = pixel_propagation(query.requires_grad_(), key, logits).square().sum()
+    (grad,) = torch.autograd.grad(loss, query, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.sum().backward()
+
+
+def test_backward_under_autocast_is_float32():
+    query, key, logits = inputs()
+    query.requires_grad_()
+    (want,) = torch.autograd.grad(pixel_propagation(query, key, logits).square().sum(), query)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (got,) = torch.autograd.grad(pixel_propagation(query, key, logits).square().sum(), query)
+    assert torch.equal(got, want)
+
+
+def test_compiled_in_one_graph():
+    query, key, logits = inputs()
+    query.requires_grad_(), key.requires_grad_()
+    compiled = torch.compile(pixel_propagation, backend="aot_eager", fullgraph=True)
+    got, want = compiled(query, key, logits), pixel_propagation(query, key, logits)
+    assert torch.equal(got, want)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.square().sum(), (query, key)),
+        torch.autograd.grad(want.square().sum(), (query, key)),
+    )
+
+
+def test_a_published_models_copy_of_the_file_works_beside_it():
+    query, key, logits = inputs()
+    query.requires_grad_()
+    name = "corrmatch_hf.model.a_copy"
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    grads = [
+        torch.autograd.grad(function(query, key, logits).square().sum(), query)[0]
+        for function in (pixel_propagation, copy.pixel_propagation)
+    ]
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -52,6 +52,16 @@ def test_ohem_against_sorting(threshold, min_kept):
     assert got.item() == pytest.approx(slow_ohem(logits, labels, threshold, min_kept, 254), rel=1e-5)
 
 
+def test_ohem_gradient_is_that_of_the_kept_pixels():
+    logits, labels = torch.randn(2, 4, 6, 7).double().requires_grad_(), torch.randint(0, 4, (2, 6, 7))
+    labels[0, :2] = 255
+    got = torch.autograd.grad(ohem_cross_entropy(logits, labels, 0.3, 20), logits)[0]
+    probability = logits.detach().softmax(1).gather(1, labels.clamp(max=3).unsqueeze(1)).squeeze(1)
+    kept = labels.masked_fill(probability > probability[labels != 255].sort().values[19].clamp(min=0.3), 255)
+    want = torch.autograd.grad(F.cross_entropy(logits, kept, ignore_index=255), logits)[0]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
 def test_nothing_to_learn_is_zero_with_zero_gradient(loss):
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
