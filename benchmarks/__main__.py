@@ -2,7 +2,7 @@
 
     python -m benchmarks                                # all of it, on the CPU and, where there is one, on the GPU
     python -m benchmarks region_propagation data        # some of it
-    python -m benchmarks --device cpu --write           # and write benchmarks/results/DEVICE.md
+    python -m benchmarks --device cpu --write           # write benchmarks/results/cpu.md
 
 A module of this folder that takes part has `rows(device)`, a generator of `Row`s. References are written here from
 the papers' equations and pseudo-code, never in the package.
@@ -39,8 +39,12 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="Both by default, where there is a GPU.")
     parser.add_argument("--threads", type=int, help="CPU threads of torch.")
-    parser.add_argument("--write", action="store_true", help="Write the tables to benchmarks/results/.")
+    parser.add_argument(
+        "--write", action="store_true", help="Write the whole tables to benchmarks/results/; not with MODULE."
+    )
     args = parser.parse_args()
+    if args.write and args.modules:
+        parser.error("--write replaces whole tables; leave out the modules")
     if unknown := sorted(set(args.modules) - set(MODULES)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; choose of {', '.join(MODULES)}")
     if args.threads:
@@ -54,7 +58,7 @@ def main() -> None:
                 print(lines[-1], flush=True)
         if args.write:
             path = Path(__file__).with_name("results") / f"{device}.md"
-            command = " ".join(["python -m benchmarks", *args.modules])
+            command = "python -m benchmarks" + (f" --threads {args.threads}" if args.threads else "")
             path.write_text(
                 f"`{command}` on {machine(device)}.\n\n" + "\n".join(lines) + "\n", encoding="utf-8"
             )

@@ -8,7 +8,7 @@
 What stands after `--` goes to examples/train_semi.py as it is. Each run is a process of its own; its figures go to
 `results/compare_methods/NAME/METHOD-SEED.json`, and what is there is not run again, so an interrupted grid goes on
 where it stopped (in the middle of a run, too, where `--save_steps` is given). The table is
-`results/compare_methods/NAME.md`.
+`results/compare_methods/NAME.md`; all its runs have the same options, others are refused.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder
 from corrmatch_hf.publish.percent import percent
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
+from benchmarks.__main__ import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "compare_methods"
 
@@ -46,14 +49,12 @@ def main() -> None:
     args = parser.parse_args()
     folder = RESULTS / args.name
     folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.glob("*.json")):
+        refuse_other_options(path, args.options)
     for seed in args.seeds:
         for method in args.methods:
             path = folder / f"{method}-{seed}.json"
-            if path.exists():
-                there = json.loads(path.read_text(encoding="utf-8"))["options"]
-                if there != args.options:
-                    sys.exit(f"error: {path} is of other options ({shlex.join(there)}); give another --name.")
-            else:
+            if not path.exists():
                 result = run(method, seed, args.options, Path(args.runs) / args.name / f"{method}-{seed}")
                 path.write_text(json.dumps(result, indent=2), encoding="utf-8")
     table = table_of(folder, args.options)
@@ -61,11 +62,22 @@ def main() -> None:
     print(table)
 
 
+def refuse_other_options(path: Path, options: list[str]) -> None:
+    there = json.loads(path.read_text(encoding="utf-8"))["options"]
+    if there != options:
+        sys.exit(f"error: {path} is of other options ({shlex.join(there)}); give another --name.")
+
+
 def run(method: str, seed: int, options: list[str], output: Path) -> dict:
     """Train one method with one seed, and return what it gave."""
     command = [sys.executable, str(ROOT / "examples" / "train_semi.py"), *options]
     command += ["--method", method, "--seed", str(seed), "--output_dir", str(output)]
     resumed = any(output.glob("checkpoints/step_*"))
+    started = output.parent / f"{output.name}.json"  # what the run, finished or not, was started with
+    if resumed and started.exists():
+        refuse_other_options(started, options)
+    started.parent.mkdir(parents=True, exist_ok=True)
+    started.write_text(json.dumps({"options": options}), encoding="utf-8")
     if resumed:
         command += ["--resume_from_checkpoint", "latest"]
     elif output.exists():
@@ -82,11 +94,13 @@ def run(method: str, seed: int, options: list[str], output: Path) -> dict:
         "method": method,
         "seed": seed,
         "options": options,
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
         "resumed": resumed,
         "steps": metrics["steps"],
         "seconds": metrics["seconds"],
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_memory_mib": usage.ru_maxrss // 1024,
+        "images_per_second": metrics["images_per_second"],
+        "peak_memory_mib": metrics.get("peak_gpu_memory_mib", usage.ru_maxrss // 1024),
         "mean_iou": metrics["final"]["mean_iou"],
         "best_mean_iou": metrics["best"]["mean_iou"],
         "pixel_accuracy": metrics["final"]["pixel_accuracy"],
@@ -115,9 +129,7 @@ def passes(method: str) -> str:
 
     CorrMatchEncoder.forward = counted
     try:
-        cls(CorrMatchForSegmentation(config)).train().eval()(
-            batch
-        )  # BatchNorm cannot train on one small image
+        cls(CorrMatchForSegmentation(config)).eval()(batch)  # BatchNorm cannot train on one small image
     finally:
         CorrMatchEncoder.forward = forward
     return f"{counts[True]} + {counts[False]}"
@@ -137,8 +149,9 @@ def table_of(folder: Path, options: list[str]) -> str:
         ),
         "",
         "Last weights, in percent: mean over the seeds, and their standard deviation. Images through the encoder in a",
-        "step of 1 + 1 images with a CutMix box, at the method's defaults: with gradient + without. Seconds and memory",
-        "are of the machine used.",
+        "step of 1 + 1 images with a CutMix box, at the method's defaults: with gradient + without. Processor seconds",
+        "are those of a whole run, its start and its evaluations included, over its steps; the peak memory is the GPU's",
+        "where there is one, else the process's.",
         "",
         "| Method | Seeds | Steps | Mean IoU | Best mean IoU | Pixel accuracy | Images | CPU s / step | Peak MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

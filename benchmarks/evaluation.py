@@ -82,7 +82,7 @@ def rows(device: str) -> Iterator[Row]:
                     "ms",
                     # Rounding may move a few pixels between classes that are equal up to it.
                     abs(accuracy - expected) < 1e-5 if "bfloat16" not in way else None,
-                    target=TARGET if "bfloat16" in way else None,
+                    target=TARGET,
                     note=f"pixel accuracy off by {abs(accuracy - expected):.0e}",
                 )
 

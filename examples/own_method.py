@@ -19,14 +19,14 @@ from corrmatch_hf import (
     load_semi_dataset,
 )
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods.base import Method, MethodOptions
+from corrmatch_hf.methods.base import Method, MethodOptions, Weight
 from corrmatch_hf.ops.distributed import per_process
 from corrmatch_hf.ops.losses import masked_mean
 
 
 @dataclass
 class EntropyOptions(MethodOptions):
-    entropy_weight: float = field(
+    entropy_weight: Weight = field(
         default=0.1, metadata={"help": "Weight of the entropy of unlabelled images."}
     )
 

@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import statistics
 import sys
 import time
 import warnings
@@ -553,10 +554,13 @@ class SemiSupervisedTrainer:
             "method": self.method.name,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
+            "images_per_second": _median([row["images_per_second"] for row in log.rows if "loss" in row]),
             "final": metrics,
             "best": self.best,
             "skipped": self.skipped,
         }
+        if self.accelerator.device.type == "cuda":
+            result["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
         if self.accelerator.is_main_process:
             (self.output_dir / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
             write_report(self, result, log.rows)
@@ -624,6 +628,10 @@ class SemiSupervisedTrainer:
         if url is not None:
             print(f"published: {url}")
         return url
+
+
+def _median(values: list[float]) -> float | None:
+    return round(statistics.median(values), 2) if values else None
 
 
 def _cores() -> int:

@@ -6,6 +6,7 @@ import torch
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import FixMatch, FixMatchOptions, IPixMatch, IPixMatchOptions, method_class
 from corrmatch_hf.methods.inter_pixel import inter_pixel_term
+from corrmatch_hf.methods.teacher import Teacher
 
 from .test_corrmatch import random_batch, tiny_model
 
@@ -14,6 +15,10 @@ def step(name, batch, **options):
     torch.manual_seed(0)
     cls = method_class(name)
     method = cls(tiny_model(), cls.Options(**options), seed=3).train()
+    with torch.no_grad():  # a teacher starts as its student's copy, and would have nothing to say
+        for teacher in (module for module in method.modules() if isinstance(module, Teacher)):
+            for parameter in teacher.network.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return method(batch)
 
 
@@ -34,6 +39,7 @@ def test_every_teacher_student_method_takes_it(name, kind):
         0.5 if name in ("fixmatch", "unimatch", "corrmatch") else 1.0
     )  # of the unlabelled losses in the total
     assert "loss/inter_pixel" not in logs_off
+    assert logs_on["loss/inter_pixel"] > 1e-4
     torch.testing.assert_close(on, off + share * logs_on["loss/inter_pixel"], rtol=1e-4, atol=1e-6)
     _, logs_half = step(name, batch, inter_pixel_loss=kind, inter_pixel_weight=1.0, **options)
     torch.testing.assert_close(2 * logs_half["loss/inter_pixel"], logs_on["loss/inter_pixel"])

@@ -19,6 +19,9 @@ READS_BACK = {
     "unique_dim",
     "is_nonzero",
     "equal",
+    "bincount",
+    "unique_consecutive",
+    "repeat_interleave",
 }
 
 
