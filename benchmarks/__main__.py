@@ -47,6 +47,8 @@ def main() -> None:
         parser.error("--write replaces whole tables; leave out the modules")
     if unknown := sorted(set(args.modules) - set(MODULES)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; choose of {', '.join(MODULES)}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
     for device in [args.device] if args.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:

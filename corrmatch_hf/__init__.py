@@ -48,12 +48,16 @@ _WHERE = {
     "TrainingConfig": "training",
 }
 
+_ROOMS = {"data", "errors", "evaluation", "methods", "model", "ops", "publish", "training"}
+
 __all__ = ["__version__", *sorted(_WHERE)]
 
 _register()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,9 @@ NAMES: dict[str, tuple[str, Any]] = {
 
 def register() -> None:
     """Called by `import corrmatch_hf`."""
-    sys.modules.setdefault(STAND_IN, _StandIn(STAND_IN))
+    stand_in = _StandIn(STAND_IN)
+    stand_in.__spec__ = importlib.machinery.ModuleSpec(STAND_IN, None)
+    sys.modules.setdefault(STAND_IN, stand_in)
     if not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WhenImported())
     for name in NAMES:
@@ -80,4 +82,6 @@ class _AndThen(importlib.abc.Loader):
         _add_name(module)
 
     def __getattr__(self, name: str) -> Any:  # get_source and the like
+        if name == "loader":  # of a copy in the making
+            raise AttributeError(name)
         return getattr(self.loader, name)

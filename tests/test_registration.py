@@ -85,3 +85,17 @@ def test_looking_through_all_modules_imports_nothing():
         "print('torch' in sys.modules)"
     )
     assert run(code) == "False"
+
+
+def test_the_rooms_of_the_package_are_there():
+    assert run("import corrmatch_hf; print(corrmatch_hf.errors.InputError.__name__)") == "InputError"
+
+
+def test_what_is_put_into_transformers_can_be_copied_and_found():
+    code = (
+        "import copy, importlib.util, corrmatch_hf\n"
+        "from transformers.models.auto import configuration_auto\n"
+        "copy.deepcopy(configuration_auto.__loader__)\n"
+        "print(importlib.util.find_spec('transformers.models.corrmatch').name)"
+    )
+    assert run(code) == "transformers.models.corrmatch"

@@ -49,9 +49,7 @@ class ConfusionMatrix:
         if not label.numel():
             return
         k = self.num_labels
-        # int32 is enough for the cells and twice as fast as int64; uint8 would wrap when compared with K > 255.
-        prediction = prediction.flatten().to(torch.int32)
-        label = label.flatten().to(prediction.device, torch.int32)
+        prediction, label = prediction.flatten(), label.flatten().to(prediction.device)
         # Masks of pixels cost more than counting. So every id of an 8-bit label gets a row, the ignored one too.
         rows = max(k, 256)
         if not _within(prediction, k) or not _within(label, rows):
@@ -59,7 +57,9 @@ class ConfusionMatrix:
             prediction, label, rows = prediction[counted], label[counted], k
             if not _within(prediction, k) or not _within(label, k):
                 raise self._outside_error(prediction, label)
-        counts = torch.bincount(label * k + prediction, minlength=rows * k).view(rows, k)
+        # int32 is enough for the cells and twice as fast as int64.
+        cells = label.to(torch.int32) * k + prediction.to(torch.int32)
+        counts = torch.bincount(cells, minlength=rows * k).view(rows, k)
         if 0 <= self.ignore_index < rows:
             counts[self.ignore_index] = 0
         if counts[k:].any():

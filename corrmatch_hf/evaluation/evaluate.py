@@ -112,17 +112,36 @@ def evaluate_segmentation(
 
 def _read(samples: Dataset, batch_size: int, num_workers: int) -> Iterator[dict]:
     """All samples, the next ones being read while the caller works."""
-    if num_workers:
-        return iter(
-            DataLoader(
-                samples,
-                batch_size=None,  # sizes may differ
-                num_workers=num_workers,
-                prefetch_factor=max(LOOK_AHEAD * batch_size // num_workers, 2),
-                generator=torch.Generator(),  # not the global one, or evaluating would change the training after it
-            )
-        )
-    return _read_in_a_thread(samples, LOOK_AHEAD * batch_size)
+    if not num_workers:
+        yield from _read_in_a_thread(samples, LOOK_AHEAD * batch_size)
+        return
+    loader = DataLoader(
+        _ReturningErrors(samples),
+        batch_size=None,  # sizes may differ
+        num_workers=num_workers,
+        prefetch_factor=max(LOOK_AHEAD * batch_size // num_workers, 2),
+        generator=torch.Generator(),  # not the global one, or evaluating would change the training after it
+    )
+    for sample in loader:
+        if isinstance(sample, InputError):
+            raise sample
+        yield sample
+
+
+class _ReturningErrors(Dataset):
+    """`InputError`s are returned: raised in a worker they would arrive as a traceback in a string."""
+
+    def __init__(self, samples: Dataset):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> dict | InputError:
+        try:
+            return self.samples[i]
+        except InputError as error:
+            return error
 
 
 def _read_in_a_thread(samples: Dataset, ahead: int) -> Iterator[dict]:

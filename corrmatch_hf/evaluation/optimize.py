@@ -37,7 +37,7 @@ def optimize_for_inference(
     probabilities = predict_probabilities(fast, pixel_values)
     ```
 
-    The copy cannot be trained, and its `save_pretrained` raises: what is saved and published is the original.
+    The copy cannot be trained, and its `save_pretrained` and `push_to_hub` raise: what is published is the original.
 
     Args:
         model: gives (N, K, H, W) logits for `pixel_values`: `CorrMatchForSegmentation`, or another of transformers.
@@ -61,7 +61,7 @@ def optimize_for_inference(
         for convolution, norm in _conv_norm_pairs(fast):
             _fold(fast, convolution, norm)
     fast.to(dtype=dtype, memory_format=torch.channels_last if channels_last else torch.preserve_format)
-    fast.save_pretrained = _refuse_to_save
+    fast.save_pretrained = fast.push_to_hub = _refuse_to_save
     if compile:
         fast.compile()
     return fast

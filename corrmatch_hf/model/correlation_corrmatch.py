@@ -35,9 +35,13 @@ def pixel_propagation(
         logits: (N,K,h,w), treated as constants: the gradient goes to query and key only.
         scale: what is divided by sqrt(D), the "scores" before the softmax or the "rows" after it.
 
+    Raises:
+        ValueError: query and key of different shapes, or another `scale`.
+
     Returns:
         (N,K,h,w), float32 (float64 for float64 inputs).
     """
+    _check(query, key, scale)
     with torch.autocast(query.device.type, enabled=False):
         dtype = torch.promote_types(query.dtype, torch.float32)
         query, key, values = (t.to(dtype).flatten(2).contiguous() for t in (query, key, logits.detach()))
@@ -47,6 +51,15 @@ def pixel_propagation(
         else:
             values = values / root
         return _propagate(query, key, values).unflatten(2, logits.shape[-2:])
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, scale: str) -> None:
+    if query.shape != key.shape:
+        raise ValueError(
+            f"query is {tuple(query.shape)} and key {tuple(key.shape)}; both must be (batch, dim, height, width)."
+        )
+    if scale not in ("scores", "rows"):
+        raise ValueError(f"scale is {scale!r}: choose 'scores' or 'rows'.")
 
 
 # Blocks of rows of C are computed, used and forgotten, in the forward pass and again in the backward pass. With query
@@ -148,6 +161,7 @@ def correlation_rows(
     Returns:
         (N,S,h,w), float32 (float64 for float64 inputs), each row summing to 1 (to 1/sqrt(D) with "rows").
     """
+    _check(query, key, scale)
     with torch.autocast(query.device.type, enabled=False):
         dtype = torch.promote_types(query.dtype, torch.float32)
         rows = query.to(dtype).flatten(2)[:, :, index].mT @ key.to(dtype).flatten(2)

@@ -67,10 +67,11 @@ def ohem_cross_entropy(
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
     """The k-th smallest value over all processes; the largest one where there are fewer than k."""
+    k = max(k, 1)
     values = all_gather(values.topk(min(k, values.numel()), largest=False, sorted=False).values)
     if k > values.numel():
         return values.amax()
-    return values.kthvalue(max(k, 1)).values
+    return values.kthvalue(k).values
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

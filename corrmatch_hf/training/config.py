@@ -87,7 +87,7 @@ class TrainingConfig:
     )
     channels_last: bool = option(
         True,
-        "Keep images and feature maps channel by channel in memory: the same results, faster nearly everywhere.",
+        "Keep feature maps pixel by pixel in memory: the same results up to rounding, faster nearly everywhere.",
     )
     freeze_batch_norm: bool = option(
         False,

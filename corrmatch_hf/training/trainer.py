@@ -499,13 +499,15 @@ class SemiSupervisedTrainer:
     def _load(self, path: Path) -> None:
         try:
             self.accelerator.load_state(str(path))
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # weights that are not there, or of another shape or number
+        except (RuntimeError, ValueError) as error:  # weights that are not there, of another shape or number
             raise InputError(
                 f"The checkpoint {path} does not fit the options of the method; resume with those it was started with."
             ) from error
+        # The fused step walks flat memory: its state must lie as the weights do, whatever --channels_last was before.
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state = ckpt.read_state(path)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
 

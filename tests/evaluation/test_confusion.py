@@ -129,3 +129,10 @@ def test_reduce_alone_changes_nothing():
     confusion = ConfusionMatrix(2)
     confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert confusion.reduce().matrix.tolist() == [[1, 1], [0, 0]]
+
+
+def test_ids_beyond_32_bits_are_no_other_ids():
+    confusion = ConfusionMatrix(3)
+    with pytest.raises(InputError, match="4294967298"):
+        confusion.update(torch.zeros(2, dtype=torch.long), torch.tensor([1, 2**32 + 2]))
+    assert not confusion.matrix.any()

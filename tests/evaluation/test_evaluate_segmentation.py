@@ -149,15 +149,16 @@ def test_the_image_with_the_wrong_id_is_named_in_a_batch_too():
         evaluate_segmentation(tiny_model(), samples, batch_size=4, **OPTIONS)
 
 
-def test_an_image_that_cannot_be_read_ends_the_evaluation():
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_ends_the_evaluation(workers):
     class Broken(list):
         def __getitem__(self, i):
             if i == 3:
                 raise InputError("Cannot read photo_3.jpg.")
             return super().__getitem__(i)
 
-    with pytest.raises(InputError, match=r"photo_3\.jpg"):
-        evaluate_segmentation(tiny_model(), Broken(make_samples()), **OPTIONS)
+    with pytest.raises(InputError, match=r"^Cannot read photo_3\.jpg\.$"):
+        evaluate_segmentation(tiny_model(), Broken(make_samples()), num_workers=workers, **OPTIONS)
 
 
 def test_inference_options_arrive():

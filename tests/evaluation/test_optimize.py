@@ -118,6 +118,8 @@ def test_the_copy_is_no_checkpoint(tmp_path):
     model = network("test_resnet")
     with pytest.raises(InputError, match="save the model it was made from"):
         optimize_for_inference(model).save_pretrained(tmp_path / "folded")
+    with pytest.raises(InputError, match="save the model it was made from"):
+        optimize_for_inference(model).push_to_hub("folded")
     assert not (tmp_path / "folded").exists()
     model.save_pretrained(tmp_path / "whole")
     again = CorrMatchForSegmentation.from_pretrained(tmp_path / "whole").state_dict()

@@ -260,3 +260,13 @@ def test_head():
     assert all(torch.equal(a, b) for a, b in zip(masked, head(features, ones), strict=True))  # no dropout
     nothing = head(features, 0 * ones)
     torch.testing.assert_close(nothing[0], head.query.bias[None, :, None, None].expand(2, -1, 5, 7))
+
+
+def test_wrong_arguments_are_named():
+    query, key = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 4, 4)
+    for function in (pixel_propagation, correlation_rows):
+        last = torch.zeros(1, dtype=torch.long) if function is correlation_rows else query
+        with pytest.raises(ValueError, match=r"query is \(1, 2, 3, 3\) and key \(1, 2, 4, 4\)"):
+            function(query, key, last)
+        with pytest.raises(ValueError, match="'typo': choose 'scores' or 'rows'"):
+            function(query, query, last, "typo")

@@ -106,3 +106,10 @@ def test_extreme_logits_stay_finite():
     student = torch.tensor([1e4, -1e4]).view(1, 2, 1, 1)
     teacher = -student
     assert kl_divergence(student, teacher).isfinite().all()
+
+
+def test_ohem_may_keep_none_but_the_hardest():
+    logits = torch.tensor([[4.0, 1.0], [0.0, 0.0]]).view(1, 2, 1, 2)  # of class 0: 98 % and 73 % sure
+    labels = torch.zeros(1, 1, 2, dtype=torch.long)
+    loss = ohem_cross_entropy(logits, labels, threshold=0.1, min_kept=0)
+    torch.testing.assert_close(loss, -logits.log_softmax(1)[0, 0, 0, 1])

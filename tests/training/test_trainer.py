@@ -340,3 +340,19 @@ def test_tensorboard(make_trainer):
     trainer = make_trainer(max_steps=1, report_to="tensorboard")
     trainer.train()
     assert list(trainer.output_dir.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_goes_on_in_another_memory_layout(make_trainer, tmp_path, optimizer):
+    """The fused step would mix up the weights of a state that lies otherwise in memory."""
+    settings = {"max_steps": 4, "save_steps": 2, "optimizer": optimizer}
+    whole = make_trainer("supervised", channels_last=False, **settings)
+    whole.train()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000002"
+    assert checkpoint.is_dir()
+    with pytest.warns(UserWarning, match="--channels_last"):
+        other = make_trainer("supervised", resume_from_checkpoint=str(checkpoint), **settings)
+        other.train()
+    ours, theirs = other.method.state_dict(), whole.method.state_dict()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
