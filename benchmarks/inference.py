@@ -113,7 +113,7 @@ def _onnx_session(model: CorrMatchForSegmentation):
         path = Path(folder, "model.onnx")
         with torch.no_grad():
             program = torch.onnx.export(
-                Logits(), (example,), dynamo=True, input_names=["pixel_values"], verbose=False
+                Logits().eval(), (example,), dynamo=True, input_names=["pixel_values"], verbose=False
             )
         program.save(path, external_data=False)
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
