@@ -24,6 +24,8 @@ from corrmatch_hf import correlation_rows, pixel_propagation, propagate_rows
 from corrmatch_hf.methods import CorrMatch, CorrMatchOptions
 
 USUAL = {"crop": 321, "classes": 21, "shapes": 128, "images": 2}
+# A network as small as can be, so that what is not the network shows.
+NARROW = {"aspp_channels": 32, "decoder_channels": 32, "low_level_channels": 16, "correlation_channels": 64}
 SWEEPS = {
     "crop": (161, 321, 481, 641, 801),
     "classes": (2, 21, 60, 150),
@@ -39,7 +41,7 @@ HEADER = (
 def sweep(name: str, encoder_name: str, device: str) -> Iterator[str]:
     for value in SWEEPS[name]:
         at = USUAL | {name: value}
-        method = confident_method(encoder_name, at["classes"], device)
+        method = confident_method(encoder_name, at["classes"], device, **NARROW)
         method = CorrMatch(method.model, CorrMatchOptions(num_shapes=at["shapes"]))
         step = OurStep(method)
         batch, _, _ = step_batch(at["crop"], at["images"], at["classes"], device)
@@ -91,14 +93,15 @@ def shape_part(at: dict[str, int], device: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--encoder_name", default="resnet18", help="timm name")
+    parser.add_argument("--encoder_name", default="test_resnet", help="timm name")
     parser.add_argument("--grow", nargs="+", choices=tuple(SWEEPS), default=list(SWEEPS))
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lines = [
         "# Growth",
         "",
-        f"`python benchmarks/growth.py` on {machine(device)}; {args.encoder_name}, stride 8.",
+        f"`python benchmarks/growth.py` on {machine(device)}; {args.encoder_name}, stride 8,",
+        "with a narrow decoder, so that what is not the network shows.",
     ]
     lines += [
         "Medians of 3; MiB are what a call needs at its peak; Mpx counts all crops of the step, labelled and not."

@@ -194,10 +194,10 @@ def step_batch(size: int, images: int, num_labels: int, device: str) -> tuple[Se
     return batch, partners, partners_valid
 
 
-def confident_method(encoder_name: str, num_labels: int, device: str) -> CorrMatch:
+def confident_method(encoder_name: str, num_labels: int, device: str, **config) -> CorrMatch:
     """CorrMatch at output stride 8, whose untrained network is as sure of itself as a trained one."""
     torch.manual_seed(0)
-    config = CorrMatchConfig(encoder_name=encoder_name, output_stride=8, num_labels=num_labels)
+    config = CorrMatchConfig(encoder_name=encoder_name, output_stride=8, num_labels=num_labels, **config)
     model = CorrMatchForSegmentation(config)
     with torch.no_grad():
         model.decoder.classify.weight.mul_(8)
