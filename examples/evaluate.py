@@ -100,38 +100,32 @@ def main(args: list[str] | None = None) -> dict:
 
     # Evaluation
     process = PartialState()
+    samples = EvaluationSet(data.validation, data)
+    both = {
+        "ignore_index": data.ignore_index,
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        "num_workers": arguments.num_workers,
+        "rank": process.process_index,
+        "world_size": process.num_processes,
+        "progress": process.is_main_process,
+    }
     metrics = evaluate_segmentation(
         optimize_for_inference(
             model.to(process.device), dtype=PRECISIONS[arguments.precision], compile=arguments.compile
         ),
-        EvaluationSet(data.validation, data),
+        samples,
         num_labels=data.num_labels,
         id2label=data.id2label,
-        ignore_index=data.ignore_index,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
         window=arguments.window,
         stride=arguments.stride,
         scales=arguments.scales,
         flip=arguments.flip,
         batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        rank=process.process_index,
-        world_size=process.num_processes,
-        progress=process.is_main_process,
+        **both,
     )
     if arguments.feature_quality:
-        metrics["feature_quality"] = model_feature_quality(
-            model,
-            EvaluationSet(data.validation, data),
-            ignore_index=data.ignore_index,
-            image_mean=processor.image_mean,
-            image_std=processor.image_std,
-            num_workers=arguments.num_workers,
-            rank=process.process_index,
-            world_size=process.num_processes,
-            progress=process.is_main_process,
-        )
+        metrics["feature_quality"] = model_feature_quality(model, samples, **both)
     if process.is_main_process:
         print(table(metrics))
         output.parent.mkdir(parents=True, exist_ok=True)

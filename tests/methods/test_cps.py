@@ -14,9 +14,9 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import cps as module
 from corrmatch_hf.methods.cps import CPS, CPSOptions
 from corrmatch_hf.ops.cutmix_mask import cutmix_mask
-from corrmatch_hf.ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 
 from .test_corrmatch import random_batch, tiny_model
+from .test_dgcl import INTER_PIXEL
 from .test_no_synchronisation import CountReadBacks
 
 VARIANTS = [
@@ -181,14 +181,6 @@ def test_no_gradient_reaches_the_network_that_gives_the_targets(options):
 
 
 # --------------------------------------------------------------------------------------------------- inter-pixel loss
-
-INTER_PIXEL = {
-    "kl": lambda *views: inter_pixel_kl(*views, 2.0),
-    "correlation": inter_pixel_correlation,
-    "pairwise": lambda *views: inter_pixel_pairwise(
-        *views, torch.Generator(), 1024, 2.0
-    ),  # room for all pixels
-}
 
 
 @pytest.mark.parametrize("kind", INTER_PIXEL)
