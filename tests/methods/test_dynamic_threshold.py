@@ -33,6 +33,32 @@ def test_rules(rule, target):
     assert threshold.value.item() == pytest.approx(0.9 * 0.5 + 0.1 * target)
 
 
+@pytest.mark.parametrize("rule", ["class_max", "global_max", "global_mean", "per_class"])
+def test_rules_are_loops_over_the_classes(rule):
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        classes, n, h, w = (int(torch.randint(1, high, (), generator=generator)) for high in (30, 4, 12, 12))
+        labels = torch.randint(classes, (n, h, w), generator=generator)
+        confidence = torch.rand(n, h, w, generator=generator).round(decimals=seed % 5)  # 0, 1 and equal ones
+        valid = torch.rand(n, h, w, generator=generator) < 0.3
+        before = [t.clone() for t in (confidence, labels, valid)]
+        threshold = DynamicThreshold(classes, initial=0.5, momentum=0.75, update=rule)
+        threshold.update(confidence, labels, valid)
+        best = {c: confidence[valid & (labels == c)].max() for c in labels[valid].unique().tolist()}
+        if rule == "per_class":
+            want = torch.full((classes,), 0.5)
+            for c, value in best.items():
+                want[c] = 0.75 * want[c] + 0.25 * value
+            assert torch.equal(threshold.value, want)
+        elif best:
+            mean = torch.stack([*best.values()]).double().mean()
+            target = {"class_max": mean, "global_max": max(best.values())}.get(
+                rule, confidence[valid].double().mean()
+            )
+            assert threshold.value.item() == pytest.approx(0.75 * 0.5 + 0.25 * target.item(), rel=1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(before, (confidence, labels, valid), strict=True))
+
+
 def test_per_class_moves_only_the_classes_seen():
     threshold = DynamicThreshold(3, initial=0.5, momentum=0.9, update="per_class")
     threshold.update(CONFIDENCE, LABELS, VALID)
