@@ -18,7 +18,7 @@ _WHERE = {
     "CorrMatchForSegmentation": "model",
     "CorrMatchImageProcessor": "model",
     "pixel_propagation": "model.correlation_corrmatch",
-    "correlation_shapes": "model.correlation_corrmatch",
+    "correlation_shapes": "methods.correlation_shapes",
     "correlation_rows": "model.correlation_corrmatch",
     "propagate_rows": "ops.propagate_rows",
     "region_propagation": "ops.region_propagation",

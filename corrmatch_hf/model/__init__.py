@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, AutoVideoProcessor
 
 from .configuration_corrmatch import CorrMatchConfig
-from .correlation_corrmatch import CorrelationHead, correlation_rows, correlation_shapes, pixel_propagation
+from .correlation_corrmatch import CorrelationHead, correlation_rows, pixel_propagation
 from .decoders_corrmatch import DeepLabV3PlusDecoder, resize
 from .encoder_corrmatch import CorrMatchEncoder
 from .image_processing_corrmatch import CorrMatchImageProcessor
@@ -27,7 +27,6 @@ __all__ = [
     "DecoderOutput",
     "DeepLabV3PlusDecoder",
     "correlation_rows",
-    "correlation_shapes",
     "pixel_propagation",
     "resize",
 ]

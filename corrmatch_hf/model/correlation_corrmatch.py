@@ -13,13 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .decoders_corrmatch import ConvNormAct, resize
+from .decoders_corrmatch import ConvNormAct
 
 # Numbers of a block of the correlation map: 2 MiB of float32 for each CPU thread, to stay in its cache and yet
 # leave few moments when threads wait for each other. A GPU takes the largest block, 32 MiB: fewer, larger kernels.
 BLOCK, LARGEST_BLOCK = 2**19, 2**23
-# Numbers held at once while shapes are upsampled: 2**24 float32 are 64 MiB.
-SHAPE_CHUNK = 2**24
 
 
 def pixel_propagation(
@@ -168,40 +166,6 @@ def correlation_rows(
         root = math.sqrt(query.shape[1])
         rows = torch.softmax(rows / root, dim=-1) if scale == "scores" else torch.softmax(rows, dim=-1) / root
         return rows.unflatten(2, query.shape[-2:])
-
-
-@torch.no_grad()
-def correlation_shapes(
-    query: torch.Tensor, key: torch.Tensor, index: torch.Tensor, size: tuple[int, int], scale: str = "scores"
-) -> torch.Tensor:
-    """The regions that look like the pixels `index`, as binary shapes (equation 7).
-
-    Each of the rows of C is brought to `size`, scaled to 0..1 over the image and cut at 0.5. A row that is
-    the same everywhere says nothing and gives an empty shape. Only the rows asked for are computed.
-
-    Args:
-        query, key: (N,D,h,w), any floating dtype.
-        index: (S,) integers in 0..h*w-1, the pixels p of the rows, the same for every image.
-        size: (H, W) of the shapes.
-        scale: as in `pixel_propagation`.
-
-    Returns:
-        bool (N,S,H,W).
-    """
-    with torch.autocast(query.device.type, enabled=False):
-        rows = correlation_rows(query, key, index, scale)
-        at_once = max(1, SHAPE_CHUNK // (len(rows) * size[0] * size[1]))
-        shapes = [_upper_half(resize(chunk, size)) for chunk in rows.split(at_once, dim=1)]
-        # Of a constant row, the upsampling's rounding would be cut into a shape.
-        constant = rows.amax(dim=(2, 3)) == rows.amin(dim=(2, 3))
-        return torch.cat(shapes, dim=1) & ~constant[:, :, None, None]
-
-
-def _upper_half(maps: torch.Tensor) -> torch.Tensor:
-    """maps (N,S,H,W) -> bool: above the middle between the minimum and the maximum of each map."""
-    low = maps.amin(dim=(2, 3), keepdim=True)
-    span = maps.amax(dim=(2, 3), keepdim=True) - low
-    return (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny) > 0.5
 
 
 class CorrelationHead(nn.Module):

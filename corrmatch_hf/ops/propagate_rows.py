@@ -17,14 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.correlation_corrmatch import _upper_half
-from ..model.decoders_corrmatch import resize
 from .region_propagation import region_propagation
 from .region_propagation_words import Canvas, as_words, pack
+from .row_shapes import full_size, row_shapes, upper_half
 
-# Pixels worked on at once, 4 bytes each: on a CPU few, so that they stay in the cache; elsewhere many.
+# Pixels worked on at once: few, so that they stay in the cache.
 CPU_PIXELS = 2**22
-OTHER_PIXELS = 2**24
 
 # How near to the middle of its range a value is not known to lie above or below it, in units of that middle and for
 # non-negative numbers. A bilinear value takes at most 5 roundings of u = eps / 2: 5 u for the value in `F.interpolate`,
@@ -66,21 +64,6 @@ def propagate_rows(
     )
 
 
-def row_shapes(rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """rows (N, S, h, w) -> the shapes themselves, bool (N, S, *size)."""
-    maps = rows.flatten(0, 1)
-    at_once = max(1, OTHER_PIXELS // (size[0] * size[1]))
-    shapes = torch.cat([_upper_half(_full_size(some, size)) for some in maps.split(at_once)])
-    # Of a constant row, the upsampling's rounding would be cut into a shape.
-    varies = maps.amax(dim=(1, 2)) > maps.amin(dim=(1, 2))
-    return shapes.logical_and_(varies[:, None, None, None]).view(*rows.shape[:2], *size)
-
-
-def _full_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(S, h, w) -> (S, 1, *size). One channel each: `F.interpolate` rounds otherwise for three or, small, for many."""
-    return resize(maps.unsqueeze(1), size)
-
-
 def _propagate_cells(
     rows: Tensor, labels: Tensor, confident: Tensor, allowed: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -107,7 +90,7 @@ class _Axis:
     """
 
     def __init__(self, points: int, pixels: int):
-        weights = resize(torch.eye(points)[None, None], (pixels, points))[0, 0].numpy()  # (pixels, points)
+        weights = full_size(torch.eye(points)[None], (pixels, points))[0].numpy()  # (pixels, points)
         self.cell = (weights > 0).argmax(axis=1)  # of each pixel
         first = np.searchsorted(self.cell, np.arange(points))
         self.place = np.arange(pixels) - first[self.cell]  # of each pixel in its cell
@@ -198,13 +181,13 @@ class _Cells:
     def _exact(self, rows: Tensor, s: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Cells (i, j) of the shapes of `rows[s]`, bool (len(s), bits of a cell), from the whole rows at full size."""
         again, s = np.unique(s, return_inverse=True)
-        full = _full_size(rows[again], self.size).flatten(1)
+        full = full_size(rows[again], self.size).flatten(1)
         pixels = torch.from_numpy(self.pixel_of_bit.reshape(*self.grid, -1)[i, j])
         s = torch.from_numpy(s)
         # The ends of the row's range beside the pixels asked for: they are then scaled as in the whole.
         ends = torch.stack([full.amin(dim=1), full.amax(dim=1)], dim=1)
         values = torch.cat([full[s[:, None], pixels], ends[s]], dim=1)
-        return _upper_half(values[:, None, None])[:, 0, 0, :-2].numpy()
+        return upper_half(values[:, None])[:, 0, :-2].numpy()
 
     def _extremes(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest value (S,) float64 of each map at full resolution."""

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrmatch_hf.methods import METHODS, CPSOptions, DGCLOptions, FixMatchOptions, corrmatch, method_class
-from corrmatch_hf.ops.propagate_rows import row_shapes
 from corrmatch_hf.ops.region_propagation import _propagate_batched
+from corrmatch_hf.ops.row_shapes import row_shapes
 
 from .test_corrmatch import random_batch, tiny_model
 

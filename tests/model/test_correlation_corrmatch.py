@@ -1,5 +1,5 @@
-"""Pixel propagation and shapes against the paper, written out pixel by pixel, and against the authors'
-tensors."""
+"""Pixel propagation and rows of the correlation map against the paper, written out pixel by pixel, and
+against the authors' tensors."""
 
 import importlib.util
 import math
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from corrmatch_hf.model import CorrelationHead, correlation_shapes, pixel_propagation, resize
+from corrmatch_hf.model import CorrelationHead, pixel_propagation, resize
 from corrmatch_hf.model import correlation_corrmatch as module
 from corrmatch_hf.model.correlation_corrmatch import correlation_rows
 
@@ -34,18 +34,6 @@ def slow_propagation(query, key, logits):
             for q in range(o.shape[1]):
                 out[n, k].view(-1)[q] = sum(o[k, p] * c[p, q] for p in range(o.shape[1]))
     return out
-
-
-def slow_shapes(query, key, index, size):
-    """Equation 7, row by row."""
-    shapes = torch.zeros(len(query), len(index), *size, dtype=torch.bool)
-    for n in range(len(query)):
-        c = correlation_map(query[n], key[n])
-        for s, p in enumerate(index.tolist()):
-            row = c[p].view(1, 1, *query.shape[-2:])
-            large = F.interpolate(row, size=size, mode="bilinear", align_corners=True)[0, 0]
-            shapes[n, s] = (large - large.min()) / (large.max() - large.min()) > 0.5
-    return shapes
 
 
 def inputs(n=2, d=3, k=4, h=4, w=5):
@@ -84,23 +72,12 @@ def test_correlation_rows_are_rows_of_the_map(scale):
         torch.testing.assert_close(rows[n].flatten(1), expected)
 
 
-def test_shapes_are_the_papers():
-    query, key, _ = inputs()
-    index = torch.tensor([0, 7, 7, 18])
-    assert torch.equal(
-        correlation_shapes(query, key, index, (9, 11)), slow_shapes(query, key, index, (9, 11))
-    )
-
-
 def test_authors_tensors(shared_dir):
     ref = load_file(shared_dir / "reference" / "correlation.safetensors")
     query = F.conv2d(ref["feature"], ref["conv1_weight"], ref["conv1_bias"])
     key = F.conv2d(ref["feature"], ref["conv2_weight"], ref["conv2_bias"])
     propagated = pixel_propagation(query, key, resize(ref["logits"], (13, 13)))
     torch.testing.assert_close(propagated, ref["corr_out"], rtol=1e-5, atol=1e-5)
-    shapes = correlation_shapes(query, key, ref["index"], (97, 97))
-    assert shapes.dtype == torch.bool
-    assert torch.equal(shapes, ref["shapes"].bool())
 
 
 def test_sum_over_pixels_is_kept():
@@ -223,29 +200,15 @@ def test_computed_in_float32(dtype):
         assert torch.equal(pixel_propagation(query.float(), key.float(), logits.float()), expected)
 
 
-def test_constant_rows_give_no_shape():
-    shapes = correlation_shapes(torch.zeros(1, 3, 5, 7), torch.randn(1, 3, 5, 7), torch.arange(35), (23, 31))
-    assert not shapes.any()
-
-
 def test_large_scores_stay_finite():
     query, key, logits = inputs()
     assert pixel_propagation(1e4 * query, 1e4 * key, logits).isfinite().all()
-
-
-def test_chunks_do_not_matter(monkeypatch):
-    query, key, _ = inputs()
-    index = torch.randint(20, (10,))
-    whole = correlation_shapes(query, key, index, (9, 11))
-    monkeypatch.setattr(module, "SHAPE_CHUNK", 600)  # three rows at a time
-    assert torch.equal(correlation_shapes(query, key, index, (9, 11)), whole)
 
 
 def test_inputs_are_not_changed():
     tensors = inputs()
     copies = [t.clone() for t in tensors]
     pixel_propagation(*tensors)
-    correlation_shapes(*tensors[:2], torch.arange(4), (9, 11))
     assert all(torch.equal(a, b) for a, b in zip(tensors, copies, strict=True))
 
 
