@@ -19,7 +19,14 @@ from accelerate.utils import set_seed
 from transformers.utils import logging
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.training import NonFiniteLossError, SemiSupervisedTrainer, TrainingConfig
+from corrmatch_hf.training import (
+    NonFiniteLossError,
+    ProcessLostError,
+    SaveError,
+    SemiSupervisedTrainer,
+    TrainingConfig,
+    TrainingInterrupted,
+)
 from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from corrmatch_hf.training.command import launch_command
 
@@ -53,5 +60,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (InputError, NonFiniteLossError) as error:
+    except TrainingInterrupted as stop:  # 130 after Ctrl-C, 143 after SIGTERM
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_status)
+    except (InputError, NonFiniteLossError, ProcessLostError, SaveError) as error:
         sys.exit(f"error: {error}")

@@ -1,7 +1,16 @@
 """The Accelerate loop."""
 
 from .config import TrainingConfig
+from .failures import ProcessLostError
 from .non_finite import NonFiniteLossError
-from .trainer import SemiSupervisedTrainer
+from .stopping import TrainingInterrupted
+from .trainer import SaveError, SemiSupervisedTrainer
 
-__all__ = ["NonFiniteLossError", "SemiSupervisedTrainer", "TrainingConfig"]
+__all__ = [
+    "NonFiniteLossError",
+    "ProcessLostError",
+    "SaveError",
+    "SemiSupervisedTrainer",
+    "TrainingConfig",
+    "TrainingInterrupted",
+]

@@ -128,6 +128,16 @@ class TrainingConfig:
         ("error", "skip"),
     )
 
+    on_non_finite: str = option(
+        "stop",
+        "When a loss or gradient is not finite: stop, or skip that step (which reads every step's loss back).",
+        ("stop", "skip"),
+    )
+    max_skipped_steps: int = option(10, "Stop after so many skipped steps in a row.")
+    ddp_timeout: int = option(
+        1800, "Seconds after which a process that waits for another one in vain gives up."
+    )
+
     save_inference_only: bool = option(
         False, "Save the trained model without its correlation head: the same predictions, smaller files."
     )
@@ -173,7 +183,8 @@ class TrainingConfig:
             "per_device_batch_size": 1, "per_device_unlabeled_batch_size": 1, "gradient_accumulation_steps": 1,
             "crop_size": 1, "max_steps": 1, "eval_steps": 1, "eval_window": 1, "eval_stride": 1, "eval_batch_size": 1,
             "save_steps": 1, "cpu_threads": 1, "max_checkpoints": 1, "logging_steps": 1, "num_workers": 0,
-            "warmup_steps": 0, "lr_reference_batch": 1, "weight_decay": 0, "seed": 0,
+            "warmup_steps": 0, "max_skipped_steps": 1, "ddp_timeout": 1, "lr_reference_batch": 1,
+            "weight_decay": 0, "seed": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

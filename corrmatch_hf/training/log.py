@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+
+from .durable import write_text
 
 
 class TrainingLog:
@@ -25,18 +28,53 @@ class TrainingLog:
         if not writes:
             return
         if resume_step and path.exists():
-            rows = [
-                json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
-            self.rows = [row for row in rows if row["step"] <= resume_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            self.rows = [row for row in _read(path) if row["step"] <= resume_step]
+        write_text(path, self._text())
+        self._complete = True
 
     def add(self, row: dict[str, Any]) -> None:
+        """Write a row; one of the same kind and step, which a killed run had written already, gives way to it."""
         if not self.writes:
             return
+        same = [
+            i for i, old in enumerate(self.rows) if old["step"] == row["step"] and _kind(old) == _kind(row)
+        ]
+        for i in reversed(same):
+            del self.rows[i]
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            if same or not self._complete:
+                write_text(self.path, self._text())
+            else:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            self._complete = True
+        except OSError as error:  # a full disk: training is worth more than its log, which is kept in memory
+            if self._complete:
+                print(
+                    f"\nwarning: {self.path} cannot be written: {error}. It will be tried again.",
+                    file=sys.stderr,
+                )
+            self._complete = False
+
+    def _text(self) -> str:
+        return "".join(json.dumps(row) + "\n" for row in self.rows)
+
+
+def _kind(row: dict[str, Any]) -> bool:
+    """Of training, or of an evaluation."""
+    return "mean_iou" in row
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last line that was cut off while being written is none."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""Notices the first non-finite loss without reading anything back until it is asked."""
+"""Notices losses and gradients that are not finite, without reading anything back until it is asked."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from ..ops.distributed import all_reduce
 
 REMEDY = (
     "No checkpoint was written since: resume from the last one, if there is one, with a lower --learning_rate, "
-    "--max_grad_norm 1 or --mixed_precision no."
+    "--max_grad_norm 1, --mixed_precision no, or --on_non_finite skip."
 )
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite. The message names the step, the terms and the files of the batch."""
+    """A loss or gradient became NaN or infinite. The message names the step, the terms and the files of the batch."""
 
 
 class NonFiniteWatch:
-    """Keeps, on the device, the step and the terms of the first non-finite loss.
+    """Keeps, on the device, the step and the terms of the first loss or gradient that is not finite.
 
     Args:
         device: where the losses are.
-        memory: how many steps may pass between two calls of `check`.
+        memory: how many forward passes may lie between two calls of `check`.
     """
 
     def __init__(self, device: torch.device, memory: int):
-        self.first = torch.full((), -1, dtype=torch.int64, device=device)
-        self.terms: Tensor | None = None
-        self.names: list[str] = []
         self.files: deque[tuple[int, list[str]]] = deque(maxlen=memory)
+        self.names: list[str] = []
+        self.device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, after what was seen has been dealt with."""
+        self.first = torch.full((), -1, dtype=torch.int64, device=self.device)
+        self.terms: Tensor | None = None
+        self.gradient: Tensor = torch.zeros((), device=self.device)
 
     def observe(self, step: int, loss: Tensor, logs: dict[str, Tensor], files: list[str]) -> None:
         """Look at one forward pass's loss."""
@@ -40,23 +46,37 @@ class NonFiniteWatch:
         bad = ~terms.isfinite().all() & (self.first < 0)
         self.first = torch.where(bad, step, self.first)
         self.terms = terms if self.terms is None else torch.where(bad, terms, self.terms)
+        self.latest = terms
         self.files.append((step, files))
 
-    def check(self) -> None:
-        """Raise `NonFiniteLossError`, on every process, if a loss was not finite on any of them."""
-        if int(all_reduce(self.first, "max")) < 0:
-            return
+    def observe_gradient(self, step: int, norm: Tensor) -> None:
+        """Look at the norm of the gradient of an optimiser step, after its losses."""
+        bad = ~norm.isfinite() & (self.first < 0)
+        self.first = torch.where(bad, step, self.first)
+        self.gradient = torch.where(bad, norm, self.gradient)
+        self.terms = torch.where(bad, self.latest, self.terms)
+
+    def found(self) -> bool:
+        """Whether anything was not finite, on any process. Reads back from the device."""
+        return int(all_reduce(self.first, "max")) >= 0
+
+    def describe(self) -> str:
+        """What this process saw: step, terms, files."""
         first = int(self.first)
         if first < 0:
-            raise NonFiniteLossError(
-                "A loss became non-finite on another process; its message names the files."
-            )
-        values = ", ".join(
-            f"{name} {value:.4g}"
-            for name, value in zip(["total", *self.names], self.terms.tolist(), strict=True)
-        )
+            return "A loss or gradient became non-finite on another process; its message names the files."
+        terms = [f"{n} {v:.4g}" for n, v in zip(["total", *self.names], self.terms.tolist(), strict=True)]
+        what = "loss"
+        if not self.gradient.isfinite():
+            what = "gradient"
+            terms.append(f"norm of the gradient {self.gradient.item():.4g}")
         files = sorted({name for step, names in self.files if step == first for name in names})
-        raise NonFiniteLossError(
-            f"The loss is not finite at step {first} ({values}). Files of the batch: {', '.join(files)}. "
-            f"{REMEDY}"
+        return (
+            f"The {what} is not finite at step {first} ({', '.join(terms)}). "
+            f"Files of the batch: {', '.join(files)}."
         )
+
+    def check(self) -> None:
+        """Raise `NonFiniteLossError`, on every process, if anything was not finite on any of them."""
+        if self.found():
+            raise NonFiniteLossError(f"{self.describe()} {REMEDY}")

@@ -23,9 +23,11 @@ EXAMPLES = 4  # pictures in predictions.png
 SAMPLES = 2  # of them with files of their own, which the Hub shows beside the model
 
 
-def write_report(trainer: SemiSupervisedTrainer, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write curves, pictures, the model card and what Inference Endpoints need into the output folder."""
-    folder, config, data = trainer.output_dir, trainer.config, trainer.data
+def write_report(
+    trainer: SemiSupervisedTrainer, folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Write curves, pictures, the model card and what Inference Endpoints need into `folder`, beside the model."""
+    config, data = trainer.config, trainer.data
     model = trainer.evaluated_model
     pictures, samples = {}, []
     if rows:
@@ -152,6 +154,8 @@ def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
     if result["skipped"]:
         lines.append(f"skipped {len(result['skipped'])} unreadable images:")
         lines += [f"  {reason}" for reason in result["skipped"]]
+    if result["skipped_steps"]:
+        lines.append(f"skipped {result['skipped_steps']} steps whose loss or gradient was not finite")
     if torch.cuda.is_available():
         lines.append(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     return "\n".join(lines)

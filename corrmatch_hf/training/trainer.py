@@ -5,8 +5,8 @@ promises:
 
 - The sequence of total batches depends on the seed alone, not on the number of processes or workers, nor on being
   resumed; randomness inside a step depends on (seed, step, process).
-- Losses are read back at logging steps only.
-- Folders that matter (checkpoints, best model) are written aside and renamed.
+- Losses are read back at logging steps only (with `on_non_finite="skip"`, at every step).
+- Whatever is written is written aside and renamed: a process killed at any moment leaves nothing half there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 import zlib
@@ -31,6 +33,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -53,10 +56,14 @@ from ..publish.upload import UploadError, open_repository, upload_errors
 from . import checkpoint as ckpt
 from .compiling import compile_networks
 from .config import TrainingConfig
+from .durable import WRITE_ERRORS, publish_folder, recover_folder, replaced_files, replaced_folder, write_text
+from .failures import explained
 from .log import Progress, TrainingLog
 from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
 from .optimizer import build_optimizer, build_schedule
 from .report import summary, write_report
+from .skipping import SkippedSteps
+from .stopping import StopSignals, TrainingInterrupted
 
 OWN_FILES = (
     "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",
@@ -65,6 +72,10 @@ OWN_FILES = (
 )  # fmt: skip
 
 UPLOAD_LIMIT = timedelta(hours=12)
+
+
+class SaveError(RuntimeError):
+    """The run is over, and its result is not in the output folder; the message says where it is, and what to do."""
 
 
 class SemiSupervisedTrainer:
@@ -112,9 +123,13 @@ class SemiSupervisedTrainer:
             project_dir=self.output_dir,
             step_scheduler_with_optimizer=False,
             # The other processes wait while one uploads in the middle of training.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=UPLOAD_LIMIT)]
-            if config.push_to_hub and config.hub_strategy == "every_save"
-            else None,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    timeout=UPLOAD_LIMIT
+                    if config.push_to_hub and config.hub_strategy == "every_save"
+                    else timedelta(seconds=config.ddp_timeout)
+                )
+            ],
         )
         if config.cpu_threads and self.accelerator.device.type == "cpu":
             torch.set_num_threads(config.cpu_threads)
@@ -151,9 +166,12 @@ class SemiSupervisedTrainer:
             self.accelerator.register_for_checkpointing(self.average)
 
         self.step = 0
+        self.saved_step: int | None = None  # of the newest checkpoint
+        self.metrics: dict[str, Any] | None = None  # of the newest evaluation, with its step
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0
         self.skipped: list[str] = []
+        self.skipped_steps = SkippedSteps(self.method, config.max_skipped_steps)
 
     # ------------------------------------------------------------------------------------------------ checks
 
@@ -212,11 +230,17 @@ class SemiSupervisedTrainer:
         """Make the output folder ready; the checkpoint to resume from, if any."""
         config, folder = self.config, self.output_dir
         if config.resume_from_checkpoint:
+            if self.accelerator.is_main_process:
+                ckpt.clean_up(folder / "checkpoints")
+                recover_folder(folder / "best")
+                shutil.rmtree(folder / ".writing", ignore_errors=True)
+            self.accelerator.wait_for_everyone()
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
             saved = ckpt.read_state(path)
             ckpt.check_same_architecture(saved["architecture"], self._architecture(), path)
-            for text in ckpt.changed_options(saved["config"], self._options()):
-                warnings.warn(text, stacklevel=3)
+            if self.accelerator.is_main_process:
+                for text in ckpt.changes(saved, self._options(), self.accelerator.num_processes):
+                    warnings.warn(text, stacklevel=3)
             return path
         if folder.is_file():
             raise InputError(f"--output_dir {folder} is a file; name a folder.")
@@ -281,35 +305,67 @@ class SemiSupervisedTrainer:
         self.watch = NonFiniteWatch(
             accelerator.device, config.logging_steps * config.gradient_accumulation_steps
         )
-        started = time.perf_counter() - self.seconds
-        metrics: dict[str, Any] | None = None
         batches = self._batches()
+        resume = "Go on from the last checkpoint with --resume_from_checkpoint latest, if there is one."
         try:
-            self.wrapped.train()
-            self._freeze_batch_norm()
-            while self.step < self.max_steps:
-                logs = self._optimizer_step(batches, progress)
-                self.step += 1
-                last = self.step == self.max_steps
-                if self.step % config.logging_steps == 0 or last:
-                    self._log(logs, log, progress)
-                if last or (config.eval_steps and self.step % config.eval_steps == 0):
-                    metrics = self._evaluate_and_keep_best(log, progress)
-                    progress.pause()
-                self.seconds = time.perf_counter() - started
-                if config.save_steps and self.step % config.save_steps == 0 and not last:
-                    self.save_checkpoint()
-                    if config.push_to_hub and config.hub_strategy == "every_save":
-                        self._write_result(metrics if metrics and metrics["step"] == self.step else None, log)
-                        self._publish()
-                        accelerator.wait_for_everyone()
-                        progress.pause()
+            with StopSignals() as signals, explained(resume):
+                self._loop(batches, signals, log, progress)
         finally:
             progress.close()
             batches.close()
-        if metrics is None:  # resumed after the last step
-            metrics = self._evaluate_and_keep_best(log, progress)
-        return self._finish(metrics, log)
+        return self._finish(log)
+
+    def _loop(self, batches, signals: StopSignals, log: TrainingLog, progress: Progress) -> None:
+        """From `self.step` to the last step. What is due depends on the state alone, so a resumed run does it, too."""
+        config = self.config
+        started = time.perf_counter() - self.seconds
+        self.wrapped.train()
+        self._freeze_batch_norm()
+        while True:
+            if signum := signals.agreed():
+                self._interrupt(signum)
+            if self._evaluation_is_due():
+                self._evaluate_and_keep_best(log, progress)
+                progress.pause()
+            if self.step == self.max_steps:
+                return
+            if self.step and config.save_steps and self.step % config.save_steps == 0:
+                self._save_and_publish(log, progress)
+            logs = self._optimizer_step(batches, progress)
+            self.step += 1
+            if self.step % config.logging_steps == 0 or self.step == self.max_steps:
+                self._log(logs, log, progress)
+            self.seconds = time.perf_counter() - started
+
+    def _evaluation_is_due(self) -> bool:
+        steps, evaluated = self.config.eval_steps, self.metrics is not None and self.metrics["step"]
+        if self.data.validation is None or self.step == 0 or evaluated == self.step:
+            return False
+        return self.step == self.max_steps or (steps is not None and self.step % steps == 0)
+
+    def _save_and_publish(self, log: TrainingLog, progress: Progress) -> None:
+        if self.saved_step == self.step:
+            return  # resumed from it
+        self.save_checkpoint()
+        if self.config.push_to_hub and self.config.hub_strategy == "every_save":
+            try:
+                self._write_result(log)
+                self._publish()
+            except SaveError as error:
+                print(f"\nwarning: not published: {error}", file=sys.stderr)
+            self.accelerator.wait_for_everyone()
+            progress.pause()
+
+    def _interrupt(self, signum: int) -> None:
+        if self.saved_step != self.step:
+            self.save_checkpoint()
+        saved = self.saved_step == self.step
+        where = ckpt.checkpoint_path(self.output_dir / "checkpoints", self.step) if saved else "nothing new"
+        raise TrainingInterrupted(
+            f"Stopped by {signal.Signals(signum).name} after step {self.step}; saved {where}. "
+            "Go on with --resume_from_checkpoint latest.",
+            signum,
+        )
 
     def _freeze_batch_norm(self) -> None:
         if self.config.freeze_batch_norm:
@@ -356,6 +412,9 @@ class SemiSupervisedTrainer:
     def _optimizer_step(self, batches, progress: Progress) -> Logs:
         accelerator, config = self.accelerator, self.config
         total: Logs = {}
+        skips, skipped = config.on_non_finite == "skip", False
+        if skips:
+            self.skipped_steps.remember()
         for _ in range(config.gradient_accumulation_steps):
             batch: SemiBatch = next(batches)
             for reason in batch.skipped:
@@ -369,19 +428,45 @@ class SemiSupervisedTrainer:
                 loss, logs = self.wrapped(batch)
                 self.watch.observe(self.step + 1, loss, logs, batch.labeled_files + batch.unlabeled_files)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and config.max_grad_norm is not None:
-                    accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
-                self.optimizer.step()
+                if accelerator.sync_gradients:
+                    self._watch_gradient()
+                    skipped = skips and self.watch.found()
+                if not skipped:
+                    self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": loss.detach(), **logs}.items():
                 total[name] = total.get(name, 0) + value / config.gradient_accumulation_steps
-        if not accelerator.optimizer_step_was_skipped:
+        if skipped:
+            self._undo_step(progress)
+        elif not accelerator.optimizer_step_was_skipped:  # by fp16's gradient scaler
+            self.skipped_steps.in_a_row = 0
             self.method.after_step()
             self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.method.segmentation_model)
+            if self.average is not None:
+                self.average.update_parameters(self.method.segmentation_model)
         progress.advance(self.total_batch + self._unlabeled_total())
         return total
+
+    def _watch_gradient(self) -> None:
+        """Clip, if asked to, and look whether the gradient is finite."""
+        if self.config.max_grad_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.max_grad_norm)
+        else:
+            norm = torch.nn.utils.get_total_norm(
+                [p.grad for p in self.method.parameters() if p.grad is not None]
+            )
+        if self.accelerator.scaler is None:  # else an overflow is the scaler's business, and no error
+            self.watch.observe_gradient(self.step + 1, norm)
+
+    def _undo_step(self, progress: Progress) -> None:
+        """After a step with a loss or gradient that is not finite: everything is as before it, and the run goes on."""
+        what = self.watch.describe()
+        self.watch.forget()
+        if self.accelerator.scaler is not None and self.config.max_grad_norm is not None:
+            self.accelerator.scaler.update()  # clipping had unscaled, which it does once an update
+        progress.write(f"warning: skipped a step: {what}")
+        self.skipped_steps.undo(what)
+        self.schedule.step()
 
     def _unlabeled_total(self) -> int:
         if not self.method.uses_unlabeled:
@@ -397,6 +482,11 @@ class SemiSupervisedTrainer:
         self.watch.check()
         stacked = all_reduce(torch.stack([value.float() for value in logs.values()]))
         values = dict(zip(logs, (stacked / self.accelerator.num_processes).tolist(), strict=True))
+        values = {
+            name: value for name, value in values.items() if math.isfinite(value)
+        }  # a step that was skipped
+        if self.skipped_steps.total:
+            values["skipped_steps"] = self.skipped_steps.total
         values["learning_rate"] = self.schedule.get_last_lr()[0]
         values["images_per_second"] = progress.images_per_second()
         progress.show(values)
@@ -433,12 +523,10 @@ class SemiSupervisedTrainer:
             world_size=self.accelerator.num_processes,
         )
 
-    def _evaluate_and_keep_best(self, log: TrainingLog, progress: Progress) -> dict[str, Any] | None:
+    def _evaluate_and_keep_best(self, log: TrainingLog, progress: Progress) -> None:
         self.watch.check()
         self._check_weights()
         metrics = self.evaluate()
-        if metrics is None:
-            return None
         row = {"step": self.step} | {k: metrics[k] for k in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
         log.add(row)
         self.accelerator.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
@@ -451,9 +539,12 @@ class SemiSupervisedTrainer:
         if self.best is None or (metrics["mean_iou"] or 0) > (self.best["mean_iou"] or 0):
             self.best = {"step": self.step, **metrics}
             if self.accelerator.is_main_process:
-                with ckpt.replaced_folder(self.output_dir / "best") as folder:
-                    self._save_model(folder)
-        return {"step": self.step, **metrics}
+                try:
+                    with replaced_folder(self.output_dir / "best") as folder:
+                        self._save_model(folder)
+                except WRITE_ERRORS as error:
+                    self._warn_not_saved("the best model so far", error)
+        self.metrics = {"step": self.step, **metrics}
 
     # ------------------------------------------------------------------------------------------------ saving
 
@@ -461,33 +552,71 @@ class SemiSupervisedTrainer:
         self.evaluated_model.save_pretrained(folder, inference_only=self.config.save_inference_only)
         self.processor.save_pretrained(folder)
 
-    def save_checkpoint(self) -> Path:
-        """Write everything a resumed run needs, as `checkpoints/step_...`; the oldest beyond the limit go."""
+    def save_checkpoint(self) -> Path | None:
+        """Write everything a resumed run needs, as `checkpoints/step_...`; the oldest beyond the limit go.
+
+        Where it cannot be written (a full disk, for instance) this is said on stderr, the checkpoints before stay as
+        they are, and the result is None.
+        """
         self.watch.check()
         self._check_weights()
         folder = self.output_dir / "checkpoints"
         path = ckpt.checkpoint_path(folder, self.step)
         aside = folder / f".{path.name}.writing"
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        if main:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(aside))
-        if self.accelerator.is_main_process:
-            state = {
-                "step": self.step,
-                "best": self.best,
-                "seconds": self.seconds,
-                "architecture": self._architecture(),
-                "config": self._options(),
-            }
-            text = without_tokens(json.dumps(state, indent=2))
-            (aside / ckpt.STATE_FILE).write_text(text, encoding="utf-8")
+        try:
+            self.accelerator.save_state(str(aside))
+            failure = None
+        except WRITE_ERRORS as error:
+            failure = error
+        if self._all_well(failure) and main:
+            try:
+                text = without_tokens(json.dumps(self._state(), indent=2))
+                (aside / ckpt.STATE_FILE).write_text(text, encoding="utf-8")
+                ckpt.write_checksums(aside)
+                publish_folder(aside, path)
+                ckpt.rotate(folder, self.config.max_checkpoints)
+            except WRITE_ERRORS as error:
+                failure = error
+        if self._all_well(failure):
+            self.saved_step = self.step
+            return path
+        if main:
+            shutil.rmtree(aside, ignore_errors=True)
+        if failure is not None:
+            self._warn_not_saved(f"the checkpoint of step {self.step}", failure)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            ckpt.publish_folder(aside, path)
-            ckpt.rotate(folder, self.config.max_checkpoints)
-        self.accelerator.wait_for_everyone()
-        return path
+        return None
+
+    def _state(self) -> dict[str, Any]:
+        """What `trainer_state.json` holds."""
+        return {
+            "step": self.step,
+            "metrics": self.metrics,
+            "best": self.best,
+            "seconds": self.seconds,
+            "skipped_steps": self.skipped_steps.total,
+            "skipped_in_a_row": self.skipped_steps.in_a_row,
+            "architecture": self._architecture(),
+            "processes": self.accelerator.num_processes,
+            "config": self._options(),
+        }
+
+    def _all_well(self, failure: Exception | None) -> bool:
+        """Whether nothing failed on any process; all wait for each other."""
+        return not bool(
+            all_reduce(torch.tensor(failure is not None, device=self.accelerator.device).int(), "max")
+        )
+
+    def _warn_not_saved(self, what: str, error: Exception) -> None:
+        print(
+            f"\nwarning: could not save {what} in {self.output_dir}: {reason(error)}. {room(self.output_dir)} are free "
+            "there. What was saved before is untouched, and the training goes on.",
+            file=sys.stderr,
+        )
 
     def _check_weights(self) -> None:
         """A gradient can be infinite where the loss is not; such weights must not replace a good checkpoint."""
@@ -510,6 +639,11 @@ class SemiSupervisedTrainer:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state = ckpt.read_state(path)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.saved_step, self.metrics = self.step, state["metrics"]
+        self.skipped_steps.total, self.skipped_steps.in_a_row = (
+            state["skipped_steps"],
+            state["skipped_in_a_row"],
+        )
 
     def save_model(self, folder: str | Path | None = None) -> None:
         """Write weights, config and processor into `folder`, by default the output folder."""
@@ -517,7 +651,8 @@ class SemiSupervisedTrainer:
         if self.accelerator.is_main_process:
             folder = Path(folder or self.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self._save_model(folder)
+            with replaced_files(folder) as aside:
+                self._save_model(aside)
         self.accelerator.wait_for_everyone()
 
     def full_configuration(self) -> dict[str, Any]:
@@ -537,11 +672,17 @@ class SemiSupervisedTrainer:
             return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.full_configuration(), sort_keys=False, allow_unicode=True)
-        (self.output_dir / "training_config.yaml").write_text(without_tokens(text), encoding="utf-8")
+        write_text(self.output_dir / "training_config.yaml", without_tokens(text))
 
-    def _finish(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
-        self.save_checkpoint()
-        result = self._write_result(metrics, log)
+    def _finish(self, log: TrainingLog) -> dict[str, Any]:
+        if self.saved_step != self.step:
+            self.save_checkpoint()
+        try:
+            result = self._write_result(log)
+        except SaveError:
+            if self.metrics is not None and self.accelerator.is_main_process:
+                print(f"mean IoU {percent(self.metrics['mean_iou'])} at step {self.metrics['step']}")
+            raise
         if self.accelerator.is_main_process:
             print(summary(self, result))
         self.accelerator.wait_for_everyone()
@@ -549,24 +690,57 @@ class SemiSupervisedTrainer:
         # Last, and without the other processes, which a long upload would let run into their time limit.
         return {**result, "published": self._publish()} if self.config.push_to_hub else result
 
-    def _write_result(self, metrics: dict[str, Any] | None, log: TrainingLog) -> dict[str, Any]:
-        """Write the model and all that describes it; `metrics` are those of these very weights."""
-        self.save_model()
+    def _write_result(self, log: TrainingLog) -> dict[str, Any]:
+        """Write the model and all that describes it; returns what `metrics.json` holds.
+
+        Raises:
+            SaveError: the output folder does not take them. The model is in a temporary folder then, or at least in the
+                checkpoint.
+        """
+        self._check_weights()
         result = {
             "method": self.method.name,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "images_per_second": _median([row["images_per_second"] for row in log.rows if "loss" in row]),
-            "final": metrics,
+            # those of these very weights, if they were evaluated
+            "final": self.metrics if self.metrics and self.metrics["step"] == self.step else None,
             "best": self.best,
             "skipped": self.skipped,
+            "skipped_steps": self.skipped_steps.total,
         }
         if self.accelerator.device.type == "cuda":
             result["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+        failure = None
         if self.accelerator.is_main_process:
-            (self.output_dir / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-            write_report(self, result, log.rows)
+            try:
+                self._write_result_into(self.output_dir, result, log)
+            except (OSError, SafetensorError) as error:
+                failure = SaveError(self._rescue(error, result, log))
+        if not self._all_well(failure):
+            raise failure or SaveError("The result could not be saved; the main process says where it is.")
         return result
+
+    def _write_result_into(self, folder: Path, result: dict[str, Any], log: TrainingLog) -> None:
+        with replaced_files(folder) as aside:
+            self._save_model(aside)
+        write_text(folder / "metrics.json", json.dumps(result, indent=2))
+        write_report(self, folder, result, log.rows)
+
+    def _rescue(self, error: Exception, result: dict[str, Any], log: TrainingLog) -> str:
+        """Write the result somewhere else; returns a sentence on what happened."""
+        failed = f"The output folder {self.output_dir} did not take the result: {reason(error)}"
+        kept = (
+            " The last checkpoint holds everything, too: make room, and finish with --resume_from_checkpoint latest."
+            if self.saved_step == self.step
+            else ""
+        )
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="corrmatch_hf_"))
+            self._write_result_into(folder, result, log)
+        except (OSError, SafetensorError) as second:
+            return f"{failed}; nor did {tempfile.gettempdir()}: {reason(second)}.{kept}"
+        return f"{failed}. The trained model is in {folder} instead; move it from there.{kept}"
 
     # ------------------------------------------------------------------------------------------------ the Hub
 
@@ -630,6 +804,16 @@ class SemiSupervisedTrainer:
         if url is not None:
             print(f"published: {url}")
         return url
+
+
+def reason(error: Exception) -> str:
+    """The first line of a message, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def room(folder: Path) -> str:
+    """The free space where `folder` is, for people."""
+    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB"
 
 
 def _median(values: list[float]) -> float | None:

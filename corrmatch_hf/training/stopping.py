@@ -1,0 +1,62 @@
+"""What a cluster's preemption (SIGTERM) and Ctrl-C (SIGINT) do: all processes end after the step, saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from ..ops.distributed import world_size
+
+
+class TrainingInterrupted(Exception):
+    """A signal ended the run; everything up to then is in a checkpoint.
+
+    Attributes:
+        exit_status: what a command should exit with: 128 + the signal's number, as shells have it
+            (130 for SIGINT, 143 for SIGTERM).
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_status = 128 + signum
+
+
+class StopSignals:
+    """While the context is open, SIGINT and SIGTERM are noted instead of ending the process.
+
+    A second SIGINT acts at once, for whoever cannot wait. (Not a second SIGTERM: launchers repeat what they were sent.)
+    Only the main thread can receive signals; elsewhere this does nothing.
+    """
+
+    def __init__(self):
+        self.received = 0
+        self._before: dict[int, object] = {}
+        # Its own group on the host: asking it stops no GPU.
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        self.received = signum
+
+    def agreed(self) -> int:
+        """The signal that any process has received, or 0: the same answer on all, which must ask together."""
+        if self._group is None:
+            return self.received
+        signum = torch.tensor(self.received)
+        dist.all_reduce(signum, dist.ReduceOp.MAX, group=self._group)
+        return int(signum)
