@@ -32,7 +32,7 @@ class SemiBatch:
     partner_valid: BoolTensor | None = None  # (P, H, W), False where `partner_weak` is padding
     labeled_files: list[str] = field(default_factory=list)
     unlabeled_files: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # files that could not be used and were replaced
+    skipped: list[str] = field(default_factory=list)  # why a sample was replaced, a sentence with its file
 
     def to(self, device: torch.device | str, non_blocking: bool = False, **kwargs) -> SemiBatch:
         """The same batch on `device`; further arguments go to `Tensor.to` of the float32 pictures alone."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from corrmatch_hf.data.lists import list_lines
 from corrmatch_hf.errors import InputError, unknown_name
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
@@ -29,28 +31,69 @@ class Pair(NamedTuple):
 def pictures(folder: str | os.PathLike, option: str) -> dict[str, str]:
     """Every picture below `folder`: path without suffix, relative to the folder -> path; sorted.
 
-    Raises InputError, naming the folder and the option, where it is missing or empty, or where two pictures
-    differ only in suffix.
+    Links are followed, but no folder is entered twice. Raises InputError, naming the folder and the option, where
+    it is missing, empty or may not be read, or where two pictures differ only in suffix.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    folder = str(Path(folder))
+    if not os.path.isdir(folder):
         raise InputError(f"The folder {folder} ({option}) does not exist.")
     found: dict[str, str] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for parent, files in _walk(folder, option):
+        inner = os.path.relpath(parent, folder).replace(os.sep, "/")
+        inner = "" if inner == "." else f"{inner}/"
         for name in sorted(files):
-            path = Path(parent, name)
-            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() not in SUFFIXES or name.startswith("."):
                 continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
+            stem, path = inner + stem, os.path.join(parent, name)
             if stem in found:
                 raise InputError(f"{found[stem]} and {path} ({option}) have the same name: keep one of them.")
-            found[stem] = str(path)
+            found[stem] = path
     if not found:
         raise InputError(
             f"The folder {folder} ({option}) holds no picture ({', '.join(sorted(s[1:] for s in SUFFIXES))})."
         )
+    for path in found.values():
+        if not path.isascii() and not _is_text(path):
+            raise InputError(f"The name of the picture {path!r} ({option}) is no UTF-8 text: rename it.")
     return dict(sorted(found.items()))
+
+
+def _walk(folder: str, option: str) -> Iterator[tuple[str, list[str]]]:
+    """`folder` and all folders below it that are not hidden, and the names of the files in each.
+
+    A folder counts where it really lies: links wait until the others are done, and lead nowhere twice. So links
+    that go round in circles end.
+    """
+
+    def refuse(error: OSError):
+        raise InputError(f"The folder {error.filename} ({option}) cannot be read: {error.strerror}.")
+
+    seen: set[str] = set()
+    waiting = [folder]
+    for start in waiting:  # which grows
+        for parent, folders, files in os.walk(start, onerror=refuse):
+            real = os.path.realpath(parent)
+            folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
+            if real not in seen:
+                seen.add(real)
+                waiting += (path for f in folders if os.path.islink(path := os.path.join(parent, f)))
+                yield parent, files
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise InputError(f"The folder {folder} (--data_dir) cannot be read: {error.strerror}.") from error
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that the system could not decode
+        return False
+    return True
 
 
 def match(images: str | os.PathLike, masks: str | os.PathLike | None, option: str) -> list[Pair]:
@@ -88,11 +131,11 @@ class Folder:
             return next((parent / n for n in names if (parent / n).is_dir()), None)
 
         images, masks = first(self.root, IMAGE_FOLDERS), first(self.root, MASK_FOLDERS)
-        for child in sorted(p for p in self.root.iterdir() if p.is_dir()):
+        for child in _subfolders(self.root):
             if inner := first(child, IMAGE_FOLDERS):
                 self._folders[child.name] = (inner, first(child, MASK_FOLDERS))
         if images and not self._folders:
-            for child in sorted(p for p in images.iterdir() if p.is_dir()):
+            for child in _subfolders(images):
                 if child.name in sum(SPLIT_NAMES.values(), ()):
                     other = masks / child.name if masks else None
                     self._folders[child.name] = (child, other if other and other.is_dir() else None)
@@ -114,10 +157,14 @@ class Folder:
             return None
         if name in self._lists:
             everything = {Path(p.image).stem: p for p in self._pairs("train")}
-            stems = self._lists[name].read_text().split()
-            for line, stem in enumerate(stems, 1):
-                if stem not in everything:
-                    raise InputError(f"{self._lists[name]}, line {line}: there is no image named {stem!r}.")
+            stems = []
+            for line, text in list_lines(self._lists[name], "ImageSets"):
+                for stem in text.split():
+                    if stem not in everything:
+                        raise InputError(
+                            f"{self._lists[name]}, line {line}: there is no image named {stem!r}."
+                        )
+                    stems.append(stem)
             return [everything[stem] for stem in stems]
         return self._pairs(name)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from corrmatch_hf.errors import InputError
 
@@ -16,23 +17,57 @@ _IMAGE = datasets.Image()
 def open_picture(value: Any, file: str) -> Image.Image:
     """The picture of one cell of an image column, decoded or not, turned as its EXIF orientation says.
 
-    Raises InputError, naming `file`, where it is missing, cut off or no picture at all.
+    Of an animation it is the first frame. Raises InputError, naming `file`, where it is missing, cut off, larger
+    than `PIL.Image.MAX_IMAGE_PIXELS`, or no picture at all.
     """
     try:
-        if isinstance(value, Image.Image):
-            value.load()
-            return ImageOps.exif_transpose(value)
-        if isinstance(value, dict):
-            return _IMAGE.decode_example(value)
-        if isinstance(value, str):
-            return _IMAGE.decode_example({"path": value, "bytes": None})
+        if isinstance(value, dict | str | Image.Image):
+            return _decode(value)
+        if value is None:
+            raise ValueError("there is none")
         array = np.asarray(value)
         return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error ...
-        reason = str(error) or type(error).__name__
+        # PIL would name the place in memory of the bytes, so the same file would never read the same again.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is in no format that PIL knows" if unknown else str(error) or type(error).__name__
         raise InputError(
-            f"Cannot read the picture {file}: {reason}. Repair it or take it out of the data."
+            f"Cannot read the picture {file}: {reason.rstrip('.')}. Repair it or take it out of the data."
         ) from error
+
+
+def _decode(value: dict | str | Image.Image) -> Image.Image:
+    """As `datasets.Image` decodes, but a picture that is too large is refused before its pixels take memory."""
+    if isinstance(value, Image.Image):
+        return _upright(value)
+    cell = {"path": value, "bytes": None} if isinstance(value, str) else value
+    content, path = cell.get("bytes"), cell.get("path")
+    if content is None and path is None:
+        raise ValueError("there is none")
+    if content is None and "://" in path:  # of a stream; `datasets` knows how to fetch it
+        picture = _IMAGE.decode_example({"path": path, "bytes": None})
+        _check_size(picture)
+        return picture
+    with Image.open(path if content is None else BytesIO(content)) as picture:
+        return _upright(picture)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture with its pixels in memory, as it is meant to be looked at."""
+    _check_size(picture)
+    picture.load()
+    turned = picture.getexif().get(ExifTags.Base.Orientation) is not None
+    return ImageOps.exif_transpose(picture) if turned else picture
+
+
+def _check_size(picture: Image.Image) -> None:
+    """Where PIL only warns of what may be a decompression bomb, it is refused."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and picture.width * picture.height > limit:
+        raise ValueError(
+            f"its {picture.width} x {picture.height} pixels are more than the {limit} that PIL.Image.MAX_IMAGE_PIXELS "
+            "allows"
+        )
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

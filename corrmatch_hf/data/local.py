@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
 from corrmatch_hf.data.folders import Folder, Pair, match, pictures
 from corrmatch_hf.data.partition import read_list
@@ -43,15 +44,16 @@ class LocalSource:
         self, labeled_list: str, unlabeled_list: str | None
     ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
         """The images of the lists; without an unlabelled list, the rest of the training images."""
-        known = {Path(pair.image).stem: pair for pair in self.pairs}
+        known = {os.path.splitext(os.path.basename(pair.image))[0]: pair for pair in self.pairs}
         labeled = read_list(labeled_list, self._root_of(labeled_list), known, "--labeled_list")
         if unlabeled_list is not None:
             rest = read_list(
                 unlabeled_list, self._root_of(unlabeled_list), known, "--unlabeled_list", masks=False
             )
         else:
-            taken = {os.path.realpath(pair.image) for pair in labeled}
-            rest = [pair for pair in self.pairs if os.path.realpath(pair.image) not in taken]
+            taken = set(_real_paths(labeled))
+            places = zip(self.pairs, _real_paths(self.pairs), strict=True)
+            rest = [pair for pair, place in places if place not in taken]
         return as_dataset(labeled), as_dataset(rest) if rest else None
 
     def unlabeled(self) -> datasets.Dataset | None:
@@ -78,6 +80,19 @@ class LocalSource:
         return self.root if self.root is not None else Path(list_file).parent
 
 
+def _real_paths(pairs: Iterable[Pair]) -> list[str]:
+    """`os.path.realpath` of the images, which would look at every folder on the way, at the price of one look each."""
+    folders: dict[str, str] = {}
+    paths = []
+    for pair in pairs:
+        folder, name = os.path.split(pair.image)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        is_link = os.path.islink(pair.image)
+        paths.append(os.path.realpath(pair.image) if is_link else os.path.join(folders[folder], name))
+    return paths
+
+
 def as_dataset(pairs: Iterable[Pair]) -> datasets.Dataset:
     """Paths -> a dataset with the columns image, label and file."""
     pairs = list(pairs)
@@ -86,8 +101,10 @@ def as_dataset(pairs: Iterable[Pair]) -> datasets.Dataset:
         "label": [pair.mask for pair in pairs],
         "file": [pair.image for pair in pairs],
     }
-    features = {"image": datasets.Image(), "label": datasets.Image(), "file": datasets.Value("string")}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    # `from_dict` would look at every path as a picture to be encoded.
+    table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+    dataset = datasets.Dataset(table)
+    return dataset.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
 
 
 def with_masks(pairs: Iterable[Pair], what: str) -> datasets.Dataset:

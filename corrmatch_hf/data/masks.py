@@ -77,7 +77,8 @@ class MaskFormat:
     def _from_ids(self, values: np.ndarray) -> np.ndarray:
         """(H, W) of any integers, or of floats that are whole numbers -> ids."""
         small = values.dtype == np.uint8 and 0 <= self.ignore_index <= 255
-        ids = values if small else values.astype(np.int32)
+        whole = np.iinfo(np.int32)  # what lies beyond is no class either, and must not come out as one
+        ids = values if small else np.clip(values, whole.min, whole.max).astype(np.int32)
         if not self.reduce_labels:
             return ids
         ignored = (ids == 0) | (ids == self.ignore_index)
@@ -135,6 +136,10 @@ def _as_array(value: Any, file: str) -> np.ndarray:
     """One cell of a label column -> (H, W) numbers or (H, W, 3) uint8 colours."""
     if isinstance(value, dict | str | Image.Image):
         picture = open_picture(value, file)
+        if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # channels that would pass for red, green, blue
+            raise InputError(
+                f"Mask {file} is a picture in {picture.mode}: save it as PNG, with class ids or as RGB."
+            )
         array = np.asarray(picture)
         if picture.mode in ("LA", "PA"):  # ids and transparency
             array = array[..., 0]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from corrmatch_hf.data.folders import Pair
+from corrmatch_hf.data.lists import list_lines
 from corrmatch_hf.errors import InputError
 
 
@@ -20,26 +21,16 @@ def read_list(
 
     An entry may also be the bare name of an image in `known`, which gives its mask too. With masks=False the
     masks of the list are not looked at and need not exist. A name may hold spaces where only one reading of
-    the line exists. Raises InputError with list, line number and path where an entry is missing.
+    the line exists. Raises InputError with list, line number and path where an entry is missing or leads out of
+    `root` (see `_Located`).
     """
+    located = _Located(root, path)
     pairs = []
     for number, line in list_lines(path, option):
         place = f"{path}, line {number} ({option})"
-        pair = _read_masked(line, root, known, place) if masks else _read_bare(line, root, known, place)
-        pairs.append(pair)
+        read = _read_masked if masks else _read_bare
+        pairs.append(read(line, located, known, place))
     return pairs
-
-
-def list_lines(path: str | os.PathLike, option: str) -> list[tuple[int, str]]:
-    """The lines of a list that are not empty, numbered from 1."""
-    if not Path(path).is_file():
-        raise InputError(f"The list {path} ({option}) does not exist.")
-    lines = [
-        (n, line.strip()) for n, line in enumerate(Path(path).read_text().splitlines(), 1) if line.strip()
-    ]
-    if not lines:
-        raise InputError(f"The list {path} ({option}) is empty.")
-    return lines
 
 
 def rows_of_list(path: str | os.PathLike, files: list[str], option: str) -> list[int]:
@@ -101,11 +92,41 @@ def _splits(line: str) -> Iterable[tuple[str, str]]:
         yield line[: gap.start()], line[gap.end() :]
 
 
-def _read_masked(line: str, root: Path, known: Mapping[str, Pair], place: str) -> Pair:
+class _Located:
+    """Where the entries of a list lie: `located(entry)` is a path, or None if it leads out of `root`.
+
+    Entries are relative to `root`; those that begin with `..` may be relative to the list's own folder. Absolute
+    ones are taken as they are, for the list is the user's own. It is the path as written that must not lead out:
+    links may, so data that are linked into `root` are found.
+    """
+
+    def __init__(self, root: str | os.PathLike, list_file: str | os.PathLike):
+        self.root, self.list_file = str(Path(root)), list_file
+
+    def __call__(self, entry: str) -> str | None:
+        if os.path.isabs(entry):
+            return entry
+        inside = os.path.normpath(entry)
+        if _leaves(inside):
+            from_list = os.path.join(os.path.realpath(os.path.dirname(self.list_file) or "."), inside)
+            inside = os.path.relpath(os.path.normpath(from_list), os.path.realpath(self.root))
+        return None if _leaves(inside) else os.path.join(self.root, inside)
+
+
+def _leaves(path: str) -> bool:
+    """Whether a normalised relative path begins with `..`."""
+    return path.split(os.sep, 1)[0] == os.pardir
+
+
+def _is_file(path: str | None) -> bool:
+    return path is not None and os.path.isfile(path)  # False, too, for names that no system takes
+
+
+def _read_masked(line: str, located: _Located, known: Mapping[str, Pair], place: str) -> Pair:
     readings = [
-        Pair(str(root / image), str(root / mask))
-        for image, mask in _splits(line)
-        if (root / image).is_file() and (root / mask).is_file()
+        Pair(image, mask)
+        for image, mask in (map(located, names) for names in _splits(line))
+        if _is_file(image) and _is_file(mask)
     ]
     if len(readings) > 1:
         raise InputError(
@@ -113,26 +134,27 @@ def _read_masked(line: str, root: Path, known: Mapping[str, Pair], place: str) -
         )
     if readings:
         return readings[0]
-    pair, file = _find(line, known), root / line
-    if pair or file.is_file():
-        if pair is None or pair.mask is None or (file.is_file() and not file.samefile(pair.image)):
+    pair, file = _find(line, known), located(line)
+    if _is_file(file) or (file is not None and pair):
+        if pair is None or pair.mask is None or (_is_file(file) and not os.path.samefile(file, pair.image)):
             raise InputError(f"{place}: no mask is given for {line}, and none of the same name was found.")
         return pair
     image, mask = next(iter(_splits(line)), (line, None))
-    raise _missing(root / (mask if mask is not None and (root / image).is_file() else image), place)
+    raise _missing(mask if mask is not None and _is_file(located(image)) else image, line, located, place)
 
 
-def _read_bare(line: str, root: Path, known: Mapping[str, Pair], place: str) -> Pair:
-    readings = [image for image in (line, *(image for image, _ in _splits(line))) if (root / image).is_file()]
+def _read_bare(line: str, located: _Located, known: Mapping[str, Pair], place: str) -> Pair:
+    names = (line, *(image for image, _ in _splits(line)))
+    readings = [(name, path) for name in names if _is_file(path := located(name))]
     if len(readings) > 1:
-        raise InputError(
-            f"{place}: {line!r} may name {' or '.join(readings)}: separate image and mask by a tab."
-        )
+        choice = " or ".join(name for name, _ in readings)
+        raise InputError(f"{place}: {line!r} may name {choice}: separate image and mask by a tab.")
     if readings:
-        return Pair(str(root / readings[0]))
-    if pair := _find(line, known):
+        return Pair(readings[0][1])
+    pair = _find(line, known)
+    if pair and located(line) is not None:
         return Pair(pair.image)
-    raise _missing(root / next(iter(_splits(line)), (line,))[0], place)
+    raise _missing(names[1] if len(names) > 1 else line, line, located, place)
 
 
 def _find(entry: str, known: Mapping[str, Pair]) -> Pair | None:
@@ -140,8 +162,17 @@ def _find(entry: str, known: Mapping[str, Pair]) -> Pair | None:
     return known.get(entry) or known.get(Path(entry).stem)
 
 
-def _missing(path: Path, place: str) -> InputError:
-    folder = next((p for p in reversed(path.parents) if not p.exists()), None)
+def _missing(entry: str, line: str, located: _Located, place: str) -> InputError:
+    """The error for a line that names no file, of which `entry` is the part that is missing."""
+    if line.startswith("#"):
+        return InputError(f"{place}: {line!r} names no file: a list holds names alone, no comments.")
+    path = located(entry)
+    if path is None:
+        return InputError(
+            f"{place}: {entry} leads out of {located.root}: give the folder that holds all the data as --data_dir, "
+            "or absolute paths."
+        )
+    folder = next((p for p in reversed(Path(path).parents) if not os.path.exists(p)), None)
     if folder is not None:
         return InputError(f"{place}: {path} does not exist, nor does its folder {folder}: check --data_dir.")
     return InputError(f"{place}: {path} does not exist.")

@@ -24,6 +24,7 @@ from corrmatch_hf.data.images import read_photo
 from corrmatch_hf.data.sampler import EndlessList, EndlessStream, Sample, Stream, generator
 from corrmatch_hf.data.semi_dataset import SemiDataset, undecoded
 from corrmatch_hf.errors import InputError
+from corrmatch_hf.loading_process import leave_signals_to_the_trainer
 
 REPLACEMENTS = 8  # how many samples in a row may be unreadable before "skip" gives up
 
@@ -68,6 +69,7 @@ def training_batches(
         batch_size=None,
         sampler=StepSampler(training_set, start_step),
         num_workers=num_workers,  # torch gives each worker one thread
+        worker_init_fn=leave_signals_to_the_trainer,
         prefetch_factor=2 if num_workers else None,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else it would draw from the global one
@@ -160,13 +162,13 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: tuple[int, dict[int, Sample] | None]) -> SemiBatch | InputError:
         step, window = key
         try:
-            skipped: dict[str, None] = {}  # an ordered set: a bad file may be met twice in a batch
+            skipped: dict[str, str] = {}  # file -> reason; a bad file may be met twice in a batch
             batch = SemiBatch(step, **self._labeled_fields(step, skipped))
             if self.unlabeled_batch:
                 views = _Views(self, self.unlabeled if window is None else window, skipped)
                 for name, value in self._unlabeled_fields(step, views).items():
                     setattr(batch, name, value)
-            batch.skipped = list(skipped)
+            batch.skipped = list(skipped.values())
             return batch
         except InputError as error:  # returned: raised in a worker it would arrive as a traceback in a string
             return error
@@ -185,7 +187,7 @@ class TrainingSet(Dataset):
         total = self.world_size * self.unlabeled_batch
         return step * total + (position - step * total + 1) % total
 
-    def _labeled_fields(self, step: int, skipped: dict[str, None]) -> dict:
+    def _labeled_fields(self, step: int, skipped: dict[str, str]) -> dict:
         first = (step * self.world_size + self.rank) * self.labeled_batch
         images, labels, files = [], [], []
         for position in range(first, first + self.labeled_batch):
@@ -240,7 +242,7 @@ class TrainingSet(Dataset):
             "partner_valid": torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool),
         }
 
-    def read(self, samples: Samples, position: int, reader, skipped: dict[str, None]):
+    def read(self, samples: Samples, position: int, reader, skipped: dict[str, str]):
         """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next good one."""
         for attempt in range(self.replacements + 1):
             row = samples[position + attempt].row
@@ -249,7 +251,7 @@ class TrainingSet(Dataset):
             except InputError as error:
                 if not self.replacements:
                     raise
-                skipped.setdefault(row["file"])
+                skipped.setdefault(row["file"], str(error))
                 last = error
         raise InputError(f"{self.replacements + 1} samples in a row cannot be used; the last one: {last}")
 
@@ -257,7 +259,7 @@ class TrainingSet(Dataset):
 class _Views:
     """The views of unlabelled images that one step needs, each made once, on demand."""
 
-    def __init__(self, owner: TrainingSet, samples: Samples, skipped: dict[str, None]):
+    def __init__(self, owner: TrainingSet, samples: Samples, skipped: dict[str, str]):
         self.owner, self.samples, self.skipped = owner, samples, skipped
         self._cache: dict[tuple, object] = {}
 
