@@ -102,6 +102,10 @@ def to_model(arguments: argparse.Namespace) -> None:
     id2label = dict(enumerate(recipe.classes)) if recipe else read_id2label(arguments.id2label)
 
     model = from_official(source, key=arguments.key, output_stride=arguments.output_stride, id2label=id2label)
+    if any(weights.is_meta for weights in model.parameters()):
+        raise InputError(
+            f"{source} holds shapes of weights without their values: name a complete checkpoint."
+        )
     model.save_pretrained(output)
     CorrMatchImageProcessor(ignore_index=model.config.ignore_index).save_pretrained(output)
 

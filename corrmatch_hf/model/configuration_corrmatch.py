@@ -1,12 +1,26 @@
-"""What a CorrMatch segmentation network is made of: encoder, decoder, correlation head."""
+"""What a CorrMatch segmentation network is made of: encoder, decoder, correlation head.
+
+A configuration may come from anybody's file, so every value has bounds: one outside them is named before anything is
+built from it, and none makes a program take gigabytes or hours.
+"""
+
+import math
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}
 CORRELATION_POSITIONS = ("encoder", "aspp", "fusion", "classifier")
 CORRELATION_SCALES = ("scores", "rows")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Far above what is of use (the widest encoders have 4096 channels), far below what fills a memory.
+MAX_CHANNELS = 8192
+MAX_CLASSES = 32_767  # label maps are 16-bit integers in places
+MAX_RATES, MAX_RATE = 32, 1024
+MAX_NAME = 256  # characters
+MAX_NUMBER, MAX_ENTRIES, MAX_DEPTH = 16_384, 64, 4  # in encoder_kwargs
 # Arguments of create_model that the encoder sets itself, or that would read a file or the network.
 RESERVED_ENCODER_KWARGS = (
     "model_name",
@@ -72,38 +86,158 @@ class CorrMatchConfig(PreTrainedConfig):
     encoder_origin: str | None = None
 
     def __post_init__(self, **kwargs):
+        # Before transformers makes names for as many classes as are asked for.
+        if wrong := [
+            *_class_problems(self.id2label, kwargs.get("num_labels")),
+            *_other_problems(self, kwargs),
+        ]:
+            raise ValueError(" ".join(wrong))
         super().__post_init__(**kwargs)  # sets id2label, and with it num_labels
         if self.label2id is None:
             self.label2id = {name: i for i, name in self.id2label.items()}
+        if wrong := self._problems():
+            raise ValueError(" ".join(wrong))
+
+    def _problems(self) -> list[str]:
+        """A sentence for each value outside its range."""
+        wrong = []
+        if len(self.encoder_name) > MAX_NAME:
+            wrong.append(
+                f"encoder_name must have at most {MAX_NAME} characters, not {len(self.encoder_name)}."
+            )
         if self.output_stride not in ATROUS_RATES:
-            raise ValueError(f"output_stride must be 8, 16 or 32, not {self.output_stride}.")
-        if self.atrous_rates is not None and (not self.atrous_rates or min(self.atrous_rates) < 1):
-            raise ValueError(f"atrous_rates must be positive integers, not {self.atrous_rates}.")
+            wrong.append(f"output_stride must be 8, 16 or 32, not {self.output_stride}.")
+        rates = self.atrous_rates
+        if rates is not None and not (
+            0 < len(rates) <= MAX_RATES and 1 <= min(rates) <= max(rates) <= MAX_RATE
+        ):
+            wrong.append(
+                f"atrous_rates must be positive integers, 1 to {MAX_RATES} of them and none above {MAX_RATE}, "
+                f"not {_short(rates)}."
+            )
         for name in ("aspp_channels", "low_level_channels", "decoder_channels", "correlation_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.correlation_dim is not None and self.correlation_dim < 1:
-            raise ValueError(f"correlation_dim must be at least 1, or None, not {self.correlation_dim}.")
+            if not 1 <= getattr(self, name) <= MAX_CHANNELS:
+                wrong.append(
+                    f"{name} must be at least 1 and at most {MAX_CHANNELS}, not {_short(getattr(self, name))}."
+                )
+        if self.correlation_dim is not None and not 1 <= self.correlation_dim <= MAX_CLASSES:
+            wrong.append(
+                f"correlation_dim must be at least 1 and at most {MAX_CLASSES}, or None, "
+                f"not {_short(self.correlation_dim)}."
+            )
         if not 0 <= self.correlation_dropout < 1:
-            raise ValueError(f"correlation_dropout must be in [0, 1), not {self.correlation_dropout}.")
+            wrong.append(f"correlation_dropout must be in [0, 1), not {_short(self.correlation_dropout)}.")
         for name, choices in (
             ("correlation_position", CORRELATION_POSITIONS),
             ("correlation_scale", CORRELATION_SCALES),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+                wrong.append(
+                    f"{name} must be one of {', '.join(choices)}, not {_short(getattr(self, name))}."
+                )
         if 0 <= self.ignore_index < self.num_labels:
-            raise ValueError(
+            wrong.append(
                 f"ignore_index {self.ignore_index} is the id of a class, for there are {self.num_labels}; "
                 "give one that is not, such as -100."
             )
+        if not -(2**31) <= self.ignore_index < 2**31:
+            wrong.append(f"ignore_index must be an integer of 32 bits, not {_short(self.ignore_index)}.")
         if reserved := sorted(set(self.encoder_kwargs or ()).intersection(RESERVED_ENCODER_KWARGS)):
-            raise ValueError(
+            wrong.append(
                 f"encoder_kwargs must not hold {', '.join(reserved)}: "
                 "set output_stride itself, and load pretrained weights with from_encoder_pretrained."
             )
+        if self.encoder_kwargs is not None and not _moderate(self.encoder_kwargs):
+            wrong.append(
+                f"encoder_kwargs must be numbers up to {MAX_NUMBER}, names, and lists of at most {MAX_ENTRIES} "
+                f"of them, not {_short(self.encoder_kwargs)}."
+            )
+        return wrong
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but a file that holds no JSON object is a ValueError, too."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, TypeError, RecursionError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"The config.json of {pretrained_model_name_or_path} is no configuration of a model "
+                f"({type(error).__name__}): it must be one JSON object, {{...}}, with plain values."
+            ) from error
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, but what a file can get wrong is a ValueError.
+
+        Raises:
+            ValueError: no dictionary; a value of a wrong type or outside its range, naming the field.
+        """
+        try:
+            if not isinstance(config_dict, dict):
+                raise TypeError(f"it must be a JSON object, not {_short(config_dict)}")
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, AttributeError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"This is no configuration of CorrMatch: {reason}.") from error
 
     @property
     def aspp_rates(self) -> list[int]:
         """The dilation rates in use: `atrous_rates`, or those that go with the output stride."""
         return list(self.atrous_rates or ATROUS_RATES[self.output_stride])
+
+
+def _class_problems(id2label, num_labels) -> list[str]:
+    """What is wrong with the classes; checked on what a file says, of which types are not yet known."""
+    if id2label is not None:
+        ids = list(id2label) if isinstance(id2label, dict) else []
+        if not 1 <= len(ids) <= MAX_CLASSES or {str(each) for each in ids} != {
+            str(i) for i in range(len(ids))
+        }:
+            return [
+                f"id2label must name the classes 0, 1, 2 ..., at least one and at most {MAX_CLASSES}, "
+                f"not {_short(id2label)}."
+            ]
+        if wrong := [name for name in id2label.values() if not isinstance(name, str)]:
+            return [f"id2label must give each class a name, which {_short(wrong[0])} is not."]
+    elif num_labels is not None and (type(num_labels) is not int or not 1 <= num_labels <= MAX_CLASSES):
+        return [f"num_labels must be an integer from 1 to {MAX_CLASSES}, not {_short(num_labels)}."]
+    return []
+
+
+def _other_problems(config: PreTrainedConfig, extra: dict) -> list[str]:
+    """What is wrong with fields that transformers uses, and with names that would hide its methods."""
+    wrong = []
+    for name, dtype in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
+        if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+            wrong.append(f"{name} must be one of {', '.join(DTYPES)}, not {_short(dtype)}.")
+    if hidden := sorted(
+        key for key in extra if key.startswith("__") or callable(getattr(type(config), key, None))
+    ):
+        wrong.append(
+            f"{_short(', '.join(hidden))} cannot be set, for the configuration has methods of these names."
+        )
+    return wrong
+
+
+def _moderate(value, depth: int = 0) -> bool:
+    """Whether plain data of a file, with no number, text, list or nesting that is out of proportion."""
+    if isinstance(value, dict):
+        texts = all(isinstance(key, str) and len(key) <= MAX_NAME for key in value)
+        return texts and _moderate(list(value.values()), depth)
+    if isinstance(value, list | tuple):
+        return (
+            depth < MAX_DEPTH
+            and len(value) <= MAX_ENTRIES
+            and all(_moderate(each, depth + 1) for each in value)
+        )
+    if isinstance(value, str):
+        return len(value) <= MAX_NAME
+    if isinstance(value, int | float):
+        return abs(value) <= MAX_NUMBER and math.isfinite(value)
+    return value is None
+
+
+def _short(value) -> str:
+    """A value as it stands in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

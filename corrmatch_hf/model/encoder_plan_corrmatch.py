@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import math
+import threading
 from typing import NamedTuple
 
 import timm
@@ -16,12 +17,23 @@ import torch
 from timm.layers import PatchEmbed
 from timm.models import FeatureListNet
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 OUTPUT_STRIDES = (8, 16, 32)
 LOW_LEVEL_STRIDE = 4
 SUGGESTIONS = "'resnet50', 'convnext_tiny', 'efficientnet_b0', 'swin_tiny_patch4_window7_224' or 'pvt_v2_b2'"
 SQUARES = (32, 64, 96, 128, 224, 256, 384, 512)  # image sizes to name in a message
-REJECTIONS = (TypeError, ValueError, AttributeError, AssertionError, RuntimeError)
+REJECTIONS = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    ImportError,
+)
+MAX_MODULES = 20_000  # timm's largest models have 2,000; a number in encoder_kwargs could ask for millions
 
 
 class EncoderPlan(NamedTuple):
@@ -134,8 +146,20 @@ def build(options: dict) -> nn.Module:
 
 
 def build_on_meta(options: dict) -> nn.Module:
-    """The same without contents, in eval mode."""
-    with torch.device("meta"):
+    """The same without contents, in eval mode.
+
+    Raises:
+        ValueError: it has more than `MAX_MODULES` parts. Without contents these cost no memory to speak of, but hours.
+    """
+    count, thread = 0, threading.get_ident()
+
+    def count_modules(*_):
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MAX_MODULES:
+            raise ValueError(f"it would have more than {MAX_MODULES} layers")
+
+    with register_module_module_registration_hook(count_modules), torch.device("meta"):
         return build(options).eval()
 
 

@@ -1,6 +1,8 @@
 """Pretrained weights for an encoder: timm's own from the Hub, or a file; complete, or an error that says what
 is not."""
 
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
@@ -68,6 +70,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"Encoder weights must be a {', '.join(SUFFIXES)} file, not {path}.")
     if not path.is_file():
         raise ValueError(f"There is no file {path} with encoder weights.")
+    if inflated := inflation(path):
+        raise ValueError(f"{path} is refused, for {inflated}.")
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can raise anything
@@ -78,7 +82,33 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     if not state:
         raise ValueError(f"{path} holds no weights.")
+    if inflated := inflation(path, state.values()):
+        raise ValueError(f"{path} is refused, for {inflated}.")
     return state
+
+
+def inflation(path: Path, tensors: Iterable[torch.Tensor] = ()) -> str | None:
+    """What of a file of weights would take much more memory than it has bytes; `None` where nothing would.
+
+    Archives of torch are not compressed, so one that is can hold gigabytes of zeros in a megabyte. Tensors can be one
+    number a million times, or sparse.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(each.file_size for each in archive.infolist())
+        except Exception:  # zipfile raises many kinds
+            return "its archive is damaged"
+        if unpacked > size:
+            return f"its {size:,} bytes unpack to {unpacked:,}, and weights are not stored compressed"
+    tensors = [each for each in tensors if not each.is_meta]
+    # twice, for weights that a model uses in two places
+    if any(each.layout != torch.strided for each in tensors) or (
+        sum(each.numel() * each.element_size() for each in tensors) > 2 * size
+    ):
+        return f"its {size:,} bytes stand for tensors that are larger, which weights are not"
+    return None
 
 
 def _load(options: dict, state: dict[str, torch.Tensor], weights: str | Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Images of any kind to normalised tensors, segmentation maps to class ids, logits to segmentation maps."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,9 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 # 65535 = 255 * 257: a 16-bit value divided by 257 is the 8-bit value of the same brightness.
 SIXTEEN_TO_EIGHT = 257
+MAX_SIDE = 16_384  # of an image after resizing; far above what is of use
+SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+RESAMPLINGS = range(6)  # PIL's numbers
 
 
 class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):
@@ -58,7 +63,64 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers reads it from the class)
 
     def __init__(self, **kwargs: Unpack[CorrMatchImageProcessorKwargs]):
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except (AttributeError, LookupError, TypeError) as error:  # sizes that are none
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"The image processor cannot have such options: {reason}.") from error
+        if wrong := self._problems(kwargs):
+            raise ValueError(" ".join(wrong))
+
+    def _problems(self, given: dict) -> list[str]:
+        """A sentence for each option outside its range; they may come from anybody's preprocessor_config.json."""
+        wrong = []
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            if type(getattr(self, name)) is not bool:
+                wrong.append(f"{name} must be true or false, not {_short(getattr(self, name))}.")
+        if not _is_number(self.rescale_factor) or not 0 < self.rescale_factor <= 1e6:
+            wrong.append(f"rescale_factor must be a number above 0, not {_short(self.rescale_factor)}.")
+        for name, least in (("image_mean", -1e6), ("image_std", 1e-6)):
+            value = getattr(self, name)
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            if len(values) not in (1, 3) or not all(_is_number(v) and least <= v <= 1e6 for v in values):
+                wrong.append(
+                    f"{name} must be three numbers of a usual size"
+                    f"{', above 0' if name == 'image_std' else ''}, not {_short(value)}."
+                )
+        if not isinstance(self.resample, int) or self.resample not in RESAMPLINGS:
+            wrong.append(f"resample must be one of PIL's numbers 0 to 5, not {_short(self.resample)}.")
+        if type(self.ignore_index) is not int or not -(2**31) <= self.ignore_index < 2**31:
+            wrong.append(f"ignore_index must be an integer of 32 bits, not {_short(self.ignore_index)}.")
+        sides = {name: getattr(self.size, name, None) for name in SIDES} if self.size else {}
+        sides = {name: side for name, side in sides.items() if side is not None}
+        if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides.values()):
+            wrong.append(f"size must be sides from 1 to {MAX_SIDE} pixels, not {_short(sides)}.")
+        if self.do_resize and not sides:
+            wrong.append("do_resize needs a size, such as {'height': 512, 'width': 512}.")
+        for name in ("device", "return_tensors", "input_data_format"):
+            if given.get(name) is not None:
+                wrong.append(
+                    f"{name} belongs to a call, not to an image processor's configuration: leave it out."
+                )
+        if hidden := sorted(n for n in given if n.startswith("__") or callable(getattr(type(self), n, None))):
+            wrong.append(
+                f"{_short(', '.join(hidden))} cannot be set, for the image processor has methods of these names."
+            )
+        return wrong
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but a file that holds no JSON object is a ValueError, too."""
+        try:
+            options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+            if not isinstance(options, dict):
+                raise TypeError
+        except (AttributeError, TypeError, RecursionError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"The preprocessor_config.json of {pretrained_model_name_or_path} is no configuration of an image "
+                f"processor ({type(error).__name__}): it must be one JSON object, {{...}}, with plain values."
+            ) from error
+        return options, kwargs
 
     def preprocess(
         self,
@@ -187,6 +249,16 @@ class CorrMatchImageProcessor(TorchvisionBackend):
                 each = F.interpolate(each[None], size=(height, width), mode="bilinear", align_corners=True)[0]
             results.append(each.argmax(dim=0))
         return results
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value) -> str:
+    """A value as it stands in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _as_list(images, batch_ndim: int) -> list:

@@ -4,6 +4,9 @@ Inference runs encoder and decoder only; the correlation head is computed for a 
 """
 
 import copy
+import pickle
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +24,8 @@ from .correlation_corrmatch import CorrelationHead, pixel_propagation
 from .decoders_corrmatch import DeepLabV3PlusDecoder, resize
 from .encoder_corrmatch import CorrMatchEncoder
 from .encoder_weights_corrmatch import pretrained_encoder_weights, weights_origin
+
+MAX_MISSING_NUMBERS = 2**28  # a GiB: no decoder and correlation head are larger than this
 
 
 class CorrMatchFeatures(NamedTuple):
@@ -81,24 +86,72 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
         self.encoder.gradient_checkpointing = enable  # where transformers looks for it
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """As [`PreTrainedModel.from_pretrained`], but an incomplete encoder is an error, not a warning.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        output_loading_info=False,
+        ignore_mismatched_sizes=False,
+        **kwargs,
+    ):
+        """As [`PreTrainedModel.from_pretrained`], for files that nobody vouches for.
+
+        An incomplete encoder is an error, not a warning. Weights are read from .safetensors files alone, unless
+        `use_safetensors=False` asks for pytorch_model.bin; even then as plain tensors, and no code of the file runs.
 
         Raises:
-            ValueError: the checkpoint lacks weights of the encoder, or holds some of another shape.
+            ValueError: weights that cannot be read as such, or that do not fit the configuration; an encoder that is
+                not complete; a configuration with values that cannot be.
+            OSError: no such folder, repository or file.
         """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        wrong = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-        if wrong := sorted(key for key in wrong if key.startswith("encoder.")):
-            shown = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        name = pretrained_model_name_or_path
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        try:
+            model, info = super().from_pretrained(
+                name, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except OSError as error:
+            if kwargs["use_safetensors"] and Path(str(name), "pytorch_model.bin").is_file():
+                raise ValueError(
+                    f"{name} holds its weights as pytorch_model.bin, a format that can carry programs, and no "
+                    "model.safetensors: save them in that one, or pass use_safetensors=False where you trust the file."
+                ) from error
+            raise
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:  # a broken or hostile file can raise anything
+            raise ValueError(_unreadable(name, error)) from error
+        mismatched = {key: shapes for key, *shapes in info["mismatched_keys"]}
+        wrong = [key for key in {*info["missing_keys"], *mismatched} if key.startswith("encoder.")]
+        if wrong:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks weights of encoder {model.config.encoder_name!r}, "
-                f"or has them in another shape: {shown}."
+                f"{name} lacks weights of encoder {model.config.encoder_name!r}, or has them in another shape: "
+                f"{_some(sorted(wrong))}."
+            )
+        if mismatched and not ignore_mismatched_sizes:
+            shown = (
+                f"{key} {tuple(found)} instead of {tuple(expected)}"
+                for key, (found, expected) in sorted(mismatched.items())
+            )
+            raise ValueError(
+                f"The weights of {name} do not fit its configuration: {_some(shown)}. To start these anew, as for "
+                "other classes, pass ignore_mismatched_sizes=True."
             )
         model.encoder.freeze_unused()  # loading made all parameters trainable
         return (model, info) if output_loading_info else model
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
+        # Where transformers takes memory for what a file of weights lacks. What the configuration asks for is not
+        # bounded by the size of that file, so it is bounded here.
+        buffers = [buffer for _, buffer in self.named_non_persistent_buffers()]
+        numbers = sum(each.numel() for each in (*map(self.get_parameter_or_buffer, missing_keys), *buffers))
+        if numbers > MAX_MISSING_NUMBERS:
+            raise ValueError(
+                f"The configuration asks for {numbers:,} numbers that the weights do not hold, such as "
+                f"{_some(sorted(missing_keys), 3) or 'tables of the encoder'}: it belongs to another model."
+            )
+        return super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
 
 
 class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
@@ -296,3 +349,24 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             logits.float(), labels.long(), ignore_index=self.config.ignore_index, reduction="sum"
         )
         return total / (labels != self.config.ignore_index).sum().clamp_min(1)
+
+
+def _unreadable(name: str | Path, error: Exception) -> str:
+    """What to say of a model whose files made reading fail with neither an OSError nor a ValueError."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        return f"The weights pytorch_model.bin of {name} are refused, and nothing of them was run: they " + (
+            f"would run {found[1]} when loaded." if found else "are damaged, or hold more than tensors."
+        )
+    if type(error).__name__ == "SafetensorError":  # of a package that code beside weights cannot name
+        return (
+            f"The weights model.safetensors of {name} are damaged, cut off or something else ({reason}); "
+            "load or copy them again."
+        )
+    return f"{name} cannot be loaded, for its configuration or weights are damaged: {type(error).__name__}, {reason}."
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

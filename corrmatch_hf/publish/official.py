@@ -18,6 +18,7 @@ import torch
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
+from corrmatch_hf.model.encoder_weights_corrmatch import inflation
 
 PREFIXES = {  # theirs: ours
     "backbone.": "encoder.body.",
@@ -74,7 +75,11 @@ def from_official(
     network = _recognise(shapes, path)
     if output_stride is None:
         output_stride = 8 if network["correlation_head"] else 16
-    model = _on_meta(CorrMatchConfig(**network, output_stride=output_stride))
+    try:
+        config = CorrMatchConfig(**network, output_stride=output_stride)
+    except ValueError as error:  # widths and numbers of classes beyond what it takes
+        raise InputError(f"{path} is no checkpoint of CorrMatch or UniMatch V1: {error}") from error
+    model = _on_meta(config)
     _check_fit(shapes, model, path)
 
     num_labels = model.config.num_labels
@@ -221,6 +226,8 @@ def _read(path: Path, key: str | None) -> dict[str, torch.Tensor]:
         given = "holds several sets of weights" if key is None else f"holds no weights named {key!r}"
         raise InputError(f"{path} {given}: choose one of {_some(map(str, sets))} by --key.")
     state = sets[key] if key in sets else next(iter(sets.values()))
+    if inflated := inflation(path, state.values()):
+        raise InputError(f"{path} is refused, for {inflated}.")
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)
@@ -259,6 +266,8 @@ def _load(path: Path):
     """What a checkpoint file holds: tensors, mapped rather than read where the format allows, and plain values."""
     if not path.is_file():
         raise InputError(f"There is no checkpoint file {path}: check its name.")
+    if inflated := inflation(path):
+        raise InputError(f"{path} is refused, for {inflated}.")
     try:
         with torch.serialization.safe_globals(NUMPY):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -16,8 +16,8 @@ from corrmatch_hf.errors import InputError
 def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """The model, in eval mode, and the image processor of a folder or a Hub repository.
 
-    CorrMatch runs this package's code, never code of the repository. Other semantic segmentation models of
-    transformers load too.
+    CorrMatch runs this package's code, never code of the repository, whatever its config.json asks for. Other semantic
+    segmentation models of transformers load too.
 
     Raises:
         InputError: nothing there, or what is there is no such model.
@@ -25,8 +25,9 @@ def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     try:
         model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a broken or hostile file transformers raises anything
         reason = " ".join(str(error).split()).rstrip(".")
+        reason = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
         raise InputError(
             f"No segmentation model could be loaded from {name!r}: give a folder that training wrote, with "
             f"config.json and model.safetensors, or the id of a model on the Hub. ({reason}.)"

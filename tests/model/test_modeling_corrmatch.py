@@ -222,7 +222,10 @@ def test_incomplete_encoders_are_refused(damage, network, tmp_path):
 
 def test_other_classes_need_saying_so(network, tmp_path):
     network().save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(
+        ValueError,
+        match=r"decoder\.classify\.bias \(5,\) instead of \(9,\).*pass ignore_mismatched_sizes=True",
+    ):
         CorrMatchForSegmentation.from_pretrained(tmp_path, num_labels=9)
 
 
