@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from corrmatch_hf.data.folders import SPLIT_NAMES
+from corrmatch_hf.data.own_files import OwnFiles
 from corrmatch_hf.data.partition import rows_of_list
-from corrmatch_hf.data.semi_dataset import undecoded
+from corrmatch_hf.data.semi_dataset import reason_of, rows_of_stream, undecoded
 from corrmatch_hf.errors import InputError, unknown_name
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "photo", "picture")
@@ -66,7 +68,8 @@ class HubSource:
     def _splits(self) -> Mapping[str, AnyDataset]:
         if not is_saved_dataset(self.name):
             return self._load(streaming=self.streaming)
-        loaded = datasets.load_from_disk(self.name)
+        with self._loading():
+            loaded = datasets.load_from_disk(self.name)
         loaded = loaded if isinstance(loaded, dict) else {self.train_split: loaded}
         return {k: v.to_iterable_dataset() for k, v in loaded.items()} if self.streaming else loaded
 
@@ -126,9 +129,8 @@ class HubSource:
 
     def id2label_file(self) -> str | None:
         """The path of `id2label.json` in the repository or folder, where it has one."""
-        folder = next((f for f in (self.name, self._arguments["data_dir"]) if f and os.path.isdir(f)), None)
-        if folder is not None:
-            path = Path(folder, "id2label.json")
+        if self._folder is not None:
+            path = Path(self._folder, "id2label.json")
             return str(path) if path.is_file() else None
         try:
             return hf_hub_download(self.name, "id2label.json", repo_type="dataset", revision=self.revision)
@@ -139,11 +141,24 @@ class HubSource:
         ):  # none there, offline and not cached, or no repository
             return None
 
+    @property
+    def _folder(self) -> str | None:
+        """Where the dataset is, if on this machine."""
+        return next((f for f in (self.name, self._arguments["data_dir"]) if f and os.path.isdir(f)), None)
+
     def _load(self, **kwargs):
-        try:
+        with self._loading():
             return datasets.load_dataset(self.name, **self._arguments, **kwargs)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(f"The dataset {self.name!r} cannot be loaded: {error}") from error
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Whatever keeps `datasets` from loading, as one sentence."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # of `datasets`, pyarrow, pandas, the Hub's client, ...
+            raise InputError(f"The dataset {self.name!r} cannot be loaded: {reason_of(error)}.") from error
 
     def _split(self, name: str, option: str, label: bool = True) -> AnyDataset:
         """One split, or part of it as in "train[:80%]", with the columns image, file and perhaps label."""
@@ -154,7 +169,8 @@ class HubSource:
         else:
             raise unknown_name(f"split ({option}) of {self.name}", name, self._splits)
         if dataset.features is None:  # a stream that does not say what it holds
-            dataset = dataset._resolve_features()
+            with self._loading():
+                dataset = dataset._resolve_features()
         features = dataset.features
         image = _find_column(
             features, self.image_column, IMAGE_COLUMNS, "image column (--image_column)", self.name
@@ -182,9 +198,10 @@ class HubSource:
         for column in pictures:  # a stream decodes and encodes anew what is renamed
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-        if "label" in dataset.features and isinstance(dataset.features["label"], datasets.Image):
-            dataset = dataset.cast_column("label", datasets.Image())
-        return _with_files(dataset, name)
+        dataset = _with_files(dataset, name, OwnFiles(self.name, self._folder))
+        for column in pictures:
+            dataset = dataset.cast_column(columns[column], datasets.Image())
+        return dataset
 
 
 def is_saved_dataset(path: str) -> bool:
@@ -206,7 +223,7 @@ def _in_memory(dataset: AnyDataset) -> datasets.Dataset:
     """A stream that is short enough, as a dataset with a length; the pictures stay as they are stored."""
     if isinstance(dataset, datasets.Dataset):
         return dataset
-    features, rows = dataset.features, list(undecoded(dataset))
+    features, rows = dataset.features, list(rows_of_stream(undecoded(dataset)))
     return datasets.Dataset.from_list(rows, features=features)
 
 
@@ -227,31 +244,42 @@ def _holds_pictures(feature) -> bool:
     )
 
 
-def _with_files(dataset: AnyDataset, split: str) -> AnyDataset:
-    """Adds the column `file`: the path of the image where the dataset knows it, else its row."""
-    pictures = isinstance(dataset.features["image"], datasets.Image)
-    if pictures:
-        dataset = dataset.cast_column("image", datasets.Image(decode=False))
+def _with_files(dataset: AnyDataset, split: str, own: OwnFiles) -> AnyDataset:
+    """Adds the column `file`: the path of the image where the dataset knows it, else its row.
+
+    The pictures are not decoded. Raises InputError, a stream when it gets there, if one is none of the `own` files.
+    """
+
+    def file_of(row: dict, index: int) -> str:
+        for column, cell in row.items():
+            own.check(cell, f"{split}[{index}]" if column == "image" else f"the mask of {split}[{index}]")
+        image = row["image"]
+        return (image.get("path") if isinstance(image, dict) else None) or f"{split}[{index}]"
+
     if isinstance(dataset, datasets.IterableDataset):
         features = datasets.Features({**dataset.features, "file": datasets.Value("string")})
-
-        def add_file(row: dict, index: int) -> dict:
-            return {"file": (row["image"].get("path") if pictures else None) or f"{split}[{index}]"}
-
-        dataset = dataset.map(add_file, with_indices=True, features=features)
-    else:
-        paths = _paths(dataset) if pictures else [None] * len(dataset)
-        files = [path or f"{split}[{row}]" for row, path in enumerate(paths)]
-        dataset = dataset.add_column("file", files)
-    return dataset.cast_column("image", datasets.Image()) if pictures else dataset
+        return dataset.map(lambda row, i: {"file": file_of(row, i)}, with_indices=True, features=features)
+    files = [file_of(row, i) for i, row in enumerate(_named_files(dataset))]
+    return dataset.add_column("file", files)
 
 
-def _paths(dataset: datasets.Dataset) -> list[str | None]:
-    """The paths of the column `image`, without reading the pictures."""
-    paths: list[str | None] = []
-    for table in dataset.select_columns(["image"]).with_format("arrow").iter(batch_size=1000):
-        paths += pc.struct_field(table["image"], "path").to_pylist()
-    return paths
+def _named_files(dataset: datasets.Dataset) -> Iterator[dict]:
+    """The rows as far as they name files: pictures that the dataset holds are left where they are."""
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        columns = {}
+        for name in table.column_names:
+            cells = table[name]
+            if pa.types.is_struct(cells.type) and {"bytes", "path"} <= {f.name for f in cells.type}:
+                paths = pc.struct_field(cells, "path").to_pylist()
+                held = pc.is_valid(pc.struct_field(cells, "bytes")).to_pylist()
+                columns[name] = [
+                    {"path": path, "bytes": b"" if there else None}
+                    for path, there in zip(paths, held, strict=True)
+                ]
+            elif pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+                columns[name] = cells.to_pylist()
+        for row in zip(*columns.values(), strict=True) if columns else ((),) * len(table):
+            yield {"image": None} | dict(zip(columns, row, strict=True))
 
 
 def rows_with_label(dataset: datasets.Dataset) -> list[bool]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 
+from corrmatch_hf.data.semi_dataset import rows_of_stream
 from corrmatch_hf.errors import InputError
 
 
@@ -75,7 +76,8 @@ class EndlessStream:
                 number, skip = number + skip // length, skip % length
             index = 0
             shuffle_seed = int(generator(self.seed, self.order, number).integers(2**31))
-            for row in self.dataset.shuffle(seed=shuffle_seed, buffer_size=self.buffer_size):
+            shuffled = self.dataset.shuffle(seed=shuffle_seed, buffer_size=self.buffer_size)
+            for row in rows_of_stream(shuffled):
                 if index >= skip:
                     yield Sample(number, index, row)
                 index += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,6 +98,23 @@ def undecoded(dataset: datasets.Dataset | datasets.IterableDataset):
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return dataset
+
+
+def rows_of_stream(stream: datasets.IterableDataset) -> Iterator[dict]:
+    """Its rows; InputError where it cannot be read on, for whatever reason `datasets` and the network have."""
+    try:
+        yield from stream
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The stream of images cannot be read on: {reason_of(error)}.") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong in `datasets`, which may hide it behind "an error occurred"."""
+    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__).rstrip(".")
 
 
 def mask_file(row: dict) -> str:
