@@ -10,6 +10,7 @@ import torch
 from timm.models import load_state_dict
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+MODERATE = 2**30  # bytes that any file may take in memory, however small it is
 
 
 def pretrained_encoder_weights(options: dict, weights: str | Path | None = None) -> dict[str, torch.Tensor]:
@@ -90,25 +91,20 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 def inflation(path: Path, tensors: Iterable[torch.Tensor] = ()) -> str | None:
     """What of a file of weights would take much more memory than it has bytes; `None` where nothing would.
 
-    Archives of torch are not compressed, so one that is can hold gigabytes of zeros in a megabyte. Tensors can be one
-    number a million times, or sparse.
+    An archive can be compressed, which torch reads and never writes: gigabytes of zeros in a megabyte. A tensor can be
+    one number a million times, or sparse.
     """
     size = path.stat().st_size
+    allowed = max(2 * size, MODERATE)  # twice, for weights that a model uses in two places
+    unpacked = 0
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(each.file_size for each in archive.infolist())
         except Exception:  # zipfile raises many kinds
             return "its archive is damaged"
-        if unpacked > size:
-            return f"its {size:,} bytes unpack to {unpacked:,}, and weights are not stored compressed"
-    tensors = [each for each in tensors if not each.is_meta]
-    # twice, for weights that a model uses in two places
-    if any(each.layout != torch.strided for each in tensors) or (
-        sum(each.numel() * each.element_size() for each in tensors) > 2 * size
-    ):
-        return f"its {size:,} bytes stand for tensors that are larger, which weights are not"
-    return None
+    unpacked = max(unpacked, sum(each.numel() * each.element_size() for each in tensors if not each.is_meta))
+    return f"its {size:,} bytes stand for {unpacked:,} in memory" if unpacked > allowed else None
 
 
 def _load(options: dict, state: dict[str, torch.Tensor], weights: str | Path) -> dict[str, torch.Tensor]:
