@@ -27,9 +27,9 @@ def random_box(size: int, probability: float, rng: np.random.Generator) -> Box |
 
     The area is uniform in 2-40 % of the crop, height / width uniform in 0.3-3.33, the corner uniform over the
     whole crop, all drawn again until the rectangle fits. That favours small rectangles: the published runs
-    had it so.
+    had it so. A crop of a single pixel has no part of that size, and gets None.
     """
-    if rng.random() >= probability:
+    if rng.random() >= probability or size == 1:
         return None
     while True:
         area, ratio = rng.uniform(*AREA) * size * size, rng.uniform(*RATIO)

@@ -31,7 +31,7 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Counts the pixels of two integer tensors of the same shape, whatever that shape is.
+        """Counts the pixels of two tensors of the same shape, of any shape and any integer types (or bool).
 
         Predictions below ignored labels are not looked at. Any other id outside 0..K-1 raises `InputError`,
         and the matrix stays as it was.
@@ -49,12 +49,12 @@ class ConfusionMatrix:
         if not label.numel():
             return
         k = self.num_labels
-        prediction, label = prediction.flatten(), label.flatten().to(prediction.device)
+        prediction, label = (_computable(ids.flatten()) for ids in (prediction, label.to(prediction.device)))
         # Masks of pixels cost more than counting. So every id of an 8-bit label gets a row, the ignored one too.
         rows = max(k, 256)
         if not _within(prediction, k) or not _within(label, rows):
-            counted = label != self.ignore_index
-            prediction, label, rows = prediction[counted], label[counted], k
+            prediction, label = self._labelled(prediction, label)
+            rows = k
             if not _within(prediction, k) or not _within(label, k):
                 raise self._outside_error(prediction, label)
         # int32 is enough for the cells and twice as fast as int64.
@@ -63,9 +63,14 @@ class ConfusionMatrix:
         if 0 <= self.ignore_index < rows:
             counts[self.ignore_index] = 0
         if counts[k:].any():
-            counted = label != self.ignore_index
-            raise self._outside_error(prediction[counted], label[counted])
+            raise self._outside_error(*self._labelled(prediction, label))
         self.matrix += counts[:k].to(self.matrix.device)
+
+    def _labelled(self, prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels that count, in int64: compared as bytes, 156 would be -100, and -1 would be 255."""
+        label = label.long()
+        counted = label != self.ignore_index
+        return prediction[counted].long(), label[counted]
 
     def _outside_error(self, prediction: Tensor, label: Tensor) -> InputError:
         def outside(ids: Tensor) -> list[int]:
@@ -131,6 +136,11 @@ class ConfusionMatrix:
             "pixel_accuracy": _number(hit.sum() / total),
             "per_class": per_class,
         }
+
+
+def _computable(ids: Tensor) -> Tensor:
+    """The same ids; torch stores unsigned integers of more than 8 bits, as 16-bit masks have, but hardly computes."""
+    return ids.long() if ids.dtype in (torch.uint16, torch.uint32, torch.uint64) else ids
 
 
 def _within(ids: Tensor, end: int) -> bool:

@@ -40,7 +40,7 @@ def slow_ohem(logits, labels, threshold, min_kept, ignore_index):
     ]
     probabilities = sorted(p.softmax(0)[k].item() for p, k in pixels)
     cut = max(threshold, probabilities[min(min_kept, len(pixels)) - 1])
-    kept = [-p.log_softmax(0)[k].item() for p, k in pixels if p.softmax(0)[k].item() <= cut + 1e-9]
+    kept = [-p.log_softmax(0)[k].item() for p, k in pixels if p.softmax(0)[k].item() <= cut * (1 + 1e-6)]
     return sum(kept) / len(kept)
 
 
