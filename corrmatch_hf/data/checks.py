@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 
 import datasets
 import numpy as np
 
-from corrmatch_hf.data.semi_dataset import SemiDataset, mask_file, undecoded
+from corrmatch_hf.data.semi_dataset import SemiDataset, mask_file, spread_rows
 from corrmatch_hf.data.training_set import read_unlabeled
 from corrmatch_hf.errors import InputError
 
@@ -52,7 +51,7 @@ def check_dataset(
             empty.append(mask_file(row))
 
     skip = on_bad_sample == "skip"
-    found = _check(_rows(semi.labeled, mask_limit), check_labeled, skip)
+    found = _check(spread_rows(semi.labeled, mask_limit), check_labeled, skip)
     if empty:
         raise InputError(
             f"Mask {empty[0]} of a labelled image holds only the ignore value {semi.ignore_index}: "
@@ -64,20 +63,10 @@ def check_dataset(
             f"No labelled image shows {', '.join(missing)}: a model cannot learn what it never sees."
         )
     if not no_unlabeled:
-        found += _check(_rows(semi.unlabeled, limit), read_unlabeled, skip)
+        found += _check(spread_rows(semi.unlabeled, limit, stream_limit=8), read_unlabeled, skip)
     if semi.validation is not None:
-        _check(_rows(semi.validation, mask_limit), semi.read_labeled, skip=False)
+        _check(spread_rows(semi.validation, mask_limit), semi.read_labeled, skip=False)
     return found
-
-
-def _rows(dataset: datasets.Dataset | datasets.IterableDataset, limit: int | None) -> Iterable[dict]:
-    rows = undecoded(dataset)
-    if isinstance(rows, datasets.IterableDataset):
-        yield from islice(rows, 8 if limit is None else min(limit, 8))
-        return
-    count = len(rows) if limit is None else min(limit, len(rows))
-    for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist():
-        yield rows[i]
 
 
 def _check(rows: Iterable[dict], read: Callable[[dict], object], skip: bool) -> list[str]:

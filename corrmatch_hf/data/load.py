@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -190,8 +190,10 @@ def _divide(
         rows = undecoded(train)
 
         def present(i: int) -> frozenset[int]:
-            row = rows[masked[i]]
-            return mask_format.present(row["label"], mask_file(row))
+            try:
+                return _present(rows[masked[i]], mask_format)
+            except InputError:  # drawn or not, checks and training say so where it is used
+                return frozenset()
 
         labeled = [masked[i] for i in draw_labeled(count, len(masked), present, mask_format.num_labels, seed)]
     chosen = set(labeled)
@@ -225,15 +227,19 @@ def _join(parts: Sequence[AnyDataset | None], streaming: bool) -> AnyDataset | N
 
 
 def _highest_id(parts: Sequence[datasets.Dataset | None], mask_format: MaskFormat) -> int:
-    """The highest class id in the masks of these sets."""
-    highest = -1
+    """The highest class id in the masks of these sets, those left out that cannot be read while others can."""
+    highest, unreadable = -1, None
     for part in parts:
         if part is None or len(part) == 0:
             continue
         rows = undecoded(part)
         for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCANNED_MASKS)).astype(int)).tolist():
-            row = rows[i]
-            highest = max([highest, *mask_format.present(row["label"], mask_file(row))])
+            try:
+                highest = max([highest, *_present(rows[i], mask_format)])
+            except InputError as error:
+                unreadable = unreadable or error
+    if highest < 0 and unreadable is not None:
+        raise unreadable
     if highest < 1:
         what = "no class id" if highest < 0 else "no class id but 0"
         raise InputError(
@@ -243,10 +249,15 @@ def _highest_id(parts: Sequence[datasets.Dataset | None], mask_format: MaskForma
     return highest
 
 
+def _present(row: dict, mask_format: MaskFormat) -> frozenset[int]:
+    """The classes that the mask of a row shows."""
+    return mask_format.present(row["label"], mask_file(row))
+
+
 def _read_json(path: str, option: str):
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{option} names {path}, which cannot be read as JSON: {error}.") from error
 
 
@@ -258,16 +269,24 @@ def _read_names(value: Mapping | Sequence | str | None, ignore_index: int) -> di
     if isinstance(value, str):
         place = value
         value = _read_json(value, "--id2label")
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value)
     try:
-        names = {int(i): str(label) for i, label in entries}
+        names = {int(i): str(label) for i, label in _entries(value)}
     except (TypeError, ValueError):
         raise InputError(
             f"{place} must map each class id to its name, as in {{'0': 'sky', '1': 'road'}}."
         ) from None
     if ignore_index >= len(names) - 1:
         names.pop(ignore_index, None)
+    if not names:
+        raise InputError(f"{place} names no class.")
     return dict(sorted(names.items()))
+
+
+def _entries(value) -> Iterable[tuple]:
+    """What a mapping or a list says of each class; TypeError where it is neither."""
+    if isinstance(value, str):
+        raise TypeError(value)
+    return value.items() if isinstance(value, Mapping) else enumerate(value)
 
 
 def _read_colors(
@@ -278,9 +297,8 @@ def _read_colors(
         return None, ()
     if isinstance(value, str):
         value = _read_json(value, "--label_colors")
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value)
     try:
-        colors = {int(i): tuple(int(c) for c in color) for i, color in entries}
+        colors = {int(i): tuple(int(c) for c in color) for i, color in _entries(value)}
     except (TypeError, ValueError):
         colors = {}
     if not colors or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in colors.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -66,13 +67,18 @@ class SemiDataset:
             raise InputError(f"The labelled image {row['file']} has no mask.")
         image = read_photo(row["image"], row["file"])
         mask = self.mask_format.read(row["label"], mask_file(row))
+        self.check_sizes(row, image, mask)
+        return image, mask
+
+    @staticmethod
+    def check_sizes(row: dict, image: Image.Image, mask: np.ndarray) -> None:
+        """Raises InputError if image and mask of a row differ in size."""
         if mask.shape != (image.height, image.width):
             raise InputError(
                 f"Image {row['file']} is {image.width} x {image.height} pixels, but its mask "
                 f"{mask_file(row)} is {mask.shape[1]} x {mask.shape[0]}: they must show the same pixels "
                 "(after the photo is turned upright by its EXIF orientation)."
             )
-        return image, mask
 
     def describe(self) -> str:
         """A line to print: how many images of each kind, and which classes."""
@@ -98,6 +104,20 @@ def undecoded(dataset: datasets.Dataset | datasets.IterableDataset):
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return dataset
+
+
+def spread_rows(
+    dataset: datasets.Dataset | datasets.IterableDataset, limit: int | None, stream_limit: int | None = None
+) -> Iterator[dict]:
+    """At most `limit` rows, undecoded and evenly spread; of a stream its first ones, at most `stream_limit`, too."""
+    rows = undecoded(dataset)
+    if isinstance(rows, datasets.IterableDataset):
+        limits = [number for number in (limit, stream_limit) if number is not None]
+        yield from islice(rows_of_stream(rows), min(limits, default=None))
+        return
+    count = len(rows) if limit is None else min(limit, len(rows))
+    for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist():
+        yield rows[i]
 
 
 def rows_of_stream(stream: datasets.IterableDataset) -> Iterator[dict]:
