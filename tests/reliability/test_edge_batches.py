@@ -14,7 +14,6 @@ import torch
 from corrmatch_hf.methods import METHODS, method_class
 
 from ..methods.test_corrmatch import random_batch, tiny_model
-from ..training.conftest import make_trainer, tiny_data  # noqa: F401  fixtures
 
 K, SIZE, IGNORED = 5, 33, 255
 DGCL = {
@@ -300,12 +299,14 @@ def test_every_method_at_every_edge(name, edge):
     run(name, edge, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_at_every_edge_in_bfloat16(name, edge):
     run(name, edge, {}, steps=2, autocast=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, options", VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(map(str, v.values()))
 )
