@@ -201,12 +201,17 @@ class Augmentation:
         """RGB crop -> RGB crop with other colours, maybe gray, maybe blurred; with `box` that part alone."""
         return self.draw_recoloring(rng)(crop, box)
 
+    @property
+    def scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
+        """Normalising is level * scale - offset: both (3,) float32."""
+        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        return 1 / (std * 255), mean / std
+
     def normalize(self, pixels: np.ndarray | Image.Image) -> Tensor:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, (value / 255 - mean) / std."""
         pixels = np.asarray(pixels)
         *many, height, width, _ = pixels.shape
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
-        scale, offset = 1 / (std * 255), mean / std
+        scale, offset = self.scale_and_offset
         result = np.empty((*many, 3, height, width), np.float32)
         planes = result.reshape(-1, 3, height, width)
         for image, target in zip(pixels.reshape(-1, height, width, 3), planes, strict=True):

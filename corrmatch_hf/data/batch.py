@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import BoolTensor, Tensor
 
+from corrmatch_hf.data.device_color import UncoloredViews
+
 
 @dataclass
 class SemiBatch:
@@ -17,7 +19,8 @@ class SemiBatch:
     B_l, B_u: labelled and unlabelled images of this process; S: strong views; P = len(partner_rows);
     H = W: crop size.
     Pictures are float32, normalised by the augmentation's mean and std. Without unlabelled images the fields
-    from `weak` to `partner_valid` are None; without strong views `strong` and `box` are.
+    from `weak` to `partner_valid` are None; without strong views `strong` and `box` are. Where colours are left to
+    the device, `weak`, `strong` and `partner_weak` are None until `recolored`.
     """
 
     step: int  # global micro-step, from 0
@@ -30,6 +33,7 @@ class SemiBatch:
     partner_rows: list[int] = field(default_factory=list)  # rows of the batch that have a box in any view
     partner_weak: Tensor | None = None  # (P, 3, H, W) float32, weak views of those rows' partners
     partner_valid: BoolTensor | None = None  # (P, H, W), False where `partner_weak` is padding
+    uncolored: UncoloredViews | None = None  # what `recolored` makes these three of
     labeled_files: list[str] = field(default_factory=list)
     unlabeled_files: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # why a sample was replaced, a sentence with its file
@@ -47,8 +51,16 @@ class SemiBatch:
         """The same batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls this."""
         return self._map(Tensor.pin_memory)
 
+    def recolored(self) -> SemiBatch:
+        """The same batch with the colour work done that was left for the device it is on; else itself."""
+        if self.uncolored is None:
+            return self
+        weak, strong, partner_weak = self.uncolored.pictures(self.box, self.partner_rows)
+        return dataclasses.replace(self, weak=weak, strong=strong, partner_weak=partner_weak, uncolored=None)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> SemiBatch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(
-            self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
-        )
+        mapped = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        if self.uncolored is not None:
+            mapped["uncolored"] = self.uncolored.map(function)
+        return dataclasses.replace(self, **mapped)

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import BoolTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from corrmatch_hf.data.augment import Augmentation
+from corrmatch_hf.data.augment import Augmentation, Recoloring
 from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.data.cutmix import Box, random_box
+from corrmatch_hf.data.device_color import StrongView, UncoloredViews
 from corrmatch_hf.data.images import read_photo
 from corrmatch_hf.data.sampler import EndlessList, EndlessStream, Sample, Stream, generator
 from corrmatch_hf.data.semi_dataset import SemiDataset, undecoded
@@ -44,6 +45,7 @@ def training_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     on_bad_sample: str = "error",
+    recolor_on_device: bool = False,
 ) -> Iterator[SemiBatch]:
     """The batches of process `rank`, from micro-step `start_step` on, without end.
 
@@ -52,7 +54,8 @@ def training_batches(
     `world_size` with the same total batch. Both sets are endless streams, shuffled on each pass; a set
     smaller than the batch appears more than once in it, each time in another view. `on_bad_sample="skip"`
     puts the next sample of the stream in the place of one that cannot be read and says so in the batch's
-    `skipped`; "error" raises InputError.
+    `skipped`; "error" raises InputError. With `recolor_on_device` the strong views are only drawn here; the
+    batch's `recolored` makes them, with the same result.
     """
     training_set = TrainingSet(
         semi,
@@ -63,6 +66,7 @@ def training_batches(
         world_size=world_size,
         rank=rank,
         on_bad_sample=on_bad_sample,
+        recolor_on_device=recolor_on_device,
     )
     loader = DataLoader(
         training_set,
@@ -123,6 +127,7 @@ class TrainingSet(Dataset):
         world_size: int = 1,
         rank: int = 0,
         on_bad_sample: str = "error",
+        recolor_on_device: bool = False,
     ):
         if not 0 <= rank < world_size:
             raise InputError(
@@ -140,6 +145,7 @@ class TrainingSet(Dataset):
         self.semi, self.augmentation, self.seed = semi, augmentation, seed
         self.labeled_batch, self.unlabeled_batch = labeled_batch, unlabeled_batch
         self.world_size, self.rank = world_size, rank
+        self.recolor_on_device = recolor_on_device
         self.replacements = REPLACEMENTS if on_bad_sample == "skip" else 0
 
         self.labeled = EndlessList(undecoded(semi.labeled), seed, Stream.ORDER_LABELED)
@@ -187,6 +193,13 @@ class TrainingSet(Dataset):
         total = self.world_size * self.unlabeled_batch
         return step * total + (position - step * total + 1) % total
 
+    def _partner(self, step: int, position: int) -> tuple[int, Stream]:
+        """Whose view is pasted into that of `position`."""
+        other = self._partner_position(step, position)
+        if self.augmentation.cutmix_partner == "same_image" or other == position:
+            return position, Stream.PARTNER
+        return other, Stream.UNLABELED
+
     def _labeled_fields(self, step: int, skipped: dict[str, str]) -> dict:
         first = (step * self.world_size + self.rank) * self.labeled_batch
         images, labels, files = [], [], []
@@ -203,44 +216,79 @@ class TrainingSet(Dataset):
 
     def _unlabeled_fields(self, step: int, views: _Views) -> dict:
         augmentation, positions = self.augmentation, self._positions(step)
+        size, count = augmentation.crop_size, augmentation.strong_views
         weak = np.stack([views.weak(p, Stream.UNLABELED) for p in positions])
         fields = {
-            "weak": augmentation.normalize(weak),
             "valid": torch.stack([views.valid(p, Stream.UNLABELED) for p in positions]),
             "unlabeled_files": [views.file(p) for p in positions],
         }
-        if not augmentation.strong_views:
-            return fields
-        size, shape = augmentation.crop_size, (self.unlabeled_batch, augmentation.strong_views)
-        strong = np.empty((*shape, size, size, 3), np.uint8)
-        box = torch.zeros(*shape, size, size, dtype=torch.bool)
-        partners: dict[int, tuple[int, Stream]] = {}  # row of the batch -> whose view is pasted
-        for row, position in enumerate(positions):
-            other = self._partner_position(step, position)
-            if augmentation.cutmix_partner == "same_image" or other == position:
-                partner = (position, Stream.PARTNER)
-            else:
-                partner = (other, Stream.UNLABELED)
-            for view in range(augmentation.strong_views):
+        partners = [self._partner(step, p) for p in positions]
+        boxes = [[views.box(p, view) for view in range(count)] for p in positions]
+        boxed = [row for row, own in enumerate(boxes) if any(own)]
+        pasted = [views.weak(*partners[row]) for row in boxed]
+        pasted = np.array(pasted, np.uint8).reshape(-1, size, size, 3)
+        if count:
+            fields["box"] = torch.zeros(len(positions), count, size, size, dtype=torch.bool)
+            for row, own in enumerate(boxes):
+                for view, box in enumerate(own):
+                    if box:
+                        fields["box"][row, view][box.slices] = True
+            valid = [views.valid(*partners[row]) for row in boxed]
+            fields["partner_rows"] = boxed
+            fields["partner_valid"] = (
+                torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool)
+            )
+        if self.recolor_on_device:
+            crops = torch.from_numpy(np.concatenate([weak, pasted]))
+            drawn = self._drawn(positions, partners, boxes, views)
+            normalizing = (tuple(v.tolist()) for v in augmentation.scale_and_offset)
+            return fields | {"uncolored": UncoloredViews(crops, drawn, *normalizing)}
+        fields["weak"] = augmentation.normalize(weak)
+        if count:
+            fields["strong"] = augmentation.normalize(self._strong(positions, partners, boxes, views))
+            fields["partner_weak"] = augmentation.normalize(pasted)
+        return fields
+
+    def _drawn(
+        self,
+        positions: range,
+        partners: list[tuple[int, Stream]],
+        boxes: list[list[Box | None]],
+        views: _Views,
+    ) -> list[list[StrongView]]:
+        """What makes the strong views, [rows][views]."""
+        return [
+            [
+                StrongView(
+                    views.recoloring(position, Stream.UNLABELED, view),
+                    views.recoloring(*partner, view) if box else None,
+                )
+                for view, box in enumerate(own)
+            ]
+            for position, partner, own in zip(positions, partners, boxes, strict=True)
+        ]
+
+    def _strong(
+        self,
+        positions: range,
+        partners: list[tuple[int, Stream]],
+        boxes: list[list[Box | None]],
+        views: _Views,
+    ) -> np.ndarray:
+        """(rows, views, H, W, 3) uint8, the boxes pasted."""
+        size = self.augmentation.crop_size
+        strong = np.empty((len(positions), self.augmentation.strong_views, size, size, 3), np.uint8)
+        for row, (position, partner) in enumerate(zip(positions, partners, strict=True)):
+            a_row = partner[0] in positions and partner[1] == Stream.UNLABELED  # which needs its view whole
+            for view, box in enumerate(boxes[row]):
                 strong[row, view] = views.strong(position, Stream.UNLABELED, view)
-                rng = views.rng(position, Stream.CUTMIX, view)
-                if rectangle := random_box(size, augmentation.cutmix_probability, rng):
-                    box[row, view][rectangle.slices] = True
-                    strong[row, view][rectangle.slices] = (
-                        views.strong(*partner, view)[rectangle.slices]
-                        if partner[0] in positions and partner[1] == Stream.UNLABELED  # a row needs it whole
-                        else views.strong_part(*partner, view, rectangle)
+                if box:
+                    strong[row, view][box.slices] = (
+                        views.strong(*partner, view)[box.slices]
+                        if a_row
+                        else views.strong_part(*partner, view, box)
                     )
-                    partners[row] = partner
-        weak = [views.weak(*p) for p in partners.values()]
-        valid = [views.valid(*p) for p in partners.values()]
-        return fields | {
-            "strong": augmentation.normalize(strong),
-            "box": box,
-            "partner_rows": list(partners),
-            "partner_weak": augmentation.normalize(np.array(weak, np.uint8).reshape(-1, size, size, 3)),
-            "partner_valid": torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool),
-        }
+        return strong
 
     def read(self, samples: Samples, position: int, reader, skipped: dict[str, str]):
         """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next good one."""
@@ -285,8 +333,17 @@ class _Views:
 
     def strong_part(self, position: int, stream: Stream, view: int, box: Box | None) -> np.ndarray:
         """The pixels of it that lie inside `box`."""
-        rng = self.rng(position, stream, 1 + view)
-        return np.asarray(self.owner.augmentation.strong(self._crop(position, stream)[0], rng, box))
+        return np.asarray(self.recoloring(position, stream, view)(self._crop(position, stream)[0], box))
+
+    def recoloring(self, position: int, stream: Stream, view: int) -> Recoloring:
+        """What makes the strong view of the weak one."""
+        return self.owner.augmentation.draw_recoloring(self.rng(position, stream, 1 + view))
+
+    def box(self, position: int, view: int) -> Box | None:
+        """Where the strong view shows the partner."""
+        augmentation = self.owner.augmentation
+        rng = self.rng(position, Stream.CUTMIX, view)
+        return random_box(augmentation.crop_size, augmentation.cutmix_probability, rng)
 
     def _crop(self, position: int, stream: Stream) -> tuple[Image.Image, BoolTensor]:
         def make() -> tuple[Image.Image, BoolTensor]:

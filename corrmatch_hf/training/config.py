@@ -11,7 +11,7 @@ from accelerate.utils import LoggerType
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import InputError, unknown_name
+from ..errors import refuse, unknown_name
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -118,6 +118,9 @@ class TrainingConfig:
         "Processes that load and augment images; 0 loads in the training process. By default up to 4 for each GPU, and "
         "none on a CPU, whose cores the training needs.",
     )
+    recolor_on_device: bool = option(
+        False, "Make the strong views' colours on the GPU instead of in the loading processes."
+    )
     cpu_threads: int | None = option(
         None,
         "Threads of each process on a CPU; torch's choice if not given (`accelerate launch` makes that 1).",
@@ -174,6 +177,10 @@ class TrainingConfig:
 
     def check(self) -> None:
         """Refuse values that cannot work, all of them in one `InputError`."""
+        refuse(self.problems())
+
+    def problems(self) -> list[str]:
+        """What cannot work, a sentence each without its full stop."""
         problems = []
         for name, spec in type(self).__dataclass_fields__.items():
             choices = spec.metadata.get("choices")
@@ -230,5 +237,4 @@ class TrainingConfig:
             problems.append("--eval_stride needs --eval_window")
         if self.overwrite and self.resume_from_checkpoint:
             problems.append("--overwrite deletes what --resume_from_checkpoint needs; give one of them")
-        if problems:
-            raise InputError("; ".join(problems) + ".")
+        return problems

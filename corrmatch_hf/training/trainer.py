@@ -36,7 +36,6 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.augment import Augmentation
 from ..data.batch import SemiBatch
@@ -47,6 +46,7 @@ from ..data.training_set import training_batches
 from ..errors import InputError
 from ..evaluation.evaluate import evaluate_segmentation
 from ..methods.base import Logs, Method, evaluating
+from ..methods.teacher import Teacher
 from ..model.image_processing_corrmatch import CorrMatchImageProcessor
 from ..ops.distributed import all_reduce, world_size
 from ..publish.percent import percent
@@ -59,6 +59,7 @@ from .config import TrainingConfig
 from .durable import WRITE_ERRORS, publish_folder, recover_folder, replaced_files, replaced_folder, write_text
 from .failures import explained
 from .log import Progress, TrainingLog
+from .memory import Needs, blank_batch, needs
 from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
 from .optimizer import build_optimizer, build_schedule
 from .report import summary, write_report
@@ -140,7 +141,7 @@ class SemiSupervisedTrainer:
             )
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         method = method.to(self.accelerator.device, memory_format=layout)
-        self._check(method)
+        grid = self._check(method)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             method = convert_sync_batchnorm(method)  # timm's keeps the activations that its norms carry
 
@@ -151,18 +152,17 @@ class SemiSupervisedTrainer:
         method.plan(self.max_steps * config.gradient_accumulation_steps)
         optimizer = build_optimizer(method, config, self.total_batch)
         self.schedule = build_schedule(optimizer, config, self.max_steps)
+        self.needs = self._estimate_needs(method, grid)
         if config.compile:
             compile_networks(method)
         self.method = method
         self.wrapped, self.optimizer = self.accelerator.prepare(self.method, optimizer)
         self.accelerator.register_for_checkpointing(self.schedule)
-        self.average: AveragedModel | None = None
+        self.average: Teacher | None = None
         if config.ema_decay is not None:
-            self.average = AveragedModel(
-                self.method.segmentation_model,
-                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),
-                use_buffers=True,
-            )
+            # torch's AveragedModel stops a GPU in every step, for its counter.
+            self.average = Teacher(self.method.segmentation_model, config.ema_decay)
+            self.average.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.average)
 
         self.step = 0
@@ -175,7 +175,8 @@ class SemiSupervisedTrainer:
 
     # ------------------------------------------------------------------------------------------------ checks
 
-    def _check(self, method: Method) -> None:
+    def _check(self, method: Method) -> tuple[int, int]:
+        """Refuse what cannot work; returns height and width of a crop's features."""
         config, data, model = self.config, self.data, method.segmentation_model
         if method.uses_unlabeled and data.unlabeled is None:
             raise InputError(
@@ -211,6 +212,18 @@ class SemiSupervisedTrainer:
                 f"--crop_size {config.crop_size} leaves a single feature of a single image, which BatchNorm cannot "
                 "train on; give a larger --crop_size or --per_device_batch_size."
             )
+        return grid
+
+    def _estimate_needs(self, method: Method, grid: tuple[int, int]) -> Needs:
+        config = self.config
+        labeled, unlabeled = config.per_device_batch_size, config.unlabeled_batch
+        times = math.gcd(labeled, unlabeled) if method.uses_unlabeled else labeled
+        if grid == (1, 1):
+            times = 1  # BatchNorm needs more than one value
+        device = self.accelerator.device
+        batch = blank_batch(method, labeled // times, unlabeled // times, config.crop_size, device)
+        with explained(""), self.accelerator.autocast():
+            return needs(method, config.optimizer, config.ema_decay is not None, batch, times)
 
     def _steps_of_epochs(self, method: Method) -> int:
         images = self.data.unlabeled if self.data.unlabeled is not None else self.data.labeled
@@ -288,6 +301,7 @@ class SemiSupervisedTrainer:
         resumed = self._prepare_output()
         if accelerator.is_main_process:
             print(self.data.describe())
+            print(self.needs.sentence(accelerator.device, self.output_dir, config.max_checkpoints))
             if config.push_to_hub:
                 self._open_repository()
             for warning in check_dataset(
@@ -397,6 +411,7 @@ class SemiSupervisedTrainer:
             num_workers=self._workers(),
             pin_memory=self.accelerator.device.type == "cuda",
             on_bad_sample=config.on_bad_sample,
+            recolor_on_device=config.recolor_on_device,
         )
 
     def _workers(self) -> int:
@@ -424,7 +439,7 @@ class SemiSupervisedTrainer:
             # Whatever draws from the global generator (drop path, for instance) does so by (seed, step, process).
             torch.manual_seed(zlib.crc32(f"{config.seed}/{batch.step}/{accelerator.process_index}".encode()))
             with accelerator.accumulate(self.wrapped):
-                batch = batch.to(accelerator.device, non_blocking=True)
+                batch = batch.to(accelerator.device, non_blocking=True).recolored()
                 loss, logs = self.wrapped(batch)
                 self.watch.observe(self.step + 1, loss, logs, batch.labeled_files + batch.unlabeled_files)
                 accelerator.backward(loss)
@@ -443,7 +458,7 @@ class SemiSupervisedTrainer:
             self.method.after_step()
             self.schedule.step()
             if self.average is not None:
-                self.average.update_parameters(self.method.segmentation_model)
+                self.average.update(self.method.segmentation_model)
         progress.advance(self.total_batch + self._unlabeled_total())
         return total
 
@@ -498,7 +513,7 @@ class SemiSupervisedTrainer:
     @property
     def evaluated_model(self) -> nn.Module:
         """What is evaluated and saved: the method's model, or its average where `ema_decay` is set."""
-        return self.average.module if self.average is not None else self.method.segmentation_model
+        return self.average.network if self.average is not None else self.method.segmentation_model
 
     def evaluate(self, dataset: Any = None) -> dict[str, Any] | None:
         """Metrics on `dataset` (columns image and label), by default the validation split; None where there is none."""

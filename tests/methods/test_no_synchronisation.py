@@ -2,42 +2,13 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrmatch_hf.methods import METHODS, CPSOptions, DGCLOptions, FixMatchOptions, corrmatch, method_class
 from corrmatch_hf.ops.region_propagation import _propagate_batched
 from corrmatch_hf.ops.row_shapes import row_shapes
 
+from ..read_backs import CountReadBacks
 from .test_corrmatch import random_batch, tiny_model
-
-READS_BACK = {
-    "_local_scalar_dense",
-    "item",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "is_nonzero",
-    "equal",
-    "bincount",
-    "unique_consecutive",
-    "repeat_interleave",
-}
-
-
-class CountReadBacks(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        boolean_index = name in ("index", "index_put", "index_put_") and any(
-            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        if name in READS_BACK or boolean_index:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_counter_counts():
