@@ -67,7 +67,7 @@ def evaluate_segmentation(
 
     Raises:
         InputError: a sample has no label, a label of another size than its image or with ids that are no
-            class; or the model predicts another number of classes. The message names the file.
+            class; the model predicts another number of classes, or NaN. The message names the file.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module  # its first forward broadcasts, and would wait for a process without a sample
@@ -101,7 +101,14 @@ def evaluate_segmentation(
                     "evaluate on the data set that the model was trained for."
                 )
             # the indices of max are those of argmax, at a fifth of its time on a CPU
-            _count(confusion, probabilities.max(1).indices, group)
+            confidence, prediction = probabilities.max(1)
+            if confidence.sum().isnan():  # whose maximum would count as a prediction
+                names = [s["file"] for s, c in zip(group, confidence, strict=True) if c.isnan().any()]
+                raise InputError(
+                    f"The model's outputs for {', '.join(names)} are not finite: its weights are broken, or the "
+                    "precision is too low for them; evaluate an earlier checkpoint, or in float32."
+                )
+            _count(confusion, prediction, group)
             bar.update(len(group))
         bar.close()
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from types import ModuleType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -152,8 +153,8 @@ def feature_quality(
         0, lower is better.
 
     Raises:
-        InputError: without scikit-learn; where the shapes do not fit; with fewer than two classes, or no more
-            pixels than classes.
+        InputError: without scikit-learn; where the shapes do not fit; with features that are not finite, fewer than
+            two classes, or no more pixels than classes.
     """
     metrics = require_scikit_learn()
     if features.ndim == 4:
@@ -175,6 +176,10 @@ def feature_quality(
         generator = torch.Generator().manual_seed(seed)
         known = known[torch.randperm(len(known), generator=generator)[:max_pixels]]
     features, labels = features[known].numpy(), labels[known].numpy()
+    if not np.isfinite(features).all():
+        raise InputError(
+            "The features are not all finite and cannot be compared: the weights of the model are broken."
+        )
     classes = len(set(labels.tolist()))
     if not 2 <= classes < len(labels):
         raise InputError(
