@@ -117,7 +117,8 @@ def _gray(picture: Tensor) -> Tensor:
 
 
 def hue(picture: Tensor, factor: float) -> Tensor:
-    value, chroma = picture.amax(0), picture.amax(0) - picture.amin(0)
+    value = picture.amax(0)
+    chroma = value - picture.amin(0)
     red, green, blue = picture.int().unbind()
     is_red = red == value
     is_green = (green == value) & ~is_red
