@@ -159,6 +159,14 @@ def test_less_is_sent(synthetic):
     assert left.to("meta").uncolored.crops.is_meta and not left.uncolored.crops.is_meta
 
 
+def test_what_is_sent_is_page_locked(synthetic, monkeypatch):
+    locked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.append(tensor) or tensor)
+    (left,) = batches(synthetic, Augmentation(crop_size=33), 1, recolor_on_device=True)
+    left.pin_memory()
+    assert any(tensor is left.uncolored.crops for tensor in locked)
+
+
 @pytest.mark.parametrize("partner", ["same_image", "batch"])
 def test_nothing_is_read_back(synthetic, partner):
     augmentation = Augmentation(
