@@ -1,4 +1,4 @@
-"""The one error a user can cause, and the sentence that helps with a misspelt name."""
+"""The one error a user can cause, with all that is wrong at once, and what helps with a misspelt name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The message is one sentence to act on: what, where, and the remedy."""
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one `InputError` that lists all `problems`, sentences without their full stops, if there are any."""
+    if problems := list(problems):
+        raise InputError("; ".join(problems) + ".")
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:

@@ -38,7 +38,6 @@ def main() -> None:
         MethodArguments, DataArguments, ModelArguments, TrainingConfig,
         default_config=synthetic, description=__doc__,
     )  # fmt: skip
-    config.check()
     logging.disable_progress_bar()  # transformers' bars for saving would break the training's
     set_seed(config.seed)
 

@@ -18,7 +18,7 @@ from corrmatch_hf.data.masks import Color, MaskFormat
 from corrmatch_hf.data.partition import draw_labeled, read_list
 from corrmatch_hf.data.semi_dataset import SemiDataset, mask_file, undecoded
 from corrmatch_hf.data.synthetic import synthetic_semi_dataset
-from corrmatch_hf.errors import InputError
+from corrmatch_hf.errors import InputError, refuse
 
 SCANNED_MASKS = 2000  # of each split, to find out how many classes there are when nobody says
 UNLABELED = datasets.Features({"image": datasets.Image(), "file": datasets.Value("string")})
@@ -77,31 +77,11 @@ def load_semi_dataset(
 
     Raises InputError with a sentence to act on for whatever does not fit.
     """
-    if labeled_fraction is not None and not 0 < labeled_fraction <= 1:
-        raise InputError(f"--labeled_fraction is {labeled_fraction}: give a number above 0 and up to 1.")
-    if labeled_count is not None and labeled_count < 1:
-        raise InputError(f"--labeled_count is {labeled_count}: give at least 1.")
-    if sum(v is not None for v in (labeled_list, labeled_fraction, labeled_count)) > 1:
-        raise InputError("Give one of --labeled_list, --labeled_fraction and --labeled_count, not several.")
-    if unlabeled_list is not None and labeled_list is None:
-        raise InputError("--unlabeled_list needs --labeled_list, which names the images that have masks.")
-    if train_masks is not None and train_images is None:
-        raise InputError("--train_masks needs --train_images, the folder with the photos of those masks.")
-    if (validation_images is None) != (validation_masks is None):
-        raise InputError("--validation_images and --validation_masks must be given together.")
-    if seed < 0:
-        raise InputError(f"--seed is {seed}: give 0 or more.")
+    refuse(option_problems(**locals()))
     extra = [extra_unlabeled] if isinstance(extra_unlabeled, str) else list(extra_unlabeled or ())
     label_colors, ignore_colors = _read_colors(label_colors, ignore_index)
     names = _read_names(id2label, ignore_index)
-    if name == "synthetic" or (
-        name is None and data_dir is None and train_images is None and labeled_list is None
-    ):
-        if labeled_fraction is not None or validation_images is not None or validation_list is not None:
-            raise InputError(
-                "The built-in synthetic set takes --labeled_count, not --labeled_fraction or images of your own: name "
-                "a dataset by --dataset_name or --data_dir."
-            )
+    if _built_in(name, data_dir, train_images, labeled_list):
         semi = synthetic_semi_dataset(labeled=labeled_count or 12, seed=seed)
         unlabeled = _join([semi.unlabeled, *(_read_extra(e, data_dir, streaming) for e in extra)], streaming)
         return dataclasses.replace(semi, unlabeled=unlabeled)
@@ -168,6 +148,57 @@ def load_semi_dataset(
         name=Path(folder or train_images or labeled_list).name if name is None or folder else name,
         hub_id=name if isinstance(source, HubSource) and folder is None and "/" in name else None,
     )
+
+
+def option_problems(
+    *,
+    name: str | None,
+    data_dir: str | None,
+    train_images: str | None,
+    train_masks: str | None,
+    validation_images: str | None,
+    validation_masks: str | None,
+    labeled_list: str | None,
+    unlabeled_list: str | None,
+    validation_list: str | None,
+    labeled_fraction: float | None,
+    labeled_count: int | None,
+    seed: int,
+    num_labels: int | None,
+    **others,
+) -> list[str]:
+    """What `load_semi_dataset` refuses of its arguments before it reads anything, a sentence each without full stop."""
+    found = []
+    if labeled_fraction is not None and not 0 < labeled_fraction <= 1:
+        found.append(f"--labeled_fraction is {labeled_fraction}: give a number above 0 and up to 1")
+    if labeled_count is not None and labeled_count < 1:
+        found.append(f"--labeled_count is {labeled_count}: give at least 1")
+    if sum(v is not None for v in (labeled_list, labeled_fraction, labeled_count)) > 1:
+        found.append("Give one of --labeled_list, --labeled_fraction and --labeled_count, not several")
+    if unlabeled_list is not None and labeled_list is None:
+        found.append("--unlabeled_list needs --labeled_list, which names the images that have masks")
+    if train_masks is not None and train_images is None:
+        found.append("--train_masks needs --train_images, the folder with the photos of those masks")
+    if (validation_images is None) != (validation_masks is None):
+        found.append("--validation_images and --validation_masks must be given together")
+    if seed < 0:
+        found.append(f"--split_seed is {seed}: give 0 or more")
+    if num_labels is not None and num_labels < 1:
+        found.append(f"--num_labels is {num_labels}: give at least 1")
+    own = (labeled_fraction, validation_images, validation_list)
+    if _built_in(name, data_dir, train_images, labeled_list) and any(value is not None for value in own):
+        found.append(
+            "The built-in synthetic set takes --labeled_count, not --labeled_fraction or images of your own: name a "
+            "dataset by --dataset_name or --data_dir"
+        )
+    return found
+
+
+def _built_in(
+    name: str | None, data_dir: str | None, train_images: str | None, labeled_list: str | None
+) -> bool:
+    """Whether the synthetic set is meant."""
+    return name == "synthetic" or all(v is None for v in (name, data_dir, train_images, labeled_list))
 
 
 def _divide(

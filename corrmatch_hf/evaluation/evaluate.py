@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation.confusion import ConfusionMatrix
 from corrmatch_hf.evaluation.inference import predict_probabilities
+from corrmatch_hf.loading_process import leave_signals_to_the_trainer
 
 LOOK_AHEAD = 4  # so many batches of images may wait for others of their size, or to be read
 
@@ -126,6 +127,7 @@ def _read(samples: Dataset, batch_size: int, num_workers: int) -> Iterator[dict]
         _ReturningErrors(samples),
         batch_size=None,  # sizes may differ
         num_workers=num_workers,
+        worker_init_fn=leave_signals_to_the_trainer,
         prefetch_factor=max(LOOK_AHEAD * batch_size // num_workers, 2),
         generator=torch.Generator(),  # not the global one, or evaluating would change the training after it
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
-from ..errors import InputError
+from ..errors import InputError, refuse
 from ..ops.losses import cross_entropy, ohem_cross_entropy
 
 Logs = dict[str, Tensor]  # name -> detached scalar on the device; loss terms are called "loss/..."
@@ -58,18 +58,24 @@ class MethodOptions:
         metadata={"help": "ohem: pixels kept at least, of one forward pass over all processes."},
     )
 
-    def check(self) -> None:
-        """Raise `InputError` for values that cannot be used."""
+    def problems(self) -> list[str]:
+        """What cannot be used, a sentence each without its full stop. Classes of further options add theirs."""
+        found = []
         types = get_type_hints(type(self), include_extras=True)
         for name, spec in type(self).__dataclass_fields__.items():
             value, choices = getattr(self, name), spec.metadata.get("choices")
             if choices and value not in choices:
-                raise InputError(f"--{name} is {value!r}; choose one of {', '.join(map(str, choices))}.")
+                found.append(f"--{name} is {value!r}; choose one of {', '.join(map(str, choices))}")
             for allowed in getattr(types[name], "__metadata__", ()):
                 if isinstance(allowed, Range) and not allowed.holds(value):
-                    raise InputError(f"--{name} is {value}; {allowed.text} is needed.")
+                    found.append(f"--{name} is {value}; {allowed.text} is needed")
         if self.ohem_min_kept < 1:
-            raise InputError(f"--ohem_min_kept is {self.ohem_min_kept}; at least 1 pixel must be kept.")
+            found.append(f"--ohem_min_kept is {self.ohem_min_kept}; at least 1 pixel must be kept")
+        return found
+
+    def check(self) -> None:
+        """Raise `InputError` with all problems, if there are any."""
+        refuse(self.problems())
 
 
 class Method(nn.Module):

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
-from ..errors import InputError
 from ..model.correlation_corrmatch import correlation_rows, pixel_propagation
 from ..model.modeling_corrmatch import resize
 from ..ops.channel_mask import stacked_channel_mask, step_generator
@@ -107,12 +106,13 @@ class CorrMatchOptions(InterPixelOptions):
         default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
     )
 
-    def check(self) -> None:
-        super().check()
+    def problems(self) -> list[str]:
+        found = super().problems()
         if self.num_shapes < 1:
-            raise InputError(
-                f"--num_shapes is {self.num_shapes}; give at least 1, or switch shapes off with --propagation none."
+            found.append(
+                f"--num_shapes is {self.num_shapes}; give at least 1, or switch shapes off with --propagation none"
             )
+        return found
 
 
 @dataclass

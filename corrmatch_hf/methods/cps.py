@@ -67,21 +67,22 @@ class CPSOptions(InterPixelOptions):
     )
     cps_on_unlabeled: bool = field(default=True, metadata={"help": "Cross supervision on unlabelled images."})
 
-    def check(self) -> None:
-        super().check()
+    def problems(self) -> list[str]:
+        found = super().problems()
         if self.cps_cutmix and not self.cps_on_unlabeled:
-            raise InputError(
-                "--cps_cutmix mixes unlabelled images, but --cps_on_unlabeled is off; switch one of them."
+            found.append(
+                "--cps_cutmix mixes unlabelled images, but --cps_on_unlabeled is off; switch one of them"
             )
         if self.inter_pixel_loss != "none" and not self.cps_on_unlabeled:
-            raise InputError(
+            found.append(
                 f"--inter_pixel_loss {self.inter_pixel_loss} compares what the networks say of unlabelled images, but "
-                "--cps_on_unlabeled is off; switch one of them."
+                "--cps_on_unlabeled is off; switch one of them"
             )
         if not self.cps_on_labeled and not self.cps_on_unlabeled:
-            raise InputError(
-                "--cps_on_labeled and --cps_on_unlabeled are both off; leave one on, or train with --method supervised."
+            found.append(
+                "--cps_on_labeled and --cps_on_unlabeled are both off; leave one on, or train with --method supervised"
             )
+        return found
 
 
 class CPS(Method):

@@ -138,11 +138,12 @@ class DGCLOptions(InterPixelOptions):
         },
     )
 
-    def check(self) -> None:
-        super().check()
+    def problems(self) -> list[str]:
+        found = super().problems()
         for name in ("total_steps", "anchors", "keys", "negatives", "projection_channels"):
             if (value := getattr(self, f"dgcl_{name}")) is not None and value < 1:
-                raise InputError(f"--dgcl_{name} is {value}; at least 1 is needed.")
+                found.append(f"--dgcl_{name} is {value}; at least 1 is needed")
+        return found
 
     def memory_per_class(self, num_labels: int) -> int:
         """Entries of each class's memory; `InputError` where a density could not be measured in it."""

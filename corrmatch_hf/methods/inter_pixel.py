@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import InputError
 from ..ops.channel_mask import step_generator
 from ..ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 from .base import MethodOptions, Positive, Weight, choice
@@ -43,12 +42,11 @@ class InterPixelOptions(MethodOptions):
         metadata={"help": "pairwise: confident pixels sampled per image; memory grows with their square."},
     )
 
-    def check(self) -> None:
-        super().check()
+    def problems(self) -> list[str]:
+        found = super().problems()
         if self.inter_pixel_pixels < 2:
-            raise InputError(
-                f"--inter_pixel_pixels is {self.inter_pixel_pixels}; a pair needs at least 2 pixels."
-            )
+            found.append(f"--inter_pixel_pixels is {self.inter_pixel_pixels}; a pair needs at least 2 pixels")
+        return found
 
 
 def inter_pixel_term(

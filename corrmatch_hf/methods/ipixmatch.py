@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
 from .base import choice
 from .fixmatch import FixMatch, FixMatchOptions
 
@@ -25,12 +24,13 @@ class IPixMatchOptions(FixMatchOptions):
         "correlation, or similarities of pixel pairs.",
     )
 
-    def check(self) -> None:
-        super().check()
+    def problems(self) -> list[str]:
+        found = super().problems()
         if self.inter_pixel_weight == 0:
-            raise InputError(
-                "--inter_pixel_weight is 0, which makes ipixmatch fixmatch: give a weight, or the latter."
+            found.append(
+                "--inter_pixel_weight is 0, which makes ipixmatch fixmatch: give a weight, or the latter"
             )
+        return found
 
 
 class IPixMatch(FixMatch):

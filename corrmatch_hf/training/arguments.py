@@ -13,9 +13,9 @@ import timm
 import yaml
 from transformers import HfArgumentParser
 
-from ..data.load import load_semi_dataset
+from ..data.load import load_semi_dataset, option_problems
 from ..data.semi_dataset import SemiDataset
-from ..errors import InputError, unknown_name
+from ..errors import InputError, refuse, unknown_name
 from ..methods import METHODS, Method, method_class
 from ..model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from .config import option
@@ -63,13 +63,20 @@ class DataArguments:
 
     def load(self) -> SemiDataset:
         """The dataset these arguments describe."""
+        return load_semi_dataset(**self._arguments())
+
+    def problems(self) -> list[str]:
+        """What cannot work, a sentence each without its full stop, before anything is read."""
+        return option_problems(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
         renamed = {
             "dataset_name": "name",
             "dataset_config_name": "config_name",
             "dataset_revision": "revision",
             "split_seed": "seed",
         }
-        return load_semi_dataset(**{renamed.get(k, k): v for k, v in dataclasses.asdict(self).items()})
+        return {renamed.get(k, k): v for k, v in dataclasses.asdict(self).items()}
 
 
 @dataclass
@@ -104,18 +111,8 @@ class ModelArguments:
     ) -> tuple[CorrMatchForSegmentation, CorrMatchImageProcessor]:
         """The model for the dataset's classes, and the processor with its encoder's normalisation."""
         try:
-            config = CorrMatchConfig(
-                encoder_name=self.encoder_name,
-                output_stride=self.output_stride,
-                correlation_position=self.correlation_position,
-                correlation_scale=self.correlation_scale,
-                correlation_channels=self.correlation_channels,
-                aspp_channels=self.aspp_channels,
-                low_level_channels=self.low_level_channels,
-                decoder_channels=self.decoder_channels,
-                correlation_head=correlation_head,
-                ignore_index=data.ignore_index,
-                id2label=data.id2label,
+            config = self._config(
+                correlation_head=correlation_head, ignore_index=data.ignore_index, id2label=data.id2label
             )
             if self.encoder_weights == "none":
                 model = CorrMatchForSegmentation(config)
@@ -132,6 +129,24 @@ class ModelArguments:
         )
         processor = CorrMatchImageProcessor(ignore_index=data.ignore_index, **normalisation)
         return model, processor
+
+    def problems(self) -> list[str]:
+        """What cannot work, a sentence each without its full stop, before anything is built."""
+        found = []
+        try:
+            self._config()
+        except ValueError as error:
+            found.append(str(error).rstrip("."))
+        weights = self.encoder_weights
+        if weights not in ("timm", "none") and not Path(weights).is_file():
+            found.append(f"--encoder_weights {weights}: there is no such file; give one, or 'timm' or 'none'")
+        return found
+
+    def _config(self, **others) -> CorrMatchConfig:
+        own = {
+            name: value for name, value in vars(self).items() if name in CorrMatchConfig.__dataclass_fields__
+        }
+        return CorrMatchConfig(**own, **others)
 
 
 @dataclass
@@ -153,8 +168,10 @@ def parse(
     `--config` nor a dataset is named.
 
     Raises:
-        InputError: unknown keys or methods in the YAML, with the nearest name.
+        InputError: everything at once that cannot work: unknown keys of the YAML and unknown options, with the nearest
+            name, and what the dataclasses' `problems()` say of their values.
     """
+    problems: list[str] = []
     args = list(sys.argv[1:] if args is None else args)
     config_path = _value_of("--config", args, remove=True)
     named = any(
@@ -183,17 +200,27 @@ def parse(
         if method is not None and key in elsewhere:
             del values[key]  # another method's option: one YAML serves several methods
             continue
-        raise unknown_name(f"option in {config_path}", key, known)
+        problems.append(str(unknown_name(f"option in {config_path}", key, known)).rstrip("."))
+        del values[key]
     optional = {field.name for cls in types for field in dataclasses.fields(cls) if field.default is None}
-    for key, value in values.items():
+    for key, value in list(values.items()):
         if isinstance(value, list | dict) or (value is None and key not in optional):
-            raise InputError(f"{key} in {config_path} is {value!r}; give one value.")
+            problems.append(f"{key} in {config_path} is {value!r}; give one value")
+            del values[key]
+            continue
         # As text, so that a value from YAML is read exactly as one from the command line.
         values[key] = None if value is None else str(value)
     parser.set_defaults(**values)
     *parsed, _, unused = parser.parse_args_into_dataclasses(args=args, return_remaining_strings=True)
-    if unused:
-        raise unknown_name("option", unused[0].split("=")[0], [f"--{name}" for name in sorted(known)])
+    flags = [f"--{name}" for name in sorted(known)]
+    problems += [
+        str(unknown_name("option", each.split("=")[0], flags)).rstrip(".")
+        for each in unused
+        if each.startswith("-")
+    ] or [f"Unknown argument {each!r}: options start with --" for each in unused]
+    for group in parsed:
+        problems += getattr(group, "problems", list)()
+    refuse(problems)
     if method is not None:
         return (*parsed[:-1], method, parsed[-1])
     return tuple(parsed)

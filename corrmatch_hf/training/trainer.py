@@ -247,6 +247,7 @@ class SemiSupervisedTrainer:
                 ckpt.clean_up(folder / "checkpoints")
                 recover_folder(folder / "best")
                 shutil.rmtree(folder / ".writing", ignore_errors=True)
+                folder.mkdir(parents=True, exist_ok=True)
             self.accelerator.wait_for_everyone()
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
             saved = ckpt.read_state(path)

@@ -261,7 +261,7 @@ def test_further_unlabeled_images(folder, tmp_path):
         ({"unlabeled_list": "x.txt"}, "--unlabeled_list needs --labeled_list"),
         ({"train_masks": "x"}, "--train_masks needs --train_images"),
         ({"validation_masks": "x"}, "must be given together"),
-        ({"seed": -1}, "--seed is -1"),
+        ({"seed": -1}, "--split_seed is -1"),
         ({"labeled_list": "x.txt"}, r"The list x.txt \(--labeled_list\) does not exist"),
     ],
 )

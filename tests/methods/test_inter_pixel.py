@@ -94,16 +94,18 @@ def test_the_options_join_those_of_a_method():
     class Other(MethodOptions):
         other: int = 1
 
-        def check(self):
-            super().check()
-            if self.other < 1:
-                raise InputError("--other is too small.")
+        def problems(self):
+            return [*super().problems(), *(["--other is too small"] if self.other < 1 else [])]
 
     @dataclass
     class Both(InterPixelOptions, Other):
         pass
 
     Both(inter_pixel_loss="kl").check()
-    for wrong in ({"other": 0}, {"inter_pixel_pixels": 0}, {"labeled_loss": "no"}):
-        with pytest.raises(InputError):
-            Both(**wrong).check()
+    wrong = {"other": 0, "inter_pixel_pixels": 0, "labeled_loss": "no"}
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=f"--{name} is"):
+            Both(**{name: value}).check()
+    with pytest.raises(InputError) as error:
+        Both(**wrong).check()
+    assert all(f"--{name} is" in str(error.value) for name in wrong), "all at once"

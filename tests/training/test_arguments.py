@@ -37,7 +37,8 @@ def test_the_default_configuration_is_for_the_built_in_data_only():
     default = CONFIGS / "synthetic.yaml"
     encoder = yaml.safe_load(default.read_text())["encoder_name"]
     assert parse(*GROUPS, args=[], default_config=default)[2].encoder_name == encoder
-    assert parse(*GROUPS, args=["--data_dir", "x"], default_config=default)[2].encoder_name == "resnet50"
+    named = ["--data_dir", "x", "--max_steps", "1"]
+    assert parse(*GROUPS, args=named, default_config=default)[2].encoder_name == "resnet50"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_yaml_values_are_read_as_the_command_line_reads_them(tmp_path, capsys):
 
 def test_a_drawn_share_on_the_command_line_replaces_the_count_of_the_yaml(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("labeled_count: 12")
+    path.write_text("labeled_count: 12\nmax_steps: 1\ndata_dir: photos")
     data = parse(*GROUPS, args=["--config", str(path), "--labeled_fraction", "0.5"])[1]
     assert (data.labeled_count, data.labeled_fraction) == (None, 0.5)
 
@@ -77,6 +78,32 @@ def test_a_drawn_share_on_the_command_line_replaces_the_count_of_the_yaml(tmp_pa
 def test_missing_yaml():
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
         parse(*GROUPS, args=["--config", "nowhere.yaml"])
+
+
+def test_everything_that_is_wrong_is_said_at_once_and_before_anything_is_loaded(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "crop_sise: 3\nnum_shapse: 4\nseed: [1]\ndata_dir: nowhere\nmomentum: 2\nlabeled_fraction: 0\n"
+    )
+    args = [
+        "--crop_size",
+        "-5",
+        "--num_shapes",
+        "0",
+        "--soft_weight",
+        "-1",
+        "--output_stride",
+        "7",
+        "--learning_rat",
+        "1",
+    ]
+    with pytest.raises(InputError) as error:
+        parse(*GROUPS, args=["--config", str(path), *args])
+    for said in (
+        "'crop_sise'", "'num_shapse'", "seed in ", "'--learning_rat'", "--labeled_fraction is 0.0", "output_stride",
+        "--crop_size is -5", "--momentum is 2.0", "neither was given", "--num_shapes is 0", "--soft_weight is -1.0",
+    ):  # fmt: skip
+        assert said in str(error.value), said
 
 
 def test_unknown_option_names_the_nearest():

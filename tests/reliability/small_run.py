@@ -1,0 +1,120 @@
+"""A training run of about a second, in a process of its own that can be killed, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
+from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.methods import method_class
+from corrmatch_hf.training import TrainingInterrupted
+from corrmatch_hf.training import trainer as trainer_module
+from corrmatch_hf.training.checkpoint import checkpoints
+
+STEPS = 6
+TIMES = {"seconds", "images_per_second"}  # the only figures that differ between equal runs
+
+
+def make(
+    folder: Path, method: str = "corrmatch", options: dict | None = None, **config
+) -> SemiSupervisedTrainer:
+    data = synthetic_semi_dataset(labeled=4, unlabeled=6, validation=3, image_size=48)
+    torch.manual_seed(0)
+    cls = method_class(method)
+    model = CorrMatchForSegmentation(
+        CorrMatchConfig(
+            encoder_name="test_resnet",
+            output_stride=16,
+            aspp_channels=8,
+            decoder_channels=8,
+            low_level_channels=8,
+            correlation_channels=8,
+            correlation_head=cls.uses_correlation_head,
+            id2label=data.id2label,
+        )
+    )
+    settings = {
+        "output_dir": str(folder), "per_device_batch_size": 2, "crop_size": 33, "learning_rate": 0.01,
+        "logging_steps": 1, "max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "ema_decay": 0.9, "cpu_threads": 1,
+    }  # fmt: skip
+    given = cls.Options(**(options or {}))
+    return SemiSupervisedTrainer(cls(model, given), data, TrainingConfig(**(settings | config)))
+
+
+def train(folder: Path, before=None, **settings) -> None:
+    """Run to the end, or resume what is there; `before(trainer)` may break things first."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  progress bars of dozens of runs
+    sys.stdout = open(folder.with_suffix(".out"), "a")  # noqa: SIM115
+    if checkpoints(folder / "checkpoints"):
+        settings["resume_from_checkpoint"] = "latest"
+    elif folder.exists():
+        settings["overwrite"] = True
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes, as in a run from the command line
+    trainer_module.write_report = lambda *args: None  # pictures take longer than everything else
+    trainer = make(folder, **settings)
+    if before is not None:
+        before(trainer)
+    try:
+        trainer.train()
+    except TrainingInterrupted as stop:
+        sys.exit(stop.exit_status)
+
+
+def start(folder: Path, before=None, **settings) -> multiprocessing.Process:
+    """`train` in a process forked from one that has done nothing but import, and so starts in no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=train, args=(folder, before), kwargs=settings)
+    process.start()
+    return process
+
+
+def finish(folder: Path, before=None, **settings) -> int:
+    """The exit status of `train` in a process of its own."""
+    process = start(folder, before, **settings)
+    process.join()
+    return process.exitcode
+
+
+def left_by(folder: Path) -> dict:
+    """Everything of a finished run that has to be the same in an equal one."""
+    (checkpoint,) = checkpoints(folder / "checkpoints")[-1:]
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    rows = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {
+        "model": load_file(folder / "model.safetensors"),
+        "best": load_file(folder / "best" / "model.safetensors"),
+        "state of the method": load_file(checkpoint / "model.safetensors"),
+        "optimizer": torch.load(checkpoint / "optimizer.bin", weights_only=True),
+        "schedule": torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=False),
+        "average": torch.load(checkpoint / "custom_checkpoint_1.pkl", weights_only=False),
+        "state": {k: v for k, v in state.items() if k not in TIMES | {"config"}},
+        "log": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
+        "metrics": {k: v for k, v in metrics.items() if k not in TIMES},
+    }
+
+
+def differences(a, b, place: str = "") -> list[str]:
+    """Where two such results are not equal bit for bit."""
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [place]
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [d for key in a for d in differences(a[key], b[key], f"{place}/{key}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [
+            d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{place}/{i}")
+        ]
+    return [] if type(a) is type(b) and a == b else [f"{place}: {a!r} != {b!r}"]
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Half-written or half-deleted things."""
+    return [str(p) for p in folder.rglob(".*") if p.name.endswith((".writing", ".old"))]

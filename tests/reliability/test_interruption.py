@@ -1,0 +1,315 @@
+"""A run killed at any moment and resumed ends as one that was never interrupted, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.methods import METHODS
+from corrmatch_hf.training.checkpoint import checkpoints, damage, find_checkpoint
+
+from .small_run import differences, finish, left_by, leftovers, start
+
+KILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run leaves."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert finish(folder) == 0
+    return left_by(folder)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Each of these makes the process kill itself at one moment; `count` times it is let pass before.
+
+
+def in_a_step(trainer, count):
+    backward, seen = trainer.accelerator.backward, []
+
+    def dying(loss):
+        seen.append(1)
+        die() if len(seen) > count else backward(loss)
+
+    trainer.accelerator.backward = dying
+
+
+def in_evaluation(trainer, count):
+    from corrmatch_hf.evaluation import evaluate
+
+    predict, seen = evaluate.predict_probabilities, []
+
+    def dying(*args, **kwargs):
+        seen.append(1)
+        return die() if len(seen) > count else predict(*args, **kwargs)
+
+    evaluate.predict_probabilities = dying
+
+
+def in_a_file_of_the_checkpoint(trainer, count):
+    import torch
+
+    save, seen = torch.save, []
+
+    def dying(value, file, *args, **kwargs):
+        seen.append(1)
+        save(value, file, *args, **kwargs)
+        if len(seen) > count:
+            os.truncate(file, os.path.getsize(file) // 2)
+            die()
+
+    torch.save = dying
+
+
+def before(module_name, function, trainer, count):
+    """Right before that function of that module is called."""
+    from importlib import import_module
+
+    module = import_module(module_name)
+    original, seen = getattr(module, function), []
+
+    def dying(*args, **kwargs):
+        seen.append(1)
+        return die() if len(seen) > count else original(*args, **kwargs)
+
+    setattr(module, function, dying)
+
+
+def while_rotating(trainer, count):
+    from corrmatch_hf.training import durable
+
+    def dying(path, *args, **kwargs):
+        if path.name.startswith(".step_") and path.name.endswith(".old") and path.exists():
+            next(p for p in path.iterdir() if p.name == "model.safetensors").unlink()
+            die()
+
+    durable.shutil = type("shutil", (), {"rmtree": staticmethod(dying)})
+
+
+def in_a_line_of_the_log(trainer, count):
+    from corrmatch_hf.training.log import TrainingLog
+
+    add, seen = TrainingLog.add, []
+
+    def dying(self, row):
+        seen.append(1)
+        if len(seen) <= count:
+            return add(self, row)
+        with self.path.open("a") as file:
+            file.write('{"step": 3, "los')
+        die()
+
+    TrainingLog.add = dying
+
+
+MOMENTS = {
+    "in the first step": partial(in_a_step, count=0),
+    "in a step": partial(in_a_step, count=3),
+    "in evaluation": partial(in_evaluation, count=4),
+    "in the final evaluation": partial(in_evaluation, count=7),
+    "in the first checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
+    "in a checkpoint's files": partial(in_a_file_of_the_checkpoint, count=5),
+    "before its checksums": partial(before, "corrmatch_hf.training.checkpoint", "write_checksums", count=1),
+    "before its renaming": partial(before, "corrmatch_hf.training.trainer", "publish_folder", count=1),
+    "before rotating": partial(before, "corrmatch_hf.training.checkpoint", "rotate", count=1),
+    "while rotating": partial(while_rotating, count=0),
+    "in a line of the log": partial(in_a_line_of_the_log, count=4),
+    "before the best model is written": partial(
+        before, "corrmatch_hf.training.trainer", "replaced_folder", count=0
+    ),
+    "before the final model is written": partial(
+        before, "corrmatch_hf.training.trainer", "replaced_files", count=0
+    ),
+    "before the report": partial(before, "corrmatch_hf.training.trainer", "write_report", count=0),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed(tmp_path, whole, moment):
+    folder = tmp_path / "run"
+    assert finish(folder, MOMENTS[moment]) == KILLED
+    for path in checkpoints(folder / "checkpoints"):
+        assert damage(path) is None, "a checkpoint is whole or not there"
+    assert finish(folder) == 0
+    assert differences(left_by(folder), whole) == []
+    assert leftovers(folder) == []
+
+
+# ------------------------------------------------------------------------------------------------------ soak
+
+
+@pytest.mark.slow
+def test_soak(tmp_path):
+    """Twenty kills at random moments, spread over all methods, with and without loading processes."""
+    rng = random.Random(0)
+    options = {"dgcl": {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}, "fixmatch": {"teacher": "ema"}}
+    kills, runs = 0, 0
+    while kills < 20 or runs < len(METHODS):
+        name = list(METHODS)[runs % len(METHODS)]
+        settings = {
+            "method": name,
+            "options": options.get(name),
+            "num_workers": 2 * (runs % 2),
+            "save_steps": 1,
+        }
+        whole, folder = tmp_path / f"whole {runs}", tmp_path / f"run {runs}"
+        started = time.perf_counter()
+        assert finish(whole, **settings) == 0
+        length = time.perf_counter() - started
+        status, wanted = None, kills + 3
+        while status != 0:
+            process = start(folder, **settings)
+            if kills < wanted:
+                process.join(rng.uniform(0.2, 1) * length)
+                process.kill()
+            process.join()
+            status = process.exitcode
+            assert status in (0, KILLED), (folder.with_suffix(".out")).read_text()
+            kills += status == KILLED
+        assert differences(left_by(folder), left_by(whole)) == [], (name, kills)
+        assert leftovers(folder) == []
+        runs += 1
+    print(f"{kills} kills in {runs} runs")
+
+
+# ----------------------------------------------------------------------------------------- damaged checkpoints
+
+
+def truncate(path):
+    os.truncate(path / "optimizer.bin", 100)
+
+
+def flip_a_bit(path):
+    content = bytearray((path / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "model.safetensors").write_bytes(content)
+
+
+def lose_a_file(path):
+    (path / "random_states_0.pkl").unlink()
+
+
+def lose_the_checksums(path):
+    (path / "checksums.json").unlink()
+
+
+def cut_the_checksums(path):
+    os.truncate(path / "checksums.json", 50)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert finish(folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "break_it, named",
+    [
+        (truncate, r"optimizer.bin has 100 of \d+ bytes"),
+        (flip_a_bit, "model.safetensors is not as it was written"),
+        (lose_a_file, "random_states_0.pkl is missing"),
+        (lose_the_checksums, "checksums.json is missing"),
+        (cut_the_checksums, "checksums.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, finished, break_it, named):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "checkpoints", folder)
+    older, newest = checkpoints(folder)
+    assert find_checkpoint("latest", folder) == newest
+    break_it(newest)
+    with pytest.warns(UserWarning, match=rf"{newest.name} is damaged \({named}\); taking the one before"):
+        assert find_checkpoint("latest", folder) == older
+    with pytest.raises(InputError, match=f"damaged .{named}.; name another"):
+        find_checkpoint(str(newest), folder)
+    break_it(older)
+    with pytest.warns(UserWarning), pytest.raises(InputError, match="no whole checkpoint"):
+        find_checkpoint("latest", folder)
+
+
+def test_going_on_from_the_checkpoint_before_ends_the_same(tmp_path, finished, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    truncate(checkpoints(folder / "checkpoints")[-1])
+    assert finish(folder) == 0
+    assert differences(left_by(folder), whole) == []
+
+
+# ---------------------------------------------------------------------------------------------------- signals
+
+
+def signalled(trainer, signum):
+    """In step three, to this process and its loading processes, as a terminal and a cluster do."""
+    take_step = trainer._optimizer_step
+
+    def step(*args):
+        if trainer.step == 2:
+            os.killpg(os.getpgrp(), signum)
+        return take_step(*args)
+
+    os.setpgrp()
+    trainer._optimizer_step = step
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_after_its_step_saved(tmp_path, whole, signum, status, workers):
+    folder = tmp_path / "run"
+    assert finish(folder, partial(signalled, signum=signum), num_workers=workers, save_steps=None) == status
+    (only,) = checkpoints(folder / "checkpoints")
+    assert only.name == "step_00000003" and damage(only) is None
+    assert finish(folder) == 0
+    assert differences(left_by(folder), whole) == []
+
+
+def interrupted_twice(trainer):
+    def hanging(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    trainer._optimizer_step = hanging
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    started = time.perf_counter()
+    assert finish(tmp_path / "run", interrupted_twice) == 1  # KeyboardInterrupt
+    assert time.perf_counter() - started < 30
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_the_command_says_what_happened(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "examples" / "train_semi.py"
+    command = [
+        sys.executable, str(script), "--output_dir", str(tmp_path / "run"), "--encoder_name", "test_resnet",
+        "--crop_size", "33", "--max_steps", "100000", "--logging_steps", "1", "--cpu_threads", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "training_log.jsonl"
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    (only,) = checkpoints(tmp_path / "run" / "checkpoints")
+    step = json.loads((only / "trainer_state.json").read_text())["step"]
+    assert (
+        f"Stopped by SIGTERM after step {step}; saved {only}. Go on with --resume_from_checkpoint latest."
+        in err
+    )
+    assert "Traceback" not in err
