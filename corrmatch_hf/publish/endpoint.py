@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-REQUIREMENTS = ("torch>=2.5", "torchvision>=0.20", "timm>=1.0.20", "transformers>=5.17", "pillow>=11.0")
+REQUIREMENTS = ("torch>=2.6", "torchvision>=0.21", "timm>=1.0.20", "transformers>=5.17", "pillow>=11.0")
 
 
 def endpoint_files() -> dict[str, bytes]:

@@ -1,23 +1,32 @@
 """What a Hugging Face Inference Endpoint runs: a photo in, one mask for every class in it out.
 
 The endpoint finds this file beside the weights and calls `EndpointHandler(path)(data)`. It needs the packages
-of requirements.txt and nothing else; the model's own code lies beside it too.
+of requirements.txt and nothing else; the model's own code lies beside it too. That code is what `trust_remote_code`
+lets run below: it comes from the repository that this file comes from, so who runs the one has chosen the other.
 """
 
 import base64
 import binascii
 import io
 import os
+import threading
 
 import torch
 from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-# Limits of one image, against uploads that would fill the memory; environment variables of the same names, with
-# CORRMATCH_ before, replace them.
+# Limits of one image and one request, against uploads that would fill the memory or keep others waiting; environment
+# variables of the same names, with CORRMATCH_ before, replace them.
 MAX_IMAGE_BYTES = 32 * 2**20
 MAX_IMAGE_PIXELS = 16_000_000
+MAX_IMAGES = 16
+# Images that are worked on at once, of however many requests; the others wait. One keeps all cores busy, and each
+# takes hundreds of bytes a pixel.
+MAX_CONCURRENT = 1
+
+# Networks halve sides until one pixel is left, so a picture of one endless row makes the work of many rows.
+MAX_SIDE = 65_535
 
 # What PIL may open. Of its other formats, some start programs and most are seldom read by anyone.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -39,6 +48,8 @@ class EndpointHandler:
         path = str(path) or os.path.dirname(os.path.abspath(__file__))
         self.max_bytes = _limit("CORRMATCH_MAX_IMAGE_BYTES", MAX_IMAGE_BYTES)
         self.max_pixels = _limit("CORRMATCH_MAX_IMAGE_PIXELS", MAX_IMAGE_PIXELS)
+        self.max_images = _limit("CORRMATCH_MAX_IMAGES", MAX_IMAGES)
+        self.turn = threading.Semaphore(_limit("CORRMATCH_MAX_CONCURRENT", MAX_CONCURRENT))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
         model = AutoModelForSemanticSegmentation.from_pretrained(path, trust_remote_code=True)
@@ -59,18 +70,27 @@ class EndpointHandler:
             gray PNG in base64, as large as the (upright) image, 255 on those pixels and 0 elsewhere.
 
         Raises:
-            ValueError: no image, one that cannot be read or is too large, or a parameter that does not exist. The
-                message is a sentence for the client.
+            ValueError: no image, too many, one that cannot be read or is too large, or a parameter that does not
+                exist. The message is a sentence for the client.
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise ValueError('The request has no "inputs": send an image there, as base64 text.')
         threshold = _threshold(data.get("parameters"))
         inputs = data["inputs"]
         if not isinstance(inputs, list):
-            return self._segment(self._read(inputs, "inputs"), threshold)
+            return self._answer(inputs, "inputs", threshold)
         if not inputs:
             raise ValueError('"inputs" is an empty list: send at least one image.')
-        return [self._segment(self._read(each, f"inputs[{i}]"), threshold) for i, each in enumerate(inputs)]
+        if len(inputs) > self.max_images:
+            raise ValueError(
+                f'"inputs" holds {len(inputs):,} images: at most {self.max_images:,} are allowed; send more requests.'
+            )
+        return [self._answer(each, f"inputs[{i}]", threshold) for i, each in enumerate(inputs)]
+
+    def _answer(self, value, place, threshold):
+        """One image in any of its forms -> list of {label, score, mask}, when its turn has come."""
+        with self.turn:
+            return self._segment(self._read(value, place), threshold)
 
     @torch.inference_mode()
     def _segment(self, image, threshold):
@@ -115,10 +135,15 @@ class EndpointHandler:
                 f'"{place}" is a {type(value).__name__}: send an image as base64 text, or its file as the body of the '
                 "request with a content type such as image/jpeg."
             )
-        if value.width * value.height > self.max_pixels:
+        if value.format is not None and value.format not in (
+            *FORMATS,
+            "MPO",
+        ):  # given open, but not yet decoded
+            raise ValueError(f'"{place}" is a {value.format} image: send one of {", ".join(FORMATS)}.')
+        if value.width * value.height > self.max_pixels or max(value.size) > MAX_SIDE:
             raise ValueError(
-                f'"{place}" has {value.width} x {value.height} pixels: at most {self.max_pixels:,} are allowed; send a '
-                "smaller image."
+                f'"{place}" has {value.width} x {value.height} pixels: at most {self.max_pixels:,} are allowed, and '
+                f"{MAX_SIDE:,} a side; send a smaller image."
             )
         try:
             value.load()

@@ -11,7 +11,9 @@ from torch.nn.functional import interpolate
 
 MAX_SIDE = int(os.environ.get("MAX_SIDE", 1024))  # larger pictures are scaled down
 MAX_PIXELS = 64_000_000  # larger files are refused before they are decoded
+MAX_FILE_SIDE = 65_535  # and those that are one endless row
 Image.MAX_IMAGE_PIXELS = None  # for that is checked here, in words for the page
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # of PIL's others, some start programs
 HEAT = [(20, 14, 54), (106, 23, 110), (203, 65, 73), (247, 150, 30), (252, 250, 170)]  # from unlike to like
 
 
@@ -25,21 +27,23 @@ class Prediction(NamedTuple):
 
 
 def read_picture(path: str) -> tuple[Image.Image, str]:
-    """A file of any picture kind -> RGB with at most MAX_SIDE pixels a side, and a note where it was scaled.
+    """A file of one of FORMATS -> RGB with at most MAX_SIDE pixels a side, and a note where it was scaled.
 
     Raises ValueError, with a sentence for the page, for what is no picture or too large a one.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million: "
-                    "please scale it down."
-                )
-            picture = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, EOFError) as error:
+            too_large = width * height > MAX_PIXELS or max(width, height) > MAX_FILE_SIDE
+            if not too_large:
+                picture = ImageOps.exif_transpose(picture)
+    except Exception as error:  # OSError, SyntaxError, struct.error ..., as the format has it
         raise ValueError("This file cannot be read as a picture: please try a JPEG or PNG file.") from error
+    if too_large:
+        raise ValueError(
+            f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million or than "
+            f"{MAX_FILE_SIDE} a side: please scale it down."
+        )
     if picture.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
         picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
     elif picture.mode == "P":

@@ -1,6 +1,7 @@
 """A page to try a CorrMatch model: its classes over a picture, and its correlation map of any place in it.
 
-The model is named by the variable MODEL_ID, an id on the Hub or a folder. Nothing but its repository is needed.
+The model is named by the variable MODEL_ID, an id on the Hub or a folder. Nothing but its repository is needed, and
+the variable TRUST_REMOTE_CODE to say that the code in it may run.
 """
 
 import colorsys
@@ -42,11 +43,17 @@ def load_model(model_id: str):
             "No model is named: set the variable MODEL_ID (in a Space: Settings, Variables and secrets) "
             "to the id of a model on the Hub, such as user/model."
         )
+    trust = os.environ.get("TRUST_REMOTE_CODE", "").strip().lower() in ("1", "true", "yes")
     try:
-        model = AutoModelForSemanticSegmentation.from_pretrained(model_id, trust_remote_code=True)
-        processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=True)
+        model = AutoModelForSemanticSegmentation.from_pretrained(model_id, trust_remote_code=trust)
+        processor = AutoImageProcessor.from_pretrained(model_id, trust_remote_code=trust)
     except Exception as error:  # transformers, timm and the model's own code raise every kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it brings code of its own, which runs only where the variable TRUST_REMOTE_CODE is true: set it "
+                "if you trust that repository."
+            )
         raise ValueError(f"The model {model_id!r} named by MODEL_ID cannot be loaded: {reason}") from error
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
 

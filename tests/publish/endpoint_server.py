@@ -4,6 +4,9 @@
 
 An image/* body becomes a PIL image in RGB, any other is JSON; parameters may stand in the address; the answer is
 JSON; an error is status 400 with a sentence. The port is printed. This package must not be importable.
+
+Every request has a thread of its own. (An Inference Endpoint reads requests side by side and lets one into the handler
+at a time, so this is harder on the handler.)
 """
 
 import importlib.util
@@ -11,7 +14,7 @@ import io
 import json
 import os
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 from PIL import Image
@@ -55,6 +58,10 @@ class Endpoint(BaseHTTPRequestHandler):
         pass
 
 
-with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+class Server(ThreadingHTTPServer):
+    request_queue_size = 512  # connections that wait for a thread
+
+
+with Server(("127.0.0.1", 0), Endpoint) as server:
     print(server.server_port, flush=True)
     server.serve_forever()

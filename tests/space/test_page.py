@@ -46,6 +46,7 @@ def start_app(tmp_path_factory):
         environment = {
             **os.environ,
             "MODEL_ID": str(model_id),
+            "TRUST_REMOTE_CODE": "true",
             "GRADIO_SERVER_PORT": str(port),
             "GRADIO_TEMP_DIR": str(folder / "pictures"),
             "GRADIO_ANALYTICS_ENABLED": "0",
