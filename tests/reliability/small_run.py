@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -48,15 +49,22 @@ def make(
     return SemiSupervisedTrainer(cls(model, given), data, TrainingConfig(**(settings | config)))
 
 
-def train(folder: Path, before=None, **settings) -> None:
+def said_by(folder: Path) -> Path:
+    """The file with all that the processes of a run print."""
+    return folder.with_suffix(".out")
+
+
+def train(folder: Path, before=None, env=None, **settings) -> None:
     """Run to the end, or resume what is there; `before(trainer)` may break things first."""
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  progress bars of dozens of runs
-    sys.stdout = open(folder.with_suffix(".out"), "a")  # noqa: SIM115
+    os.environ.update(env or {})
+    sys.stdout = sys.stderr = open(said_by(folder), "a", buffering=1)  # noqa: SIM115
     if checkpoints(folder / "checkpoints"):
         settings["resume_from_checkpoint"] = "latest"
     elif folder.exists():
         settings["overwrite"] = True
-    multiprocessing.set_start_method("fork", force=True)  # of loading processes, as in a run from the command line
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # of loading processes, as in a run from the command line
     trainer_module.write_report = lambda *args: None  # pictures take longer than everything else
     trainer = make(folder, **settings)
     if before is not None:
@@ -64,14 +72,15 @@ def train(folder: Path, before=None, **settings) -> None:
     try:
         trainer.train()
     except TrainingInterrupted as stop:
+        print(stop)
         sys.exit(stop.exit_status)
 
 
-def start(folder: Path, before=None, **settings) -> multiprocessing.Process:
+def start(folder: Path, before=None, env=None, **settings) -> multiprocessing.Process:
     """`train` in a process forked from one that has done nothing but import, and so starts in no time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=train, args=(folder, before), kwargs=settings)
+    process = context.Process(target=train, args=(folder, before, env), kwargs=settings)
     process.start()
     return process
 
@@ -81,6 +90,27 @@ def finish(folder: Path, before=None, **settings) -> int:
     process = start(folder, before, **settings)
     process.join()
     return process.exitcode
+
+
+def start_two(folder: Path, before=None, **settings) -> list[multiprocessing.Process]:
+    """`train` in two processes that train together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [start(folder, before, common | rank, **settings) for rank in ranks]
+
+
+def statuses(processes: list[multiprocessing.Process]) -> list[int]:
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def left_by(folder: Path) -> dict:

@@ -17,7 +17,7 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS
 from corrmatch_hf.training.checkpoint import checkpoints, damage, find_checkpoint
 
-from .small_run import differences, finish, left_by, leftovers, start
+from .small_run import differences, finish, left_by, leftovers, said_by, start
 
 KILLED = -signal.SIGKILL
 
@@ -177,7 +177,7 @@ def test_soak(tmp_path):
                 process.kill()
             process.join()
             status = process.exitcode
-            assert status in (0, KILLED), (folder.with_suffix(".out")).read_text()
+            assert status in (0, KILLED), said_by(folder).read_text()
             kills += status == KILLED
         assert differences(left_by(folder), left_by(whole)) == [], (name, kills)
         assert leftovers(folder) == []

@@ -1,0 +1,97 @@
+"""Two processes train as one does; where one of them fails, the other ends in time, and nothing is lost."""
+
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from corrmatch_hf.training.checkpoint import checkpoints, damage
+
+from .small_run import differences, finish, left_by, leftovers, said_by, start_two, statuses
+
+HALF = {"per_device_batch_size": 1, "freeze_batch_norm": True}
+WHOLE = {"per_device_batch_size": 2, "freeze_batch_norm": True}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What an uninterrupted run of two processes leaves."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    assert statuses(start_two(folder, **HALF)) == [0, 0], said_by(folder).read_text()
+    return left_by(folder)
+
+
+def test_losses_are_those_of_one_process(tmp_path, two):
+    assert finish(tmp_path / "run", **WHOLE) == 0
+    one = left_by(tmp_path / "run")
+    assert [row["step"] for row in one["log"]] == [row["step"] for row in two["log"]]
+    for ours, theirs in zip(one["log"], two["log"], strict=True):
+        for name in ours.keys() & {"loss", "threshold", *(k for k in ours if k.startswith("loss/"))}:
+            assert theirs[name] == pytest.approx(ours[name], abs=1e-5), (ours["step"], name)
+
+
+def in_step_three_of_the_second(trainer, action):
+    step = trainer._optimizer_step
+
+    def acting(*args):
+        if trainer.step == 2 and trainer.accelerator.process_index == 1:
+            action()
+        return step(*args)
+
+    trainer._optimizer_step = acting
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(600)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("action", [die, hang])
+def test_a_process_that_is_lost_ends_the_others_in_time(tmp_path, two, action):
+    folder = tmp_path / "run"
+    settings = HALF | {"ddp_timeout": 10 if action is hang else 600}
+    started = time.monotonic()
+    first, second = start_two(folder, partial(in_step_three_of_the_second, action=action), **settings)
+    first.join()
+    assert time.monotonic() - started < 120, "long before the other's sleep or the other's limit"
+    second.kill()
+    assert first.exitcode == 1
+    said = said_by(folder).read_text()
+    assert (
+        "ProcessLostError: Another process of this run ended, or gave no sign for --ddp_timeout seconds"
+        in said
+    )
+    assert [(p.name, damage(p)) for p in checkpoints(folder / "checkpoints")] == [("step_00000002", None)]
+    assert statuses(start_two(folder, **HALF)) == [0, 0]
+    assert differences(left_by(folder), two) == [] and leftovers(folder) == []
+
+
+def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path, two):
+    folder = tmp_path / "run"
+    before = partial(in_step_three_of_the_second, action=terminate)
+    assert statuses(start_two(folder, before, **HALF, save_steps=None)) == [143, 143]
+    (only,) = checkpoints(folder / "checkpoints")
+    assert only.name == "step_00000003" and damage(only) is None
+    assert statuses(start_two(folder, **HALF)) == [0, 0]
+    assert differences(left_by(folder), two) == []
+
+
+def test_resuming_on_another_number_of_processes(tmp_path, two):
+    folder = tmp_path / "run"
+    before = partial(in_step_three_of_the_second, action=terminate)
+    assert statuses(start_two(folder, before, **HALF)) == [143, 143]
+    assert finish(folder, **WHOLE) == 0
+    said = said_by(folder).read_text()
+    assert "was written by 2 processes and there are 1 now" in said
+    assert "BatchNorm's statistics" in said, "it says what cannot be the same"
+    losses = [[row["loss"] for row in run["log"] if "loss" in row] for run in (left_by(folder), two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
