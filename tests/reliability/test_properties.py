@@ -62,25 +62,25 @@ def unchanged(function, *inputs, **options):
 # ------------------------------------------------------------------------------------------ region propagation
 
 
-@examples(80)
+@examples(200)
 @given(
     seed=SEEDS,
     images=st.integers(1, 3),
     count=st.integers(1, 20),
-    size=st.tuples(st.integers(1, 13), st.integers(1, 70)),
+    size=st.tuples(st.integers(1, 13), st.sampled_from([1, 2, 3, 4, 7, 63, 64, 65])),
     classes=st.sampled_from([1, 2, 3, 21, 150, 300]),
     threshold=st.sampled_from([0.0, 0.25, 1 / 3, 0.5, 2 / 3, 0.85, 1.0]),
-    confident=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    confident=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     covered=st.sampled_from([0.0, 0.02, 0.4, 1.0]),
-    blocks=st.booleans(),
+    equal=st.sampled_from(["nothing", "rows", "images"]),
 )
 def test_region_propagation_is_algorithm_1(
-    seed, images, count, size, classes, threshold, confident, covered, blocks
+    seed, images, count, size, classes, threshold, confident, covered, equal
 ):
     rng = generator(seed)
     labels = torch.randint(classes, (images, *size), generator=rng)
-    if blocks:  # whole rows of one class, so that shapes get painted
-        labels = labels[:, :, :1].expand(-1, -1, size[1])
+    if equal != "nothing":  # much of one class, so that shapes get painted
+        labels = (labels[:, :, :1] if equal == "rows" else labels[:, :1, :1]).expand_as(labels)
     confident = torch.rand(images, *size, generator=rng) < confident
     shapes = torch.rand(images, count, *size, generator=rng) < covered
     want = slow(labels, confident, shapes, threshold)
@@ -248,18 +248,19 @@ def test_shapes_are_equation_7(seed, grid, size, dim, count, magnitude, constant
 @examples(200)
 @given(seed=SEEDS, size=st.integers(1, 400), probability=st.sampled_from([0.5, 1.0]))
 def test_a_box_lies_inside_and_keeps_the_limits(seed, size, probability):
-    box = random_box(size, probability, np.random.default_rng(seed))
-    if box is None:
-        assert probability < 1 or size == 1
-        return
-    assert box.height >= 1 and box.width >= 1
-    assert box.top >= 0 and box.top + box.height <= size
-    assert box.left >= 0 and box.left + box.width <= size
-    assert np.zeros((size, size))[box.slices].shape == (box.height, box.width)
-    # Whole numbers below the sides that were drawn: each was up to one pixel longer.
-    assert box.height * box.width <= 0.4 * size**2
-    assert (box.height + 1) * (box.width + 1) > 0.02 * size**2
-    assert (box.height + 1) / box.width > 0.3 and box.height / (box.width + 1) < 1 / 0.3
+    rng = np.random.default_rng(seed)
+    for box in (random_box(size, probability, rng) for _ in range(20)):
+        if box is None:
+            assert probability < 1 or size == 1
+            continue
+        assert box.height >= 1 and box.width >= 1
+        assert box.top >= 0 and box.top + box.height <= size
+        assert box.left >= 0 and box.left + box.width <= size
+        assert np.zeros((size, size))[box.slices].shape == (box.height, box.width)
+        # Whole numbers below the sides that were drawn: each was up to one pixel longer.
+        assert box.height * box.width <= 0.4 * size**2
+        assert (box.height + 1) * (box.width + 1) > 0.02 * size**2
+        assert (box.height + 1) / box.width > 0.3 and box.height / (box.width + 1) < 1 / 0.3
 
 
 def test_a_crop_of_one_pixel_has_no_box():
