@@ -111,8 +111,8 @@ def _refused(semi: SemiDataset, parts: dict[str, PartReport]) -> list[str]:
             )
     if empty := parts["labelled"].masks.odd["all_ignored"]:
         reasons.append(
-            f"{len(empty)} labelled masks hold nothing but the ignore value {semi.ignore_index}: check --ignore_index "
-            "and --reduce_labels, or take them out of the labelled images."
+            f"Labelled masks hold nothing but the ignore value {semi.ignore_index} ({len(empty)}): check "
+            "--ignore_index and --reduce_labels, or take them out of the labelled images."
         )
     return reasons
 

@@ -63,13 +63,19 @@ def _share(count: int, total: int) -> str:
 
 
 def _wrong(name: str, part: PartReport) -> list[str]:
-    lines = []
     unknown = part.masks.unknown_ids if part.masks is not None else {}
-    if part.bad:
-        lines += ["", f"Bad {name} images ({len(part.bad)}):", *(f"  {reason}" for reason in part.bad.values())]
+    told_below = tuple(f"Mask {mask} holds the class id" for mask in unknown)
+    reasons = [reason for reason in part.bad.values() if not reason.startswith(told_below)]
+    lines = []
+    if reasons:
+        lines += ["", f"Bad {name} images ({len(reasons)}):", *(f"  {reason}" for reason in reasons)]
     if unknown:
-        every = sorted({i for ids in unknown.values() for i in ids})
-        lines += ["", f"Ids without a class in {name} masks ({len(unknown)}): {', '.join(map(str, every))}"]
+        lines += ["", f"Ids without a class in {name} masks ({len(unknown)}):"]
+        lines += [f"  {mask}: {', '.join(map(str, ids))}" for mask, ids in unknown.items()]
+        lines += [
+            "  Name more classes with --num_labels or --id2label, give another --ignore_index, or use --reduce_labels "
+            "if 0 means 'no class'."
+        ]
     return lines
 
 
@@ -81,7 +87,7 @@ def _odd(report: DatasetReport) -> list[str]:
         )
     if report.leaks:
         pairs = [f"{file} = {other}" for file, other in report.leaks.items()]
-        lines.append(f"{len(pairs)} validation images are training images, too: {_some(pairs)}")
+        lines.append(f"validation images that are training images, too ({len(pairs)}): {_some(pairs)}")
     for name, part in report.parts.items():
         lines += _odd_masks(name, part.masks) if part.masks is not None else []
     return ["", "Worth a look:", *(f"  {line}" for line in lines)] if lines else []
@@ -89,7 +95,7 @@ def _odd(report: DatasetReport) -> list[str]:
 
 def _odd_masks(name: str, masks: MasksReport) -> list[str]:
     return [
-        f"{len(files)} {name} masks {ODDITIES[kind]}: {_some(files)}"
+        f"{name} masks that {ODDITIES[kind]} ({len(files)}): {_some(files)}"
         for kind, files in masks.odd.items()
         if files
     ]

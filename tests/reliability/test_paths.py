@@ -74,14 +74,21 @@ def test_a_file_that_is_not_there_leads_out_as_well(root):
 
 def test_nor_does_a_name_that_leads_out_stand_for_an_image_of_that_name(root):
     listed = write_list(root / "labeled.txt", "../../000.png")
-    with pytest.raises(InputError, match="leads out of"):
-        load(root, labeled_list=listed)
+    good = write_list(root / "good.txt", *pairs(1))
+    for options in ({"labeled_list": listed}, {"labeled_list": good, "unlabeled_list": listed}):
+        with pytest.raises(InputError, match="leads out of"):
+            load(root, **options)
 
 
 def test_absolute_paths_are_the_users_own_wish(root, tmp_path):
     private = tmp_path / "private"
-    listed = write_list(root / "labeled.txt", f"{private}/photo.png {private}/mask.png")
-    assert load(root, labeled_list=listed).labeled["file"][:] == [str(private / "photo.png")]
+    (private / "deep").mkdir()
+    os.symlink(private / "deep", tmp_path / "short")
+    for folder in (private, tmp_path / "short/.."):  # which the system, too, takes for `private`
+        listed = write_list(root / "labeled.txt", f"{folder}/photo.png {folder}/mask.png")
+        semi = load(root, labeled_list=listed)
+        assert semi.labeled["file"][:] == [f"{folder}/photo.png"]
+        semi.read_labeled(semi.labeled[0])
 
 
 def test_published_lists_may_be_relative_to_their_own_folder(root, tmp_path, monkeypatch):
