@@ -41,18 +41,26 @@ def rows_of_list(path: str | os.PathLike, files: list[str], option: str) -> list
             rows[name] = None if name in rows else row  # None: the name means more than one row
     found = []
     for number, line in list_lines(path, option):
-        image = line.split()[0]
-        row = next(
-            (r for n in (line, image, Path(image).name, Path(image).stem) if (r := rows.get(n)) is not None),
-            None,
-        )
-        if row is None:
+        images = [image for image, _ in _splits(line)] or [line]
+        meant = {rows.get(line)} - {None} or {_row(image, rows) for image in images} - {None}
+        if not meant:
             raise InputError(
                 f"{path}, line {number} ({option}): the dataset has no image, or more than one, named "
-                f"{image!r}; its first image is {files[0]!r}."
+                f"{images[0]!r}; its first image is {files[0]!r}."
             )
+        if len(meant) > 1:
+            raise InputError(
+                f"{path}, line {number} ({option}): {line!r} may name {len(meant)} images: separate image and "
+                "mask by a tab."
+            )
+        (row,) = meant
         found.append(row)
     return found
+
+
+def _row(image: str, rows: Mapping[str, int | None]) -> int | None:
+    names = image, Path(image).name, Path(image).stem
+    return next((row for name in names if (row := rows.get(name)) is not None), None)
 
 
 def draw_labeled(

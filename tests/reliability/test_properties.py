@@ -21,7 +21,7 @@ from corrmatch_hf import correlation_shapes, ohem_cross_entropy, pixel_propagati
 from corrmatch_hf.data.augment import Augmentation
 from corrmatch_hf.data.cutmix import random_box
 from corrmatch_hf.data.folders import Pair
-from corrmatch_hf.data.partition import read_list
+from corrmatch_hf.data.partition import read_list, rows_of_list
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import ConfusionMatrix
 from corrmatch_hf.methods import DynamicThreshold
@@ -506,6 +506,30 @@ def test_a_list_is_read_as_it_was_written(names):
         assert read_list(root / "list.txt", root, {}, "--labeled_list") == want
         without = read_list(root / "list.txt", root, {}, "--unlabeled_list", masks=False)
         assert without == [Pair(pair.image) for pair in want]
+
+
+@examples(100)
+@given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True), masks=st.booleans())
+@example(names=["a photo 1.jpg", "a.jpg"], masks=True)
+def test_a_list_names_the_rows_of_a_dataset(names, masks):
+    files = [f"images/{name}" for name in names]
+    lines = [
+        f"{file}\tmasks/{name}\n" if masks else f"{file}\n" for file, name in zip(files, names, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "list.txt"
+        path.write_bytes("".join(reversed(lines)).encode("utf-8"))
+        try:
+            assert rows_of_list(path, files, "--labeled_list") == list(range(len(files)))[::-1]
+        except InputError as error:  # refused, never taken for another
+            assert "\t" in "".join(names) and "separate image and mask by a tab" in str(error)
+
+
+def test_a_name_with_spaces_is_not_taken_for_its_first_word(tmp_path):
+    (tmp_path / "list.txt").write_text("a b.png masks/b.png\n")
+    with pytest.raises(InputError, match=r"line 1 .*may name 2 images: separate image and mask by a tab"):
+        rows_of_list(tmp_path / "list.txt", ["a b.png", "a.png"], "--labeled_list")
+    assert rows_of_list(tmp_path / "list.txt", ["a b.png", "c.png"], "--labeled_list") == [0]
 
 
 GEOMETRY = {
