@@ -33,7 +33,7 @@ REJECTIONS = (
     ArithmeticError,
     ImportError,
 )
-MAX_MODULES = 20_000  # timm's largest models have 2,000; a number in encoder_kwargs could ask for millions
+MAX_MODULES = 10_000  # timm's largest models have 2,000; a number in encoder_kwargs could ask for millions
 
 
 class EncoderPlan(NamedTuple):

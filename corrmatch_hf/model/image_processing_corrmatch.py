@@ -122,6 +122,16 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             ) from error
         return options, kwargs
 
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        """As in transformers, but values nested without end are a ValueError."""
+        try:
+            return super().from_dict(image_processor_dict, **kwargs)
+        except RecursionError as error:
+            raise ValueError(
+                "An image processor's configuration must be plain values, not nested hundreds deep."
+            ) from error
+
     def preprocess(
         self,
         images: ImageInput,
