@@ -26,6 +26,8 @@ def open_picture(value: Any, file: str) -> Image.Image:
         if value is None:
             raise ValueError("there is none")
         array = np.asarray(value)
+        if array.dtype == np.int64 and array.size and array.min() >= 0 and array.max() <= 255:
+            array = array.astype(np.uint8)  # nested lists of a column of arrays, whose type is lost
         return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error ...
         # PIL would name the place in memory of the bytes, so the same file would never read the same again.

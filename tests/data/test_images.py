@@ -40,7 +40,7 @@ def test_every_mode_becomes_rgb(tmp_path):
 def test_cells_of_every_kind():
     stream = io.BytesIO()
     rgb().save(stream, "PNG")
-    cells = [rgb(), np.asarray(rgb()), {"bytes": stream.getvalue(), "path": None}]
+    cells = [rgb(), np.asarray(rgb()), np.asarray(rgb()).tolist(), {"bytes": stream.getvalue(), "path": None}]
     for cell in cells:
         assert np.array_equal(np.asarray(read_photo(cell, "x")), np.asarray(rgb()))
 

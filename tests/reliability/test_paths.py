@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from corrmatch_hf.data import Augmentation, load_semi_dataset, training_batches
@@ -360,8 +361,15 @@ def test_a_datasets_own_files_are_read(tmp_path):
         stream()
 
 
-def test_what_belongs_to_a_dataset_of_the_hub(tmp_path):
+def test_what_belongs_to_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    os.symlink(
+        tmp_path / "disk", tmp_path / "cache"
+    )  # a cache on another disk, as it is written and as it is
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     own = OwnFiles("user/streets", None)
+    for folder in ("cache", "disk"):
+        own.check(str(tmp_path / folder / "datasets--user--streets/1.png"), "train[0]")
     cache = datasets.config.HF_DATASETS_CACHE
     for path in (
         "hf://datasets/user/streets@abc/train/1.png",
