@@ -246,7 +246,9 @@ def test_a_bad_sample_is_replaced_and_reported(synthetic, kind):
         "synthetic-labeled-0-00001.png",
     }
     skipped = {reason for batch in drawn for reason in batch.skipped}
-    assert {file for file in bad for reason in skipped if f"Cannot read the picture {file}: " in reason} == bad
+    assert {
+        file for file in bad for reason in skipped if f"Cannot read the picture {file}: " in reason
+    } == bad
     assert len(skipped) == len(bad)
     assert not bad & {file for batch in drawn for file in batch.unlabeled_files + batch.labeled_files}
     for found, batch in zip(batches(semi, 4, on_bad_sample="skip", num_workers=2), drawn, strict=True):
