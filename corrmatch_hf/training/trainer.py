@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, gather_object
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
@@ -588,6 +588,7 @@ class SemiSupervisedTrainer:
             failure = None
         except WRITE_ERRORS as error:
             failure = error
+        self._share_skipped()
         if self._all_well(failure) and main:
             try:
                 text = without_tokens(json.dumps(self._state(), indent=2))
@@ -614,12 +615,17 @@ class SemiSupervisedTrainer:
             "metrics": self.metrics,
             "best": self.best,
             "seconds": self.seconds,
+            "skipped": self.skipped,
             "skipped_steps": self.skipped_steps.total,
             "skipped_in_a_row": self.skipped_steps.in_a_row,
             "architecture": self._architecture(),
             "processes": self.accelerator.num_processes,
             "config": self._options(),
         }
+
+    def _share_skipped(self) -> None:
+        """What any process had to skip is known to all."""
+        self.skipped = list(dict.fromkeys(gather_object(self.skipped)))
 
     def _all_well(self, failure: Exception | None) -> bool:
         """Whether nothing failed on any process; all wait for each other."""
@@ -655,7 +661,7 @@ class SemiSupervisedTrainer:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state = ckpt.read_state(path)
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        self.saved_step, self.metrics = self.step, state["metrics"]
+        self.saved_step, self.metrics, self.skipped = self.step, state["metrics"], state["skipped"]
         self.skipped_steps.total, self.skipped_steps.in_a_row = (
             state["skipped_steps"],
             state["skipped_in_a_row"],
@@ -714,6 +720,7 @@ class SemiSupervisedTrainer:
                 checkpoint.
         """
         self._check_weights()
+        self._share_skipped()
         result = {
             "method": self.method.name,
             "steps": self.step,

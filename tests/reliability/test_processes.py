@@ -1,5 +1,6 @@
 """Two processes train as one does; where one of them fails, the other ends in time, and nothing is lost."""
 
+import json
 import os
 import signal
 import time
@@ -30,6 +31,19 @@ def test_losses_are_those_of_one_process(tmp_path, two):
     for ours, theirs in zip(one["log"], two["log"], strict=True):
         for name in ours.keys() & {"loss", "threshold", *(k for k in ours if k.startswith("loss/"))}:
             assert theirs[name] == pytest.approx(ours[name], abs=1e-5), (ours["step"], name)
+
+
+def skipped_by_the_second(trainer):
+    if trainer.accelerator.process_index == 1 and not trainer.config.resume_from_checkpoint:
+        trainer.skipped.append("b.jpg is no picture")
+
+
+def test_what_one_process_skipped_is_told_by_all_and_survives_a_resumption(tmp_path):
+    folder = tmp_path / "run"
+    assert statuses(start_two(folder, skipped_by_the_second, **HALF, max_steps=4)) == [0, 0]
+    assert json.loads((folder / "metrics.json").read_text())["skipped"] == ["b.jpg is no picture"]
+    assert statuses(start_two(folder, skipped_by_the_second, **HALF)) == [0, 0]
+    assert json.loads((folder / "metrics.json").read_text())["skipped"] == ["b.jpg is no picture"]
 
 
 def in_step_three_of_the_second(trainer, action):
