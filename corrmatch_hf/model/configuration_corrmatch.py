@@ -210,6 +210,8 @@ def _other_problems(config: PreTrainedConfig, extra: dict) -> list[str]:
     for name, dtype in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
         if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
             wrong.append(f"{name} must be one of {', '.join(DTYPES)}, not {_short(dtype)}.")
+    if config.return_dict is not True:
+        wrong.append("return_dict must be true: pass return_dict=False to a call instead.")
     if hidden := sorted(
         key for key in extra if key.startswith("__") or callable(getattr(type(config), key, None))
     ):

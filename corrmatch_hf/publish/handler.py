@@ -8,6 +8,7 @@ lets run below: it comes from the repository that this file comes from, so who r
 import base64
 import binascii
 import io
+import math
 import os
 import threading
 
@@ -145,6 +146,10 @@ class EndpointHandler:
                 f'"{place}" has {value.width} x {value.height} pixels: at most {self.max_pixels:,} are allowed, and '
                 f"{MAX_SIDE:,} a side; send a smaller image."
             )
+        if _tile_pixels(value) > self.max_pixels:
+            raise ValueError(
+                f'"{place}" is a TIFF image of tiles that are far larger than it is: send a PNG image.'
+            )
         try:
             value.load()
             return ImageOps.exif_transpose(value)
@@ -222,6 +227,13 @@ def _threshold(parameters):
     if threshold is None or not 0 <= threshold <= 1:
         raise ValueError(f"The parameter 'threshold' is {given['threshold']!r}: give a number from 0 to 1.")
     return threshold
+
+
+def _tile_pixels(image):
+    """Pixels of a tile of a TIFF file, of which each is decoded as a whole, whatever the size of the image."""
+    tags = getattr(image, "tag_v2", None) or {}
+    sides = (tags.get(name, 0) for name in (322, 323))  # TileWidth, TileLength
+    return math.prod(side if isinstance(side, int) else 0 for side in sides)
 
 
 def _png_base64(mask):

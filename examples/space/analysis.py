@@ -34,7 +34,9 @@ def read_picture(path: str) -> tuple[Image.Image, str]:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             width, height = picture.size
-            too_large = width * height > MAX_PIXELS or max(width, height) > MAX_FILE_SIDE
+            tags = getattr(picture, "tag_v2", {})  # of TIFF, whose tiles may be larger than the picture
+            tile = math.prod(side if isinstance(side := tags.get(name), int) else 0 for name in (322, 323))
+            too_large = max(width * height, tile) > MAX_PIXELS or max(width, height) > MAX_FILE_SIDE
             if not too_large:
                 picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # OSError, SyntaxError, struct.error ..., as the format has it

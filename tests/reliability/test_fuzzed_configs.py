@@ -303,6 +303,7 @@ def test_the_pipeline_and_our_commands_tell_as_clearly(folder, spoilt):
         ({"encoder_kwargs": {"drop_rate": float("nan")}}, "encoder_kwargs must be numbers up to 16384"),
         ({"encoder_name": "resnet18", "encoder_kwargs": {"layers": [9000] * 4}}, "more than 10000 layers"),
         ({"dtype": "load"}, "dtype must be one of float16, bfloat16, float32, float64, not 'load'"),
+        ({"return_dict": None}, "return_dict must be true"),
         ({"to_dict": 1}, "'to_dict' cannot be set"),
         ({"aspp_channels": "16"}, "'aspp_channels' expected int, got str"),
         ({"encoder_name": "resnet50"}, "lacks weights of encoder 'resnet50'"),

@@ -485,3 +485,32 @@ def test_a_picture_that_claims_billions_of_pixels_is_refused_undecoded(handler, 
 def test_a_picture_of_one_endless_row_is_refused(handler):
     with pytest.raises(ValueError, match=r"70000 x 1 pixels: .* 65,535 a side"):
         handler({"inputs": Image.new("L", (70_000, 1))})
+
+
+def test_a_small_picture_of_huge_tiles_is_refused_undecoded(handler, tmp_path, monkeypatch):
+    """libtiff decodes a tile as a whole: 16 x 16 pixels could take gigabytes."""
+    side, data = 12_000, b"x"
+    tags = [
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, side),
+        (323, side),
+        (324, 0),
+        (325, 1),
+    ]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", t, 4, 1, start if t == 324 else value) for t, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
+    assert Image.open(io.BytesIO(content)).size == (16, 16)
+    with pytest.raises(ValueError, match="TIFF image of tiles that are far larger than it is"):
+        handler({"inputs": content})
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "space"))
+    import analysis
+
+    (tmp_path / "tiles").write_bytes(content)
+    with pytest.raises(ValueError, match="more than 64 million"):
+        analysis.read_picture(str(tmp_path / "tiles"))
