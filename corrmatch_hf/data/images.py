@@ -13,6 +13,10 @@ from corrmatch_hf.errors import InputError
 
 _IMAGE = datasets.Image()
 
+# What is opened, whatever a file is called. Of PIL's other formats, one starts a program (EPS: Ghostscript), most are
+# seldom read by anyone.
+FORMATS = ("JPEG", "JPEG2000", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA")
+
 
 def open_picture(value: Any, file: str) -> Image.Image:
     """The picture of one cell of an image column, decoded or not, turned as its EXIF orientation says.
@@ -32,7 +36,7 @@ def open_picture(value: Any, file: str) -> Image.Image:
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error ...
         # PIL would name the place in memory of the bytes, so the same file would never read the same again.
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is in no format that PIL knows" if unknown else str(error) or type(error).__name__
+        reason = f"it is none of {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
         raise InputError(
             f"Cannot read the picture {file}: {reason.rstrip('.')}. Repair it or take it out of the data."
         ) from error
@@ -50,7 +54,9 @@ def _decode(value: dict | str | Image.Image) -> Image.Image:
         picture = _IMAGE.decode_example({"path": path, "bytes": None})
         _check_size(picture)
         return picture
-    with Image.open(path if content is None else BytesIO(content)) as picture:
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # not every PIL has them all
+    with Image.open(path if content is None else BytesIO(content), formats=formats) as picture:
         return _upright(picture)
 
 

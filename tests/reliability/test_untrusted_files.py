@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.data.images import open_picture
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.model import encoder_weights_corrmatch
 from corrmatch_hf.publish.endpoint import write_endpoint
@@ -399,6 +400,9 @@ def test_a_picture_that_is_a_program_starts_none(handler, tmp_path, monkeypatch,
 
     with pytest.raises(ValueError, match="cannot be read as a picture"):
         analysis.read_picture(str(path))
+    for value in (str(path), {"bytes": EPS, "path": None}):
+        with pytest.raises(InputError, match=r"photo\.jpg: it is none of JPEG, "):
+            open_picture(value, "photo.jpg")
 
 
 def test_a_request_has_a_limited_number_of_images(handler, saved, monkeypatch):
