@@ -40,7 +40,6 @@ def explained(resume: str) -> Iterator[None]:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """gloo raises plain RuntimeErrors; of the other backends, torch knows its own."""
-    return isinstance(error, dist.DistError) or any(
-        text in str(error) for text in ("gloo", "Connection closed by peer", "Connection reset by peer")
-    )
+    """gloo raises plain RuntimeErrors, in many words; of the other backends, torch knows its own."""
+    words = ("gloo", "connection", "timeout", "timed out")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)

@@ -292,6 +292,7 @@ class SemiSupervisedTrainer:
 
     # ---------------------------------------------------------------------------------------------- training
 
+    @explained("Go on from the last checkpoint with --resume_from_checkpoint latest, if there is one.")
     def train(self) -> dict[str, Any]:
         """Train to the end and write everything; returns the metrics that `metrics.json` holds.
 
@@ -321,9 +322,8 @@ class SemiSupervisedTrainer:
             accelerator.device, config.logging_steps * config.gradient_accumulation_steps
         )
         batches = self._batches()
-        resume = "Go on from the last checkpoint with --resume_from_checkpoint latest, if there is one."
         try:
-            with StopSignals() as signals, explained(resume):
+            with StopSignals() as signals:
                 self._loop(batches, signals, log, progress)
         finally:
             progress.close()
