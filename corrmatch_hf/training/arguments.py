@@ -218,8 +218,9 @@ def parse(
         for each in unused
         if each.startswith("-")
     ] or [f"Unknown argument {each!r}: options start with --" for each in unused]
-    for group in parsed:
-        problems += getattr(group, "problems", list)()
+    if method is not None:  # for training; to evaluate, a training split need not be named
+        for group in parsed:
+            problems += getattr(group, "problems", list)()
     refuse(problems)
     if method is not None:
         return (*parsed[:-1], method, parsed[-1])

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.functional import interpolate
 MAX_SIDE = int(os.environ.get("MAX_SIDE", 1024))  # larger pictures are scaled down
 MAX_PIXELS = 64_000_000  # larger files are refused before they are decoded
 MAX_FILE_SIDE = 65_535  # and those that are one endless row
-Image.MAX_IMAGE_PIXELS = None  # for that is checked here, in words for the page
+TOO_LARGE = f"The picture has more than {MAX_PIXELS // 10**6} million pixels or than {MAX_FILE_SIDE} a side"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # of PIL's others, some start programs
 HEAT = [(20, 14, 54), (106, 23, 110), (203, 65, 73), (247, 150, 30), (252, 250, 170)]  # from unlike to like
 
@@ -32,20 +33,23 @@ def read_picture(path: str) -> tuple[Image.Image, str]:
     Raises ValueError, with a sentence for the page, for what is no picture or too large a one.
     """
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings():
+            # PIL's own limit is lower, and in no words for the page.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path, formats=FORMATS)
+        with opened as picture:
             width, height = picture.size
             tags = getattr(picture, "tag_v2", {})  # of TIFF, whose tiles may be larger than the picture
             tile = math.prod(side if isinstance(side := tags.get(name), int) else 0 for name in (322, 323))
             too_large = max(width * height, tile) > MAX_PIXELS or max(width, height) > MAX_FILE_SIDE
             if not too_large:
                 picture = ImageOps.exif_transpose(picture)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{TOO_LARGE}: please scale it down.") from error
     except Exception as error:  # OSError, SyntaxError, struct.error ..., as the format has it
         raise ValueError("This file cannot be read as a picture: please try a JPEG or PNG file.") from error
     if too_large:
-        raise ValueError(
-            f"The picture has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million or than "
-            f"{MAX_FILE_SIDE} a side: please scale it down."
-        )
+        raise ValueError(f"{TOO_LARGE}; it is {width} x {height}: please scale it down.")
     if picture.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
         picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
     elif picture.mode == "P":

@@ -91,10 +91,13 @@ def before(module_name, function, trainer, count):
 def while_rotating(trainer, count):
     from corrmatch_hf.training import durable
 
+    remove = shutil.rmtree
+
     def dying(path, *args, **kwargs):
         if path.name.startswith(".step_") and path.name.endswith(".old") and path.exists():
             next(p for p in path.iterdir() if p.name == "model.safetensors").unlink()
             die()
+        remove(path, *args, **kwargs)
 
     durable.shutil = type("shutil", (), {"rmtree": staticmethod(dying)})
 

@@ -481,7 +481,7 @@ def test_a_picture_that_claims_billions_of_pixels_is_refused_undecoded(handler, 
     import analysis
 
     (tmp_path / "bomb").write_bytes(content)
-    with pytest.raises(ValueError, match="60000 x 60000 pixels, more than 64 million"):
+    with pytest.raises(ValueError, match="more than 64 million"):
         analysis.read_picture(str(tmp_path / "bomb"))
     assert peak_mib() - before < 200
 

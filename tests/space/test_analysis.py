@@ -163,7 +163,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
     (tmp_path / "bomb.png").write_bytes(
         png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     )
-    with pytest.raises(ValueError, match="60000 x 60000 pixels, more than 64 million"):
+    with pytest.raises(ValueError, match="more than 64 million"):
         analysis.read_picture(str(tmp_path / "bomb.png"))
 
 
