@@ -250,7 +250,7 @@ class CorrMatch(Method):
         # Labelled images are decoded perturbed, too: the decoder's batch statistics are taken over both halves.
         decoded_both = model.decode(both)
         count = labeled + unlabeled
-        decoded = type(decoded_both)(*(tensor[:count] for tensor in decoded_both))
+        decoded = type(decoded_both)(*(part if part is None else part[:count] for part in decoded_both))
         logits = resize(decoded.logits, size)
         query, key, corr = correlation(features, decoded, logits, "weak correlation", rows)
 

@@ -179,7 +179,7 @@ class DGCL(Method):
 
     def __init__(self, model: nn.Module, options: DGCLOptions | None = None, seed: int = 0):
         super().__init__(model, options, seed)
-        o, labels, channels = self.options, model.config.num_labels, model.config.decoder_channels
+        o, labels, channels = self.options, model.config.num_labels, model.decoder.fused_channels
         if not -1 <= o.dgcl_ignored_class < labels:
             raise InputError(
                 f"--dgcl_ignored_class is {o.dgcl_ignored_class}; give one of the classes 0 to {labels - 1}, or -1."
