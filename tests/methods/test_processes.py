@@ -19,6 +19,7 @@ from corrmatch_hf.methods import (
     IPixMatchOptions,
     MeanTeacherOptions,
     UniMatchOptions,
+    UniMatchV2Options,
     method_class,
 )
 
@@ -56,6 +57,13 @@ OHEM = {"labeled_loss": "ohem", "ohem_threshold": 0.05, "ohem_min_kept": 900}
 OPTIONS = {  # name and options of a method
     "corrmatch": ("corrmatch", CorrMatchOptions(threshold_initial=0.3, threshold_momentum=0.5, **OHEM)),
     "unimatch": ("unimatch", UniMatchOptions(confidence_threshold=0.22, **OHEM)),
+    "corrmatch ema complementary": (
+        "corrmatch",
+        CorrMatchOptions(
+            threshold_initial=0.3, teacher="ema", teacher_decay=0.7, feature_perturbation="complementary"
+        ),
+    ),
+    "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
     "fixmatch": ("fixmatch", FixMatchOptions(confidence_threshold=0.22)),
     "fixmatch ema": (
         "fixmatch",

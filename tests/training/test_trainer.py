@@ -71,6 +71,7 @@ CASES = [  # method, options, worker processes
     ("dgcl", {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}, 0),
     ("corrmatch", {}, 2),
     ("fixmatch", {"teacher": "ema"}, 0),
+    ("corrmatch", {"teacher": "ema", "feature_perturbation": "complementary"}, 0),
     ("cps", {"cps_cutmix": True}, 0),
 ]
 
