@@ -22,6 +22,8 @@ from corrmatch_hf.methods import (
     UniMatchV2Options,
     method_class,
 )
+from corrmatch_hf.training.config import TrainingConfig
+from corrmatch_hf.training.freezing import freeze
 
 from .test_corrmatch import random_batch, tiny_model
 
@@ -64,6 +66,7 @@ OPTIONS = {  # name and options of a method
         ),
     ),
     "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
+    "unimatch_v2, encoder frozen": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22)),
     "fixmatch": ("fixmatch", FixMatchOptions(confidence_threshold=0.22)),
     "fixmatch ema": (
         "fixmatch",
@@ -72,6 +75,7 @@ OPTIONS = {  # name and options of a method
     "ipixmatch": ("ipixmatch", IPixMatchOptions(confidence_threshold=0.22, inter_pixel_loss="pairwise")),
     "mean_teacher": ("mean_teacher", MeanTeacherOptions(inter_pixel_loss="correlation")),
     "cps": ("cps", CPSOptions()),
+    "cps, encoders frozen": ("cps", CPSOptions()),
     "cps cutmix": ("cps", CPSOptions(cps_cutmix=True)),
     "cps cutmix soft": ("cps", CPSOptions(cps_cutmix=True, cps_supervision="soft")),
     "cps inter-pixel": ("cps", CPSOptions(inter_pixel_loss="pairwise")),
@@ -86,7 +90,10 @@ OPTIONS = {  # name and options of a method
 def make_method(case):
     torch.manual_seed(0)
     name, options = OPTIONS[case]
-    return method_class(name)(tiny_model(), options, seed=5).train()
+    method = method_class(name)(tiny_model(), options, seed=5)
+    if "frozen" in case:
+        freeze(method, TrainingConfig(freeze_encoder=True))
+    return method.train()
 
 
 def batch_of_total(step, views):
