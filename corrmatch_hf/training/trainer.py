@@ -229,6 +229,11 @@ class SemiSupervisedTrainer:
         times = math.gcd(labeled, unlabeled) if method.uses_unlabeled else labeled
         if grid == (1, 1):
             times = 1  # BatchNorm needs more than one value
+        try:
+            if method.uses_unlabeled:
+                method.check_batch(unlabeled // times * self.accelerator.num_processes)
+        except InputError:  # what has passed `_check` is the whole batch
+            times = 1
         device = self.accelerator.device
         batch = blank_batch(method, labeled // times, unlabeled // times, config.crop_size, device)
         with explained(""), self.accelerator.autocast():
