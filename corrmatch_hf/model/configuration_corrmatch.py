@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}
 DECODERS = ("deeplabv3plus", "dpt", "linear")
+DPT_LEVELS = 4
 CORRELATION_POSITIONS = ("encoder", "aspp", "fusion", "classifier")
 CORRELATION_SCALES = ("scores", "rows")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -20,7 +21,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_CHANNELS = 8192
 MAX_CLASSES = 32_767  # label maps are 16-bit integers in places
 MAX_RATES, MAX_RATE = 32, 1024
-MAX_LEVELS, MAX_DEPTHS = 16, 1024  # of plain transformers
+MAX_LEVELS, MAX_BLOCKS = 16, 1024  # of plain transformers
 MAX_STRIDE = 256
 MAX_NAME = 256  # characters
 MAX_NUMBER, MAX_ENTRIES, MAX_DEPTH = 16_384, 64, 4  # in encoder_kwargs
@@ -128,20 +129,25 @@ class CorrMatchConfig(PreTrainedConfig):
             wrong.append(f"output_stride must be 8, 16 or 32, or None, not {self.output_stride}.")
         if self.out_indices is not None and not (
             0 < len(self.out_indices) <= MAX_LEVELS
-            and 0 <= min(self.out_indices) <= max(self.out_indices) < MAX_DEPTHS
+            and 0 <= min(self.out_indices) <= max(self.out_indices) < MAX_BLOCKS
         ):
             wrong.append(
-                f"out_indices must be 1 to {MAX_LEVELS} numbers of blocks, 0 to {MAX_DEPTHS - 1}, "
+                f"out_indices must be 1 to {MAX_LEVELS} numbers of blocks, 0 to {MAX_BLOCKS - 1}, or None, "
                 f"not {_short(self.out_indices)}."
             )
+        elif self.out_indices is not None and self.decoder == "dpt" and len(self.out_indices) != DPT_LEVELS:
+            wrong.append(
+                f"out_indices must be {DPT_LEVELS} blocks for decoder 'dpt', not {_short(self.out_indices)}."
+            )
         if self.pyramid_channels is not None and not (
-            len(self.pyramid_channels) == 4
+            len(self.pyramid_channels) == DPT_LEVELS
             and 1 <= min(self.pyramid_channels) <= max(self.pyramid_channels) <= MAX_CHANNELS
         ):
             wrong.append(
-                f"pyramid_channels must be four numbers from 1 to {MAX_CHANNELS}, not {_short(self.pyramid_channels)}."
+                f"pyramid_channels must be {DPT_LEVELS} numbers from 1 to {MAX_CHANNELS}, or None, "
+                f"not {_short(self.pyramid_channels)}."
             )
-        if self.correlation_position == "aspp" and self.decoder in DECODERS[1:]:
+        if self.correlation_position == "aspp" and self.decoder in ("dpt", "linear"):
             wrong.append(
                 f"correlation_position 'aspp' is of decoder 'deeplabv3plus', and decoder is {self.decoder!r}."
             )

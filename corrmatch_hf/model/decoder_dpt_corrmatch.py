@@ -12,8 +12,6 @@ from torch import nn
 
 from .decoders_corrmatch import DecoderOutput, resize
 
-LEVELS = 4
-
 
 class ResidualUnit(nn.Module):
     """x + conv(relu(conv(relu(x))))"""
@@ -78,14 +76,14 @@ class DPTDecoder(nn.Module):
         self.narrow = nn.ModuleList(
             nn.Conv2d(width, channels, 3, padding=1, bias=False) for width in pyramid_channels
         )
-        self.fuse = nn.ModuleList(FusionBlock(channels, coarsest=i == LEVELS - 1) for i in range(LEVELS))
+        self.fuse = nn.ModuleList(FusionBlock(channels, coarsest) for coarsest in (False, False, False, True))
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
         self.classify = nn.Conv2d(channels, num_labels, 1)
         self.fused_channels = channels
         # As torch initialises them: these sums of residual units, without any norm, want small weights.
-        for parameter in self.parameters():
-            if parameter.device.type != "meta":
-                parameter._is_hf_initialized = True
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.keeps_torch_initialisation = True
 
     def forward(self, levels: Sequence[torch.Tensor]) -> DecoderOutput:
         parts = zip(levels, self.project, self.rescale, self.narrow, strict=True)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .encoder_plan_corrmatch import SQUARES, build, build_on_meta, plan_encoder, takes
+from .encoder_plan_corrmatch import SQUARES, build, build_on_meta, own_size, plan_encoder, takes
 
 
 class CorrMatchEncoder(nn.Module):
@@ -82,7 +82,8 @@ class CorrMatchEncoder(nn.Module):
         height, width = pixel_values.shape[-2:]
         size = self.taken_size(height, width)
         if self.plan.plain:
-            if size != (height, width):
+            # In a graph for any size always: at its own size an image comes out of this as it was.
+            if torch.compiler.is_compiling() or size != (height, width):
                 pixel_values = F.interpolate(pixel_values, size, mode="bilinear", align_corners=True)
             return self.body(pixel_values)
         if self.plan.size_multiple > 1:
@@ -109,12 +110,16 @@ class CorrMatchEncoder(nn.Module):
         encoder = build_on_meta(self.plan.options)
         if takes(encoder, self.in_channels, *self.taken_size(height, width)):
             return
-        own = self.body.pretrained_cfg.get("input_size", (0, 0))[-1] if self.plan.plain else 0
-        sides = sorted({*SQUARES, self.plan.options.get("img_size") or own} - {0})
-        smallest = next((side for side in sides if takes(encoder, self.in_channels, side, side)), "unknown")
+        own = own_size(self.plan.options, encoder)
+        sizes = sorted({*((side, side) for side in SQUARES), own})
+        smallest = next((size for size in sizes if takes(encoder, self.in_channels, *size)), own)
+        taken = (
+            f"the smallest square that it takes has a side of {smallest[0]}"
+            if smallest[0] == smallest[1]
+            else f"its own size is {smallest[0]}x{smallest[1]}"
+        )
         raise ValueError(
-            f"Encoder {self.encoder_name!r} cannot take an image of {height}x{width} pixels; the smallest "
-            f"square that it takes has a side of {smallest}. Pad or resize the image, give its size in "
+            f"Encoder {self.encoder_name!r} cannot take an image of {height}x{width} pixels; {taken}. Pad or resize the image, give its size in "
             "encoder_kwargs ({'img_size': ...}) where the encoder has one, or use another encoder."
         ) from error
 

@@ -95,7 +95,7 @@ def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int,
     options["out_indices"] = (low, len(strides) - 1)
     encoder = build_on_meta(options)
 
-    own = _own_size(options, encoder)
+    own = own_size(options, encoder)[-1]
     in_channels = options.get("in_chans", 3)
     # The least of 1, 32 and the encoder's own image size of which it takes every multiple. HRNet, for one,
     # wants multiples of 32, MaxViT of 224. Where it takes its own size only, it will say so when it sees
@@ -105,7 +105,7 @@ def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int,
     unused = frozenset()
     if not isinstance(encoder, FeatureListNet) and takes(encoder, in_channels, own, own):
         # HRNet computes more than is asked for. (A FeatureListNet holds nothing that it does not use.)
-        unused = _without_gradient(encoder, in_channels, own)
+        unused, _ = _without_gradient(encoder, in_channels, own, own)
     return EncoderPlan(options, (strides[low], strides[-1]), multiple, unused, plain=False)
 
 
@@ -118,14 +118,13 @@ def _plan_plain(
             f"Encoder {name!r} cannot have output_stride {output_stride}: that of a plain transformer is the side of "
             f"its patches, {patch}."
         )
-    # Where it can, any number of patches, with position embeddings interpolated by timm.
-    options = {"model_name": name, "num_classes": 0, "dynamic_img_size": True, **kwargs}
+    options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
     try:
-        encoder = build_on_meta({**options, "out_indices": (0,)})
+        # Where it can, any number of patches, with position embeddings interpolated by timm.
+        any_size = {"dynamic_img_size": True, **options}
+        depth, options = _depth(any_size), any_size
     except REJECTIONS:
-        del options["dynamic_img_size"]
-        encoder = build_on_meta({**options, "out_indices": (0,)})
-    depth = len(encoder.model.feature_info)
+        depth = _depth(options)
     if indices is None:
         indices = tuple(
             dict.fromkeys(max((i + 1) * depth // PLAIN_LEVELS - 1, 0) for i in range(PLAIN_LEVELS))
@@ -137,23 +136,50 @@ def _plan_plain(
         )
     options["out_indices"] = indices
     encoder = build_on_meta(options)
-    own, in_channels = _own_size(options, encoder), options.get("in_chans", 3)
-    unused = _without_gradient(encoder, in_channels, own)
-    return EncoderPlan(options, (patch,) * len(indices), patch, unused, plain=True)
+    return EncoderPlan(options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True)
 
 
-def _own_size(options: dict, encoder: nn.Module) -> int:
-    """Side of the images that the encoder was made for."""
+def _depth(options: dict) -> int:
+    """The number of blocks of a plain transformer."""
+    return len(build_on_meta({**options, "out_indices": (0,)}).model.feature_info)
+
+
+def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset[str]:
+    """As `_without_gradient`, at the encoder's own size.
+
+    Raises:
+        ValueError: the blocks do not give what timm says.
+    """
+    height, width = own_size(options, encoder)
+    try:
+        unused, features = _without_gradient(encoder, options.get("in_chans", 3), height, width)
+    except REJECTIONS as error:
+        raise ValueError(
+            f"Encoder {options['model_name']!r} cannot be used: timm gives no levels of it at its own size of "
+            f"{height}x{width} pixels ({' '.join(str(error).split())[:200]})."
+        ) from error
+    if any(level.shape[-2:] != (height // patch, width // patch) for level in features):
+        raise ValueError(
+            f"Encoder {options['model_name']!r} cannot be used: its levels are no plain grid of patches of "
+            f"{patch} pixels."
+        )
+    return unused
+
+
+def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that an encoder was made for."""
     own = options.get("img_size") or encoder.pretrained_cfg.get("input_size") or 224
-    return own if isinstance(own, int) else own[-1]
+    return (own, own) if isinstance(own, int) else tuple(own[-2:])
 
 
-def _without_gradient(encoder: nn.Module, in_channels: int, side: int) -> frozenset[str]:
-    """Names of the parameters that the features do not depend on."""
+def _without_gradient(
+    encoder: nn.Module, in_channels: int, height: int, width: int
+) -> tuple[frozenset[str], list[torch.Tensor]]:
+    """Names of the parameters that the features do not depend on, and the features."""
     with torch.enable_grad():
-        features = encoder(torch.empty(1, in_channels, side, side, device="meta"))
+        features = encoder(torch.empty(1, in_channels, height, width, device="meta"))
         sum(each.sum() for each in features).backward()
-    return frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None)
+    return frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None), features
 
 
 def _own_strides(options: dict) -> tuple[dict, list[int]]:

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_corrmatch import CorrMatchConfig
+from .configuration_corrmatch import DPT_LEVELS, CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
 from .decoder_dpt_corrmatch import DPTDecoder
 from .decoder_linear_corrmatch import LinearDecoder
@@ -30,11 +30,14 @@ MAX_MISSING_NUMBERS = 2**28  # a GiB: no decoder and correlation head are larger
 
 
 class CorrMatchFeatures(tuple):
-    """The levels that the encoder sees: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or four of a
-    transformer."""
+    """The levels that the encoder gives: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or those of a plain
+    transformer, all (N,C,h,w)."""
 
     def __new__(cls, *levels: torch.Tensor):
         return super().__new__(cls, levels)
+
+    def __getnewargs__(self):  # for copies
+        return tuple(self)
 
     @property
     def high(self) -> torch.Tensor:
@@ -70,7 +73,9 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, nn.Conv2d):
+        if getattr(module, "keeps_torch_initialisation", False):
+            module.reset_parameters()  # transformers has taught torch's functions to leave alone what was loaded
+        elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -166,7 +171,7 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
     ```
 
     Raises:
-        ValueError: the configuration's encoder does not exist, cannot have its output stride or goes with another
+        ValueError: the configuration's encoder does not exist, cannot have its output stride, or does not go with its
             decoder.
     """
 
@@ -193,15 +198,21 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             )
         self.post_init()
 
-    def _make_decoder(self) -> nn.Module:
+    def _make_decoder(self) -> DeepLabV3PlusDecoder | DPTDecoder | LinearDecoder:
         config, channels, plain = self.config, self.encoder.channels, self.encoder.plan.plain
         if config.decoder == "linear":
             return LinearDecoder(channels, config.num_labels)
         if config.decoder == "dpt":
-            if not plain or len(channels) != 4:
+            if not plain:
                 raise ValueError(
-                    f"Decoder 'dpt' needs four levels of a plain transformer, which encoder {config.encoder_name!r} "
-                    "does not give: take decoder 'deeplabv3plus', or an encoder such as 'vit_small_patch14_dinov2'."
+                    f"Decoder 'dpt' needs a plain transformer, and encoder {config.encoder_name!r} has a pyramid of "
+                    "features: take decoder 'deeplabv3plus' or 'linear', or an encoder such as "
+                    "'vit_small_patch14_dinov2'."
+                )
+            if len(channels) != DPT_LEVELS:
+                raise ValueError(
+                    f"Decoder 'dpt' needs {DPT_LEVELS} levels, and encoder {config.encoder_name!r} gives "
+                    f"{len(channels)}: take decoder 'linear', or an encoder of at least {DPT_LEVELS} blocks."
                 )
             width = channels[-1]
             pyramid = config.pyramid_channels or [width // 8, width // 4, width // 2, width]
