@@ -74,7 +74,7 @@ def main(args: list[str] | None = None) -> None:
         "image_mean": list(processor.image_mean),
         "image_std": list(processor.image_std),
         "rescale_factor": processor.rescale_factor,
-        "size_multiple": model.encoder.plan.size_multiple,
+        "size_multiple": size_multiple(model),
     }
 
     # Export
@@ -94,9 +94,19 @@ def main(args: list[str] | None = None) -> None:
     print(f"written to {output} ({output.stat().st_size / 2**20:.1f} MiB)")
 
 
+def size_multiple(model: CorrMatchForSegmentation) -> int:
+    """Heights and widths that the graph takes are multiples of this.
+
+    Other sizes are padded for such an encoder, of which a graph knows nothing; that images are resized for a plain
+    transformer is in the graph.
+    """
+    plan = model.encoder.plan
+    return 1 if plan.plain else plan.size_multiple
+
+
 def export(model: CorrMatchForSegmentation, name: str) -> ExportedProgram:
     """The model as a graph in which batch, height and width are unknowns."""
-    multiple = model.encoder.plan.size_multiple  # other sizes are padded; the graph takes none of those
+    multiple = size_multiple(model)
     side = max(multiple, 32)
     example = torch.zeros(2, model.encoder.in_channels, 3 * side, 4 * side)  # a batch of 1 would stay 1
     if multiple == 1:
@@ -147,7 +157,7 @@ def onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
 
 def sizes(model: CorrMatchForSegmentation) -> list[tuple[int, int, int]]:
     """(batch, height, width) of three inputs unlike that of the export."""
-    multiple = model.encoder.plan.size_multiple
+    multiple = size_multiple(model)
     if multiple == 1:
         return [(1, 97, 131), (3, 64, 160), (1, 257, 193)]
     return [(n, h * multiple, w * multiple) for n, h, w in ((1, 2, 3), (3, 4, 2), (1, 5, 5))]

@@ -21,6 +21,7 @@ from corrmatch_hf.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CUTMIX_PARTNERS = ("same_image", "batch", "reversed")
 
 
 class Geometry(NamedTuple):
@@ -109,7 +110,9 @@ class Augmentation:
     Weak: long side an integer uniform in [scale_min, scale_max] times itself, padding, random crop, flip 0.5.
     Strong, on the weak crop: colour jitter, grayscale, blur; then CutMix with the partner's strong view.
     `cutmix_partner`: "same_image" is a second, independent view of the same photo, which is what the
-    published numbers were made with; "batch" is the next photo of the total batch.
+    published numbers were made with; "batch" is the next photo of the total batch; "reversed" is the photo as far
+    from the end of the total batch as this one from its start, which is how UniMatch V2 mixes. A photo that would be
+    its own partner gets a second view of itself.
     """
 
     crop_size: int = 321
@@ -156,8 +159,10 @@ class Augmentation:
                 f"blur_sigma_min {self.blur_sigma_min} and blur_sigma_max {self.blur_sigma_max} must be "
                 "positive and in order."
             )
-        if self.cutmix_partner not in ("same_image", "batch"):
-            raise InputError(f"cutmix_partner is {self.cutmix_partner!r}: choose 'same_image' or 'batch'.")
+        if self.cutmix_partner not in CUTMIX_PARTNERS:
+            raise InputError(
+                f"cutmix_partner is {self.cutmix_partner!r}: choose one of {', '.join(CUTMIX_PARTNERS)}."
+            )
 
     def draw_geometry(self, width: int, height: int, rng: np.random.Generator) -> Geometry:
         """Resize, crop and flip for one photo of `width` x `height` pixels."""

@@ -189,9 +189,15 @@ class TrainingSet(Dataset):
         return range(first, first + self.unlabeled_batch)
 
     def _partner_position(self, step: int, position: int) -> int:
-        """The next position of the total batch, cyclic."""
+        """The position of the total batch whose image may be pasted: the next one, cyclic, or that as far from its end.
+
+        Reversed, the middle one of an odd number is its own partner, as an image alone is.
+        """
         total = self.world_size * self.unlabeled_batch
-        return step * total + (position - step * total + 1) % total
+        place = position - step * total
+        if self.augmentation.cutmix_partner == "reversed":
+            return step * total + total - 1 - place
+        return step * total + (place + 1) % total
 
     def _partner(self, step: int, position: int) -> tuple[int, Stream]:
         """Whose view is pasted into that of `position`."""

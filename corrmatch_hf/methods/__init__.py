@@ -13,9 +13,11 @@ from .ipixmatch import IPixMatch, IPixMatchOptions
 from .mean_teacher import MeanTeacher, MeanTeacherOptions
 from .supervised import Supervised, SupervisedOptions
 from .unimatch import UniMatch, UniMatchOptions
+from .unimatch_v2 import UniMatchV2, UniMatchV2Options
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (CorrMatch, UniMatch, FixMatch, IPixMatch, CPS, DGCL, MeanTeacher, Supervised)
+    cls.name: cls
+    for cls in (CorrMatch, UniMatch, UniMatchV2, FixMatch, IPixMatch, CPS, DGCL, MeanTeacher, Supervised)
 }
 
 
@@ -46,5 +48,7 @@ __all__ = [
     "SupervisedOptions",
     "UniMatch",
     "UniMatchOptions",
+    "UniMatchV2",
+    "UniMatchV2Options",
     "method_class",
 ]

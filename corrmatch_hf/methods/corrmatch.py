@@ -20,6 +20,11 @@ become shapes (equation 7) along which confident labels spread (region propagati
     L_s   = (x + x_corr) / 2
     L_u   = lambda1 (s + fp) / 2 + lambda2 kl + lambda3 (corr_s + corr_w) / 2      lambda = 0.5, 0.25, 0.25
 
+With `teacher ema`, a moving average of the network says in evaluation mode what u_w and u_m show: pseudo-labels, their
+confidence, the threshold and the soft target are its. The correlation shapes stay the network's own, and the average is
+what is evaluated and saved. With `feature_perturbation complementary`, two copies of u_w's features are decoded, each
+with the channels that the other lacks, and fp is the mean of both losses. Both come from UniMatch V2.
+
 Where the paper and the published runs differ, the runs' behaviour is the default and the difference is an option.
 """
 
@@ -43,11 +48,12 @@ from ..ops.losses import (
     soft_cross_entropy,
 )
 from ..ops.propagate_rows import propagate_rows
-from .base import BelowOne, Logs, Method, Share, Weight, choice
+from .base import BelowOne, Logs, Method, Share, Weight, choice, evaluating
 from .dynamic_threshold import UPDATES, DynamicThreshold
-from .feature_perturbation import with_dropped_channels
+from .feature_perturbation import with_complementary_channels, with_dropped_channels
 from .inter_pixel import InterPixelOptions, inter_pixel_term
 from .pseudo_labels import PseudoLabels, partner_logits
+from .teacher import Teacher
 
 SOFT_LOSSES = {"kl": kl_divergence, "cross_entropy": soft_cross_entropy, "cosine": cosine_distance}
 
@@ -96,14 +102,20 @@ class CorrMatchOptions(InterPixelOptions):
             "instead of those of the image below the box (the published runs)."
         },
     )
-    feature_perturbation: bool = field(
-        default=True,
-        metadata={
-            "help": "Loss on features with dropped channels (published runs; the paper's equations lack it)."
-        },
+    feature_perturbation: str = choice(
+        "dropout",
+        ("none", "dropout", "complementary"),
+        "Loss on features with dropped channels (published runs; the paper's equations lack it), or on two copies that "
+        "have the channels which the other lacks.",
     )
     feature_dropout: BelowOne = field(
-        default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
+        default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation 'dropout'."}
+    )
+    teacher: str = choice(
+        "none", ("none", "ema"), "Who gives the pseudo-labels: the student itself, or its moving average."
+    )
+    teacher_decay: BelowOne = field(
+        default=0.996, metadata={"help": "teacher ema: share of the average kept by a step."}
     )
 
     def problems(self) -> list[str]:
@@ -117,7 +129,11 @@ class CorrMatchOptions(InterPixelOptions):
 
 @dataclass
 class Predictions:
-    """Everything the network says in one step, at full resolution: logits (N, K, H, W)."""
+    """Everything the network says in one step, at full resolution: logits (N, K, H, W).
+
+    `weak` and `partner` (of the CutMix partner; read inside the box only) are targets, and a teacher's if there is one.
+    `weak_perturbed` is None without perturbation and (2N, K, H, W), one copy after the other, with two perturbed ones.
+    """
 
     x: Tensor
     x_corr: Tensor
@@ -126,7 +142,7 @@ class Predictions:
     weak_perturbed: Tensor | None
     strong: Tensor
     strong_corr: Tensor
-    partner: Tensor  # logits of the CutMix partner; read inside the box only
+    partner: Tensor
 
 
 class CorrMatch(Method):
@@ -145,11 +161,24 @@ class CorrMatch(Method):
             self.options.threshold_momentum,
             self.options.threshold_update,
         )
+        self.teacher = Teacher(model, self.options.teacher_decay) if self.options.teacher == "ema" else None
+
+    @property
+    def segmentation_model(self) -> nn.Module:
+        """The teacher where there is one."""
+        return self.model if self.teacher is None else self.teacher.network
+
+    def after_step(self) -> None:
+        if self.teacher is not None:
+            self.teacher.update(self.model)
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         box, valid = batch.box[:, 0], batch.valid
-        partner, partner_valid = partner_logits(self.model, batch)
+        partner, partner_valid = partner_logits(self.segmentation_model, batch)
         predictions, rows = self._predict(batch, partner)
+        if self.teacher is not None:
+            with evaluating(self.teacher.network):
+                predictions.weak = self.teacher.network(batch.weak).logits
         mixed_valid = torch.where(box, partner_valid, valid)
         return self.losses(predictions, batch.label, valid, mixed_valid, box, rows, step=batch.step)
 
@@ -203,7 +232,11 @@ class CorrMatch(Method):
         }
         hard = terms["s"]
         if p.weak_perturbed is not None:
-            terms["fp"] = masked_cross_entropy(p.weak_perturbed, weak.labels, weak_confident, n0)
+            # All copies have as many pixels that count, so the mean of their losses is that over all of them.
+            copies = p.weak_perturbed.chunk(len(p.weak_perturbed) // len(p.weak))
+            terms["fp"] = sum(
+                masked_cross_entropy(copy, weak.labels, weak_confident, n0) for copy in copies
+            ) / len(copies)
             hard = (terms["s"] + terms["fp"]) / 2
         labeled = torch.lerp(terms["x"], terms["x_corr"], o.labeled_correlation_weight)
         unlabeled = (
@@ -244,13 +277,19 @@ class CorrMatch(Method):
 
         features = model.encode(torch.cat([batch.image, batch.weak]))
         rows = (labeled, unlabeled)
-        both = features
-        if o.feature_perturbation:
-            both = with_dropped_channels(features, o.feature_dropout, rows, seed=self.seed, step=batch.step)
-        # Labelled images are decoded perturbed, too: the decoder's batch statistics are taken over both halves.
-        decoded_both = model.decode(both)
         count = labeled + unlabeled
-        decoded = type(decoded_both)(*(tensor[:count] for tensor in decoded_both))
+        both, perturbed = features, count + labeled  # where the perturbed unlabelled images begin
+        if o.feature_perturbation == "dropout":
+            # Labelled images are decoded perturbed, too: the decoder's batch statistics are taken over both halves.
+            both = with_dropped_channels(features, o.feature_dropout, rows, seed=self.seed, step=batch.step)
+        elif o.feature_perturbation == "complementary":
+            copies = type(features)(*(torch.cat([level[labeled:]] * 2) for level in features))
+            # A pair that stayed whole would only repeat the weak view.
+            copies = with_complementary_channels(copies, seed=self.seed, step=batch.step, whole=False)
+            both = type(features)(*map(torch.cat, zip(features, copies, strict=True)))
+            perturbed = count
+        decoded_both = model.decode(both)
+        decoded = type(decoded_both)(*(part if part is None else part[:count] for part in decoded_both))
         logits = resize(decoded.logits, size)
         query, key, corr = correlation(features, decoded, logits, "weak correlation", rows)
 
@@ -273,8 +312,8 @@ class CorrMatch(Method):
                 x_corr=corr[:labeled],
                 weak=logits[labeled:],
                 weak_corr=corr[labeled:],
-                weak_perturbed=resize(decoded_both.logits[count + labeled :], size)
-                if o.feature_perturbation
+                weak_perturbed=resize(decoded_both.logits[perturbed:], size)
+                if both is not features
                 else None,
                 strong=strong,
                 strong_corr=strong_corr,

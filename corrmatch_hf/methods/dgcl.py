@@ -30,7 +30,7 @@ the density they had. Everything is drawn from, and is the mean over, the total 
 
 What else differs from the published runs:
 - The strong views are those of all methods here: colours are changed, too, and the box covers 2-40 % instead of half of
-  the image; the partner is a second view or the next image, as `cutmix_partner` says.
+  the image; the partner is a second view or another image, as `cutmix_partner` says.
 - The teacher is in evaluation mode, with an average of the student's BatchNorm statistics; theirs uses those of the
   batch, which makes the labels of an image depend on its neighbours.
 - Entropy is ranked over the total batch, not that of each process; the partner's pixels are held to the same threshold.
@@ -179,7 +179,7 @@ class DGCL(Method):
 
     def __init__(self, model: nn.Module, options: DGCLOptions | None = None, seed: int = 0):
         super().__init__(model, options, seed)
-        o, labels, channels = self.options, model.config.num_labels, model.config.decoder_channels
+        o, labels, channels = self.options, model.config.num_labels, model.decoder.fused_channels
         if not -1 <= o.dgcl_ignored_class < labels:
             raise InputError(
                 f"--dgcl_ignored_class is {o.dgcl_ignored_class}; give one of the classes 0 to {labels - 1}, or -1."

@@ -1,11 +1,11 @@
-"""Features with dropped channels beside the whole ones: the perturbation of UniMatch, which CorrMatch shares."""
+"""Features with dropped channels: the perturbations of UniMatch and UniMatch V2, which CorrMatch shares."""
 
 from __future__ import annotations
 
 import torch
 
 from ..model.modeling_corrmatch import CorrMatchFeatures
-from ..ops.channel_mask import stacked_channel_mask
+from ..ops.channel_mask import complementary_channel_masks, stacked_channel_mask
 
 
 def with_dropped_channels(
@@ -41,3 +41,30 @@ def with_dropped_channels(
             )
         )
     )
+
+
+def with_complementary_channels(
+    features: CorrMatchFeatures, *, seed: int, step: int, whole: bool
+) -> CorrMatchFeatures:
+    """Two views of N images, (2N,C,h,w), each with about half of its channels: those that the other one lacks, doubled.
+
+    Levels with equally many channels, such as a plain transformer's, lack the same ones; others their own.
+
+    Args:
+        features: of the first views, then of the second ones.
+        seed, step: of the random draw.
+        whole: leave a random half of the total batch's pairs, rounded down, as they are.
+    """
+    rows, levels = len(features[0]) // 2, []
+    for level in features:
+        mask = complementary_channel_masks(
+            rows,
+            level.shape[1],
+            level.device,
+            seed=seed,
+            step=step,
+            use="complementary features",
+            whole=whole,
+        )
+        levels.append(level * mask.to(level.dtype)[:, :, None, None])
+    return CorrMatchFeatures(*levels)

@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig
 
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}
+DECODERS = ("deeplabv3plus", "dpt", "linear")
+DPT_LEVELS = 4
 CORRELATION_POSITIONS = ("encoder", "aspp", "fusion", "classifier")
 CORRELATION_SCALES = ("scores", "rows")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -19,6 +21,8 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_CHANNELS = 8192
 MAX_CLASSES = 32_767  # label maps are 16-bit integers in places
 MAX_RATES, MAX_RATE = 32, 1024
+MAX_LEVELS, MAX_BLOCKS = 16, 1024  # of plain transformers
+MAX_STRIDE = 256
 MAX_NAME = 256  # characters
 MAX_NUMBER, MAX_ENTRIES, MAX_DEPTH = 16_384, 64, 4  # in encoder_kwargs
 # Arguments of create_model that the encoder sets itself, or that would read a file or the network.
@@ -38,25 +42,34 @@ RESERVED_ENCODER_KWARGS = (
 
 @strict
 class CorrMatchConfig(PreTrainedConfig):
-    r"""Configuration of [`CorrMatchForSegmentation`]: DeepLabV3+ on a timm encoder, with a correlation head.
+    r"""Configuration of [`CorrMatchForSegmentation`]: a decoder on a timm encoder, with a correlation head.
 
     Args:
-        encoder_name: name of a timm model with a pyramid of features, with or without a pretrained tag
-            ("resnet101s", "convnext_tiny.fb_in22k"). Building a model never downloads anything.
+        encoder_name: name of a timm model with a pyramid of features or of a plain vision transformer, with or without
+            a pretrained tag ("resnet101s", "vit_small_patch14_dinov2"). Building a model never downloads anything.
         encoder_kwargs: further arguments for `timm.create_model`, for example `{"drop_path_rate": 0.1}`.
-        output_stride: image pixels per pixel of the deepest feature map: 8, 16 or 32, where the encoder can.
+        out_indices: of a plain transformer, the blocks whose outputs the decoder sees; `None` means four evenly over
+            its depth, 2/5/8/11 of twelve.
+        output_stride: image pixels per pixel of the deepest feature map: 8, 16 or 32 where the encoder has a pyramid
+            and can; the side of its patches where it is a plain transformer. `None` means 16 where it can, else its
+            own, and is replaced by that when the model is built.
+        decoder: "deeplabv3plus", for encoders with a pyramid; "dpt", for plain transformers; "linear", one 1x1
+            convolution on all levels of either.
+        pyramid_channels: of "dpt", the channels of its four levels, the finest first; `None` means an eighth, a
+            quarter, a half and all of the encoder's.
         atrous_rates: dilation rates of the ASPP branches; `None` means 12/24/36 at output stride 8,
             6/12/18 at 16, 3/6/9 at 32.
         aspp_channels: channels of each ASPP branch and of the ASPP output.
         low_level_channels: channels the low-level features are reduced to before the fusion.
-        decoder_channels: channels of the fused features.
+        decoder_channels: channels of the fused features of "deeplabv3plus" and "dpt".
         correlation_head: whether the network has one; CorrMatch needs it, other methods do not.
         correlation_channels: channels of the correlation head's 3x3 projection.
         correlation_dim: channels of query and key, the paper's D; `None` means the number of classes.
         correlation_dropout: probability of dropping a channel of the projected features, in [0, 1).
         correlation_position: what the correlation head looks at: the deepest features of the "encoder" (the
-            paper's choice), the output of the "aspp", the "fusion" of low and high level, or the logits of
-            the "classifier" (the paper's table of feature positions).
+            paper's choice), the output of the "aspp" (of "deeplabv3plus" alone), what the decoder has made of all
+            levels before it classifies ("fusion"), or the logits of the "classifier" (the paper's table of feature
+            positions).
         correlation_scale: what is divided by sqrt(D): the "scores" before the softmax (the published runs), or the
             "rows" after it (equation 4 as printed).
         ignore_index: label id of pixels without a class; must not be a class id.
@@ -71,7 +84,10 @@ class CorrMatchConfig(PreTrainedConfig):
 
     encoder_name: str = "resnet50"
     encoder_kwargs: dict | None = None
-    output_stride: int = 16
+    out_indices: list[int] | tuple[int, ...] | None = None
+    output_stride: int | None = None
+    decoder: str = "deeplabv3plus"
+    pyramid_channels: list[int] | tuple[int, ...] | None = None
     atrous_rates: list[int] | tuple[int, ...] | None = None
     aspp_channels: int = 256
     low_level_channels: int = 48
@@ -105,8 +121,36 @@ class CorrMatchConfig(PreTrainedConfig):
             wrong.append(
                 f"encoder_name must have at most {MAX_NAME} characters, not {len(self.encoder_name)}."
             )
-        if self.output_stride not in ATROUS_RATES:
-            wrong.append(f"output_stride must be 8, 16 or 32, not {self.output_stride}.")
+        if self.output_stride is not None and not 1 <= self.output_stride <= MAX_STRIDE:
+            wrong.append(
+                f"output_stride must be at least 1 and at most {MAX_STRIDE}, or None, not {_short(self.output_stride)}."
+            )
+        elif self.decoder == "deeplabv3plus" and self.output_stride not in (None, *ATROUS_RATES):
+            wrong.append(f"output_stride must be 8, 16 or 32, or None, not {self.output_stride}.")
+        if self.out_indices is not None and not (
+            0 < len(self.out_indices) <= MAX_LEVELS
+            and 0 <= min(self.out_indices) <= max(self.out_indices) < MAX_BLOCKS
+        ):
+            wrong.append(
+                f"out_indices must be 1 to {MAX_LEVELS} numbers of blocks, 0 to {MAX_BLOCKS - 1}, or None, "
+                f"not {_short(self.out_indices)}."
+            )
+        elif self.out_indices is not None and self.decoder == "dpt" and len(self.out_indices) != DPT_LEVELS:
+            wrong.append(
+                f"out_indices must be {DPT_LEVELS} blocks for decoder 'dpt', not {_short(self.out_indices)}."
+            )
+        if self.pyramid_channels is not None and not (
+            len(self.pyramid_channels) == DPT_LEVELS
+            and 1 <= min(self.pyramid_channels) <= max(self.pyramid_channels) <= MAX_CHANNELS
+        ):
+            wrong.append(
+                f"pyramid_channels must be {DPT_LEVELS} numbers from 1 to {MAX_CHANNELS}, or None, "
+                f"not {_short(self.pyramid_channels)}."
+            )
+        if self.correlation_position == "aspp" and self.decoder in ("dpt", "linear"):
+            wrong.append(
+                f"correlation_position 'aspp' is of decoder 'deeplabv3plus', and decoder is {self.decoder!r}."
+            )
         rates = self.atrous_rates
         if rates is not None and not (
             0 < len(rates) <= MAX_RATES and 1 <= min(rates) <= max(rates) <= MAX_RATE
@@ -130,6 +174,7 @@ class CorrMatchConfig(PreTrainedConfig):
         for name, choices in (
             ("correlation_position", CORRELATION_POSITIONS),
             ("correlation_scale", CORRELATION_SCALES),
+            ("decoder", DECODERS),
         ):
             if getattr(self, name) not in choices:
                 wrong.append(
@@ -183,7 +228,7 @@ class CorrMatchConfig(PreTrainedConfig):
     @property
     def aspp_rates(self) -> list[int]:
         """The dilation rates in use: `atrous_rates`, or those that go with the output stride."""
-        return list(self.atrous_rates or ATROUS_RATES[self.output_stride])
+        return list(self.atrous_rates or ATROUS_RATES[self.output_stride or 16])
 
 
 def _class_problems(id2label, num_labels) -> list[str]:

@@ -1,4 +1,7 @@
-"""The DeepLabV3+ decoder: ASPP, fusion with the low-level features, classifier."""
+"""The DeepLabV3+ decoder, and what all decoders share: the interpolation, and what they give."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -10,6 +13,14 @@ def resize(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners: the one interpolation of this
     network."""
     return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+class DecoderOutput(NamedTuple):
+    """aspp (N,A,h,w), of DeepLabV3+ alone; fused (N,F,H',W'), what the classifier sees; logits (N,K,H',W')."""
+
+    aspp: torch.Tensor | None
+    fused: torch.Tensor
+    logits: torch.Tensor
 
 
 class ConvNormAct(nn.Module):
@@ -79,13 +90,15 @@ class Fusion(nn.Module):
 
 
 class DeepLabV3PlusDecoder(nn.Module):
-    """DeepLabV3+ (Chen et al. 2018) as CorrMatch uses it; its three steps can be called one by one.
+    """DeepLabV3+ (Chen et al. 2018) as CorrMatch uses it.
 
-    aspp(high (N,C,h,w)) -> (N,aspp_channels,h,w)
-    fuse(low (N,L,H/4,W/4), aspp) -> (N,channels,H/4,W/4)
-    classify(fused) -> logits (N,num_labels,H/4,W/4)
+    (low (N,L,H/4,W/4), high (N,C,h,w)) -> aspp (N,aspp_channels,h,w), fused (N,channels,H/4,W/4) and logits of that
+    size.
 
     In train mode it also takes a single image, whose pooled features BatchNorm cannot normalise.
+
+    Attributes:
+        fused_channels: channels of the fused features.
     """
 
     def __init__(
@@ -102,3 +115,10 @@ class DeepLabV3PlusDecoder(nn.Module):
         self.aspp = AtrousPyramid(high_channels, aspp_channels, atrous_rates)
         self.fuse = Fusion(low_channels, low_level_channels, aspp_channels, channels)
         self.classify = nn.Conv2d(channels, num_labels, 1)
+        self.fused_channels = channels
+
+    def forward(self, levels: Sequence[torch.Tensor]) -> DecoderOutput:
+        low, high = levels
+        aspp = self.aspp(high)
+        fused = self.fuse(low, aspp)
+        return DecoderOutput(aspp, fused, self.classify(fused))

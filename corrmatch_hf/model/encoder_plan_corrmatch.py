@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import timm
@@ -19,8 +20,12 @@ from timm.models import FeatureListNet
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from .encoder_levels_corrmatch import TransformerLevels
+
 OUTPUT_STRIDES = (8, 16, 32)
+DEFAULT_OUTPUT_STRIDE = 16
 LOW_LEVEL_STRIDE = 4
+PLAIN_LEVELS = 4  # of a plain transformer, evenly over its depth
 SUGGESTIONS = "'resnet50', 'convnext_tiny', 'efficientnet_b0', 'swin_tiny_patch4_window7_224' or 'pvt_v2_b2'"
 SQUARES = (32, 64, 96, 128, 224, 256, 384, 512)  # image sizes to name in a message
 REJECTIONS = (
@@ -39,44 +44,58 @@ MAX_MODULES = 10_000  # timm's largest models have 2,000; a number in encoder_kw
 class EncoderPlan(NamedTuple):
     """How to build and use an encoder.
 
-    options: arguments of `timm.create_model`; its features are those of low and high level, in this order.
-    low_stride: image pixels per pixel of the low-level features.
+    options: arguments of `build`; the features are those of the levels in use, the finest or earliest first.
+    strides: image pixels per pixel of each level.
     size_multiple: heights and widths of images must be multiples of this.
-    unused: names of parameters that neither feature map depends on.
+    unused: names of parameters that no level depends on.
+    plain: whether all levels have one stride, as those of plain vision transformers.
     """
 
     options: dict
-    low_stride: int
+    strides: tuple[int, ...]
     size_multiple: int
     unused: frozenset[str]
+    plain: bool
 
 
-def plan_encoder(name: str, output_stride: int, kwargs: dict) -> EncoderPlan:
-    """The plan of an encoder with high-level features at `output_stride`.
+def plan_encoder(
+    name: str, output_stride: int | None, kwargs: dict, out_indices: Sequence[int] | None = None
+) -> EncoderPlan:
+    """The plan of an encoder whose last level has `output_stride`.
+
+    Two levels of an encoder with a pyramid of features, near stride 4 and at the output stride; of a plain transformer
+    the outputs of the blocks `out_indices`, by default of four evenly over its depth, each through the final norm.
 
     Raises:
-        ValueError: unknown name; no pyramid of features (plain vision transformers); impossible stride;
-            arguments that timm does not take.
+        ValueError: unknown name; impossible stride or indices; arguments that timm does not take.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"use for example {SUGGESTIONS}."
         raise ValueError(f"timm has no model named {name!r}: {hint}")
-    return _plan(name, output_stride, json.dumps(kwargs, sort_keys=True))
+    indices = None if out_indices is None else tuple(out_indices)
+    return _plan(name, output_stride, json.dumps(kwargs, sort_keys=True), indices)
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(name: str, output_stride: int, kwargs: str) -> EncoderPlan:
+def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int, ...] | None) -> EncoderPlan:
     options = {"model_name": name, "features_only": True, **json.loads(kwargs)}
-    options, strides = _at_stride(options, output_stride)
+    options, strides = _own_strides(options)
+    if len(set(strides)) == 1:
+        return _plan_plain(name, output_stride, json.loads(kwargs), indices, strides[0])
+    if indices is not None:
+        raise ValueError(
+            f"out_indices choose blocks of a plain transformer, but encoder {name!r} has a pyramid of features: leave "
+            "them out."
+        )
+    options, strides = _at_stride(options, strides, output_stride)
     distance = [abs(math.log2(stride / LOW_LEVEL_STRIDE)) for stride in strides]
     low = distance.index(min(distance))
     # Only the two levels in use, so that timm leaves out what the others alone need.
     options["out_indices"] = (low, len(strides) - 1)
     encoder = build_on_meta(options)
 
-    own = options.get("img_size") or encoder.pretrained_cfg.get("input_size") or 224
-    own = own if isinstance(own, int) else own[-1]
+    own = own_size(options, encoder)[-1]
     in_channels = options.get("in_chans", 3)
     # The least of 1, 32 and the encoder's own image size of which it takes every multiple. HRNet, for one,
     # wants multiples of 32, MaxViT of 224. Where it takes its own size only, it will say so when it sees
@@ -86,38 +105,115 @@ def _plan(name: str, output_stride: int, kwargs: str) -> EncoderPlan:
     unused = frozenset()
     if not isinstance(encoder, FeatureListNet) and takes(encoder, in_channels, own, own):
         # HRNet computes more than is asked for. (A FeatureListNet holds nothing that it does not use.)
-        with torch.enable_grad():
-            features = encoder(torch.empty(1, in_channels, own, own, device="meta"))
-            sum(each.sum() for each in features).backward()
-        unused = frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None)
-    return EncoderPlan(options, strides[low], multiple, unused)
+        unused, _ = _without_gradient(encoder, in_channels, own, own)
+    return EncoderPlan(options, (strides[low], strides[-1]), multiple, unused, plain=False)
 
 
-def _at_stride(options: dict, output_stride: int) -> tuple[dict, list[int]]:
-    """The options with those added that give `output_stride`, and the strides of all features they give."""
+def _plan_plain(
+    name: str, output_stride: int | None, kwargs: dict, indices: tuple[int, ...] | None, patch: int
+) -> EncoderPlan:
+    """The plan of a plain transformer."""
+    if output_stride not in (None, patch):
+        raise ValueError(
+            f"Encoder {name!r} cannot have output_stride {output_stride}: that of a plain transformer is the side of "
+            f"its patches, {patch}."
+        )
+    options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
+    try:
+        # Where it can, any number of patches, with position embeddings interpolated by timm.
+        any_size = {"dynamic_img_size": True, **options}
+        depth, options = _depth(any_size), any_size
+    except REJECTIONS:
+        depth = _depth(options)
+    if indices is None:
+        indices = tuple(
+            dict.fromkeys(max((i + 1) * depth // PLAIN_LEVELS - 1, 0) for i in range(PLAIN_LEVELS))
+        )
+    elif not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
+        raise ValueError(
+            f"out_indices must be rising numbers of the blocks of encoder {name!r}, 0 to {depth - 1}, not "
+            f"{list(indices)}."
+        )
+    options["out_indices"] = indices
+    encoder = build_on_meta(options)
+    return EncoderPlan(options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True)
+
+
+def _depth(options: dict) -> int:
+    """The number of blocks of a plain transformer."""
+    return len(build_on_meta({**options, "out_indices": (0,)}).model.feature_info)
+
+
+def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset[str]:
+    """As `_without_gradient`, at the encoder's own size.
+
+    Raises:
+        ValueError: the blocks do not give what timm says.
+    """
+    height, width = own_size(options, encoder)
+    try:
+        unused, features = _without_gradient(encoder, options.get("in_chans", 3), height, width)
+    except REJECTIONS as error:
+        raise ValueError(
+            f"Encoder {options['model_name']!r} cannot be used: timm gives no levels of it at its own size of "
+            f"{height}x{width} pixels ({' '.join(str(error).split())[:200]})."
+        ) from error
+    if any(level.shape[-2:] != (height // patch, width // patch) for level in features):
+        raise ValueError(
+            f"Encoder {options['model_name']!r} cannot be used: its levels are no plain grid of patches of "
+            f"{patch} pixels."
+        )
+    return unused
+
+
+def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that an encoder was made for."""
+    own = options.get("img_size") or encoder.pretrained_cfg.get("input_size") or 224
+    return (own, own) if isinstance(own, int) else tuple(own[-2:])
+
+
+def _without_gradient(
+    encoder: nn.Module, in_channels: int, height: int, width: int
+) -> tuple[frozenset[str], list[torch.Tensor]]:
+    """Names of the parameters that the features do not depend on, and the features."""
+    with torch.enable_grad():
+        features = encoder(torch.empty(1, in_channels, height, width, device="meta"))
+        sum(each.sum() for each in features).backward()
+    return frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None), features
+
+
+def _own_strides(options: dict) -> tuple[dict, list[int]]:
+    """The strides of all features that an encoder has by itself, and the options that build it for any size of
+    image."""
     name = options["model_name"]
     try:
         # Where it exists (Swin): attention masks for the image at hand instead of for one size.
         any_size = {"strict_img_size": False, **options}
-        strides = _strides(any_size)
-        options = any_size
+        return any_size, _strides(any_size)
     except REJECTIONS:
         try:
-            strides = _strides(options)
+            return options, _strides(options)
         except REJECTIONS as error:
             given = {key: options[key] for key in options.keys() - {"model_name", "features_only"}}
             raise ValueError(
                 f"timm cannot build {name!r} as an encoder with arguments {given}: {error}"
             ) from error
-    if len(set(strides)) == 1:
-        raise ValueError(
-            f"Encoder {name!r} has features of one stride only ({strides[0]}): plain ViT encoders are not "
-            f"supported yet. Use one with a pyramid of features, such as {SUGGESTIONS}."
-        )
+
+
+def _at_stride(options: dict, strides: list[int], output_stride: int | None) -> tuple[dict, list[int]]:
+    """The options with those added that give `output_stride`, and the strides of all features they give.
+
+    None: the default stride where the encoder can have it, else its own.
+    """
+    if output_stride is None:
+        try:
+            return _at_stride(options, strides, DEFAULT_OUTPUT_STRIDE)
+        except ValueError:
+            return options, strides
     if strides[-1] == output_stride:
         return options, strides
 
-    own = strides[-1]
+    name, own = options["model_name"], strides[-1]
     possible = {own} & set(OUTPUT_STRIDES)
     for stride in (output_stride, *OUTPUT_STRIDES):
         dilated = {**options, "output_stride": stride}
@@ -136,9 +232,17 @@ def _strides(options: dict) -> list[int]:
     return build_on_meta(options).feature_info.reduction()
 
 
-def build(options: dict) -> nn.Module:
-    """The timm encoder that these options make, with random weights."""
-    encoder = timm.create_model(**options, pretrained=False)
+def build(options: dict, pretrained: bool = False, **pretrained_options) -> nn.Module:
+    """The timm encoder that these options make: a pyramid of features, or levels of a plain transformer."""
+    if "features_only" not in options:
+        model = timm.create_model(
+            **{key: value for key, value in options.items() if key != "out_indices"},
+            pretrained=pretrained,
+            **pretrained_options,
+        )
+        # timm's own features of transformers are those before the final norm, which it leaves out.
+        return TransformerLevels(model, options["out_indices"])
+    encoder = timm.create_model(**options, pretrained=pretrained, **pretrained_options)
     for module in encoder.modules():
         if isinstance(module, PatchEmbed):
             module.dynamic_img_pad = True  # pads the image's last, incomplete patches

@@ -9,6 +9,8 @@ import timm
 import torch
 from timm.models import load_state_dict
 
+from .encoder_plan_corrmatch import build
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 MODERATE = 2**30  # bytes that any file may take in memory, however small it is
 
@@ -30,7 +32,7 @@ def pretrained_encoder_weights(options: dict, weights: str | Path | None = None)
     name = options["model_name"]
     if weights is None:
         try:
-            return timm.create_model(**options, pretrained=True).state_dict()
+            return build(options, pretrained=True).state_dict()
         except RuntimeError as error:
             known = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")) or "none"
             raise ValueError(
@@ -111,7 +113,7 @@ def _load(options: dict, state: dict[str, torch.Tensor], weights: str | Path) ->
     """Pass a state dict through timm's loading."""
     overlay = {"state_dict": state, "custom_load": False}
     try:
-        encoder = timm.create_model(**options, pretrained=True, pretrained_cfg_overlay=overlay)
+        encoder = build(options, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm's renaming meets names it does not expect
         reason = " ".join(str(error).split())  # torch lists wrong shapes on lines of their own
         raise ValueError(f"{weights} does not fit encoder {options['model_name']!r}: {reason}") from error

@@ -1,4 +1,4 @@
-"""The CorrMatch segmentation network: DeepLabV3+ on a timm encoder, and the correlation head that trains it.
+"""The CorrMatch segmentation network: a decoder on a timm encoder, and the correlation head that trains it.
 
 Inference runs encoder and decoder only; the correlation head is computed for a loss or on request.
 """
@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,28 +18,31 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_corrmatch import CorrMatchConfig
+from .configuration_corrmatch import DPT_LEVELS, CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
-from .decoders_corrmatch import DeepLabV3PlusDecoder, resize
+from .decoder_dpt_corrmatch import DPTDecoder
+from .decoder_linear_corrmatch import LinearDecoder
+from .decoders_corrmatch import DecoderOutput, DeepLabV3PlusDecoder, resize
 from .encoder_corrmatch import CorrMatchEncoder
 from .encoder_weights_corrmatch import pretrained_encoder_weights, weights_origin
 
 MAX_MISSING_NUMBERS = 2**28  # a GiB: no decoder and correlation head are larger than this
 
 
-class CorrMatchFeatures(NamedTuple):
-    """What the encoder sees: low (N,C,~H/4,~W/4) and high (N,C,h,w) at the output stride."""
+class CorrMatchFeatures(tuple):
+    """The levels that the encoder gives: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or those of a plain
+    transformer, all (N,C,h,w)."""
 
-    low: torch.Tensor
-    high: torch.Tensor
+    def __new__(cls, *levels: torch.Tensor):
+        return super().__new__(cls, levels)
 
+    def __getnewargs__(self):  # for copies
+        return tuple(self)
 
-class DecoderOutput(NamedTuple):
-    """aspp (N,A,h,w), fused (N,F,~H/4,~W/4), logits (N,K,~H/4,~W/4)."""
-
-    aspp: torch.Tensor
-    fused: torch.Tensor
-    logits: torch.Tensor
+    @property
+    def high(self) -> torch.Tensor:
+        """The last level, (N,C,h,w) at the output stride."""
+        return self[-1]
 
 
 @dataclass
@@ -71,7 +73,9 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, nn.Conv2d):
+        if getattr(module, "keeps_torch_initialisation", False):
+            module.reset_parameters()  # transformers has taught torch's functions to leave alone what was loaded
+        elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -155,7 +159,7 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
 
 
 class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
-    """DeepLabV3+ with a correlation head, for semantic segmentation.
+    """A timm encoder, a decoder (DeepLabV3+, DPT, linear) and a correlation head, for semantic segmentation.
 
     ```python
     >>> import torch
@@ -167,27 +171,23 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
     ```
 
     Raises:
-        ValueError: the configuration's encoder does not exist or cannot have its output stride.
+        ValueError: the configuration's encoder does not exist, cannot have its output stride, or does not go with its
+            decoder.
     """
 
     def __init__(self, config: CorrMatchConfig):
         super().__init__(config)
-        self.encoder = CorrMatchEncoder(config.encoder_name, config.output_stride, config.encoder_kwargs)
-        self.decoder = DeepLabV3PlusDecoder(
-            low_channels=self.encoder.low_channels,
-            high_channels=self.encoder.high_channels,
-            num_labels=config.num_labels,
-            atrous_rates=config.aspp_rates,
-            aspp_channels=config.aspp_channels,
-            low_level_channels=config.low_level_channels,
-            channels=config.decoder_channels,
+        self.encoder = CorrMatchEncoder(
+            config.encoder_name, config.output_stride, config.encoder_kwargs, config.out_indices
         )
+        config.output_stride = self.encoder.output_stride  # what None meant
+        self.decoder = self._make_decoder()
         self.correlation = None
         if config.correlation_head:
             channels = {
-                "encoder": self.encoder.high_channels,
+                "encoder": self.encoder.channels[-1],
                 "aspp": config.aspp_channels,
-                "fusion": config.decoder_channels,
+                "fusion": self.decoder.fused_channels,
                 "classifier": config.num_labels,
             }
             self.correlation = CorrelationHead(
@@ -197,6 +197,40 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
                 dropout=config.correlation_dropout,
             )
         self.post_init()
+
+    def _make_decoder(self) -> DeepLabV3PlusDecoder | DPTDecoder | LinearDecoder:
+        config, channels, plain = self.config, self.encoder.channels, self.encoder.plan.plain
+        if config.decoder == "linear":
+            return LinearDecoder(channels, config.num_labels)
+        if config.decoder == "dpt":
+            if not plain:
+                raise ValueError(
+                    f"Decoder 'dpt' needs a plain transformer, and encoder {config.encoder_name!r} has a pyramid of "
+                    "features: take decoder 'deeplabv3plus' or 'linear', or an encoder such as "
+                    "'vit_small_patch14_dinov2'."
+                )
+            if len(channels) != DPT_LEVELS:
+                raise ValueError(
+                    f"Decoder 'dpt' needs {DPT_LEVELS} levels, and encoder {config.encoder_name!r} gives "
+                    f"{len(channels)}: take decoder 'linear', or an encoder of at least {DPT_LEVELS} blocks."
+                )
+            width = channels[-1]
+            pyramid = config.pyramid_channels or [width // 8, width // 4, width // 2, width]
+            return DPTDecoder(channels, config.num_labels, config.decoder_channels, pyramid)
+        if plain:
+            raise ValueError(
+                f"Decoder 'deeplabv3plus' needs a pyramid of features, and encoder {config.encoder_name!r} is a plain "
+                "transformer: take decoder 'dpt' or 'linear', or an encoder such as 'resnet50'."
+            )
+        return DeepLabV3PlusDecoder(
+            low_channels=channels[0],
+            high_channels=channels[-1],
+            num_labels=config.num_labels,
+            atrous_rates=config.aspp_rates,
+            aspp_channels=config.aspp_channels,
+            low_level_channels=config.low_level_channels,
+            channels=config.decoder_channels,
+        )
 
     @classmethod
     def from_encoder_pretrained(cls, config: CorrMatchConfig, weights: str | Path | None = None):
@@ -254,10 +288,8 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         return CorrMatchFeatures(*self.encoder(pixel_values))
 
     def decode(self, features: CorrMatchFeatures) -> DecoderOutput:
-        """Features -> ASPP output, fused features and logits at stride 4."""
-        aspp = self.decoder.aspp(features.high)
-        fused = self.decoder.fuse(features.low, aspp)
-        return DecoderOutput(aspp, fused, self.decoder.classify(fused))
+        """Features -> ASPP output (of DeepLabV3+), fused features and logits at the decoder's resolution."""
+        return self.decoder(features)
 
     def correlate(
         self, features: CorrMatchFeatures, decoded: DecoderOutput, channel_mask: torch.Tensor | None = None

@@ -63,3 +63,36 @@ def stacked_channel_mask(
             for i, count in enumerate(rows)
         ]
     )
+
+
+def complementary_channel_masks(
+    rows: int,
+    channels: int,
+    device: torch.device | str,
+    *,
+    seed: int,
+    step: int,
+    use: str,
+    whole: bool,
+) -> Tensor:
+    """(2 * rows, channels) float32, for two views of `rows` images: 0 or 2 for the first, 2 minus that for the second.
+
+    A channel that one view lacks counts double in the other. Equal numbers of channels get the same masks.
+
+    Args:
+        rows: images of this process, the same on all of them.
+        channels, device: of the masks.
+        seed, step, use: of the random draw.
+        whole: leave a random half of the total batch's pairs, rounded down, as they are: 1 everywhere. They are the
+            same pairs whatever `channels` is.
+    """
+    total = rows * world_size()
+    drawn = torch.rand(
+        total, channels, generator=step_generator(device, seed, step, f"{use} {channels}"), device=device
+    )
+    first = 2.0 * (drawn < 0.5)
+    if whole:
+        place = torch.rand(total, generator=step_generator(device, seed, step, f"{use} whole"), device=device)
+        first = torch.where((place.argsort() < total // 2)[:, None], 1.0, first)
+    own = first[rank() * rows : (rank() + 1) * rows]
+    return torch.cat([own, 2 - own])

@@ -35,6 +35,17 @@ REFERENCES = {
   year={2023}
 }""",
     ),
+    "unimatch_v2": Reference(
+        "[UniMatch V2: Pushing the Limit of Semi-Supervised Semantic Segmentation]"
+        "(https://arxiv.org/abs/2410.10777) (TPAMI 2025)",
+        """\
+@article{yang2025unimatchv2,
+  title={UniMatch V2: Pushing the Limit of Semi-Supervised Semantic Segmentation},
+  author={Yang, Lihe and Zhao, Zhen and Zhao, Hengshuang},
+  journal={TPAMI},
+  year={2025}
+}""",
+    ),
     "fixmatch": Reference(
         "[FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence]"
         "(https://arxiv.org/abs/2001.07685) (NeurIPS 2020), as UniMatch's papers apply it to segmentation",

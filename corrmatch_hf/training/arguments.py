@@ -18,6 +18,7 @@ from ..data.semi_dataset import SemiDataset
 from ..errors import InputError, refuse, unknown_name
 from ..methods import METHODS, Method, method_class
 from ..model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from ..model.configuration_corrmatch import DECODERS
 from .config import option
 
 
@@ -83,11 +84,21 @@ class DataArguments:
 class ModelArguments:
     """The network."""
 
-    encoder_name: str = option("resnet50", "timm name of a hierarchical encoder.")
+    encoder_name: str = option(
+        "resnet50", "timm name of an encoder with a pyramid of features, or of a plain vision transformer."
+    )
     encoder_weights: str = option(
         "timm", "'timm' for timm's pretrained weights from the Hub, 'none', or a .safetensors or .pth file."
     )
-    output_stride: int = option(16, "Stride of the encoder's last features: 8 (the paper), 16 or 32.")
+    output_stride: int | None = option(
+        None,
+        "Stride of the encoder's last features: 8 (the paper), 16 or 32; if not given 16 where it can, else its own.",
+    )
+    decoder: str = option(
+        "deeplabv3plus",
+        "deeplabv3plus for encoders with a pyramid, dpt for plain transformers, linear (the lightest) for both.",
+        DECODERS,
+    )
     correlation_position: str = option(
         "encoder",
         "Features the correlation head takes (paper table 8).",
@@ -101,7 +112,7 @@ class ModelArguments:
     correlation_channels: int = option(256, "Channels of the correlation head's projection.")
     aspp_channels: int = option(256, "Channels of each branch of the ASPP.")
     low_level_channels: int = option(48, "Channels of the low-level features in the decoder.")
-    decoder_channels: int = option(256, "Channels of the decoder's fused features.")
+    decoder_channels: int = option(256, "Channels of the fused features of deeplabv3plus and dpt.")
     gradient_checkpointing: bool = option(
         False, "Recompute the encoder in the backward pass: less memory, slower."
     )

@@ -11,6 +11,7 @@ from accelerate.utils import LoggerType
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.augment import CUTMIX_PARTNERS
 from ..errors import refuse, unknown_name
 
 
@@ -59,8 +60,9 @@ class TrainingConfig:
     cutmix_probability: float = option(0.5, "Share of strong views with a CutMix box.")
     cutmix_partner: str = option(
         "same_image",
-        "What is pasted: a second view of the same image (as in the published runs), or another image of the batch.",
-        ("same_image", "batch"),
+        "What is pasted: a second view of the same image (as in the published runs), the next image of the total "
+        "batch, or that at its place in the reversed batch (as in UniMatch V2's).",
+        CUTMIX_PARTNERS,
     )
 
     optimizer: str = option("sgd", "Optimiser.", ("sgd", "adamw"))
@@ -88,6 +90,15 @@ class TrainingConfig:
     channels_last: bool = option(
         True,
         "Keep feature maps pixel by pixel in memory: the same results up to rounding, faster nearly everywhere.",
+    )
+    freeze_encoder: bool = option(
+        False,
+        "Leave the encoder as it is, in evaluation mode and without gradient: less memory, faster steps.",
+    )
+    layer_decay: float | None = option(
+        None,
+        "Each layer of the encoder learns at this share of the rate of the one above it, the last at --learning_rate; "
+        "e.g. 0.75 for a transformer.",
     )
     freeze_batch_norm: bool = option(
         False,
@@ -217,6 +228,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 problems.append(f"--{name} is {value}; it must be in [0, 1)")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            problems.append(f"--layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+        if self.layer_decay is not None and self.freeze_encoder:
+            problems.append("--layer_decay says how fast the encoder learns, which --freeze_encoder forbids")
         if (self.max_steps is None) == (self.num_epochs is None):
             found = "neither was" if self.max_steps is None else "both were"
             problems.append(f"give one of --max_steps and --num_epochs ({found} given)")

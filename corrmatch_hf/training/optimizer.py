@@ -7,26 +7,34 @@ from torch import nn
 from transformers import get_polynomial_decay_schedule_with_warmup
 
 from .config import TrainingConfig
+from .layer_decay import layer_scales
 
 
 def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int) -> torch.optim.Optimizer:
-    """SGD or AdamW with two groups, the encoder at the learning rate, all else at its multiple; four where norms and
-    biases are spared the decay.
+    """SGD or AdamW with two groups, the encoder at the learning rate, all else at its multiple; with `layer_decay` a
+    group for each layer of the encoder, the last layer first. Twice as many where norms and biases are spared the
+    weight decay.
 
     `total_batch` is the number of labelled images of one optimiser step over all processes; the rate is scaled with it
     when `config.lr_reference_batch` is set.
+
+    Raises:
+        InputError: `layer_decay` with an encoder whose layers timm does not know.
     """
     rate = config.learning_rate
     if config.lr_reference_batch:
         rate *= total_batch / config.lr_reference_batch
-    encoder, rest = [], []
+    encoder, rest = {}, []  # by the share of the rate
+    scales = layer_scales(method, config.layer_decay) if config.layer_decay is not None else {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            (encoder if ".encoder." in f".{name}" else rest).append(parameter)
+            inside = ".encoder." in f".{name}"
+            (encoder.setdefault(scales.get(parameter, 1.0), []) if inside else rest).append(parameter)
     groups = [
-        {"params": encoder, "lr": rate, "name": "encoder"},
-        {"params": rest, "lr": rate * config.head_lr_multiplier, "name": "head"},
+        {"params": encoder[scale], "lr": rate * scale, "name": "encoder"}
+        for scale in sorted(encoder, reverse=True)
     ]
+    groups.append({"params": rest, "lr": rate * config.head_lr_multiplier, "name": "head"})
     if config.no_decay_norm_bias:  # those are vectors, weights of convolutions and linear layers are not
         groups = [
             {**group, "params": [p for p in group["params"] if (p.ndim > 1) == decays]}

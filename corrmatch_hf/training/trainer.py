@@ -58,6 +58,7 @@ from .compiling import compile_networks
 from .config import TrainingConfig
 from .durable import WRITE_ERRORS, publish_folder, recover_folder, replaced_files, replaced_folder, write_text
 from .failures import explained
+from .freezing import freeze, keep_frozen
 from .log import Progress, TrainingLog
 from .memory import Needs, blank_batch, needs
 from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
@@ -150,6 +151,7 @@ class SemiSupervisedTrainer:
         )
         self.max_steps = config.max_steps or self._steps_of_epochs(method)
         method.plan(self.max_steps * config.gradient_accumulation_steps)
+        freeze(method, config)
         optimizer = build_optimizer(method, config, self.total_batch)
         self.schedule = build_schedule(optimizer, config, self.max_steps)
         self.needs = self._estimate_needs(method, grid)
@@ -194,6 +196,13 @@ class SemiSupervisedTrainer:
             raise InputError(
                 f"The model ignores label {model.config.ignore_index} and the dataset marks ignored pixels with "
                 f"{data.ignore_index}; give both the same ignore_index."
+            )
+        plan, crop = model.encoder.plan, config.crop_size
+        if plan.plain and crop % (side := plan.size_multiple):
+            lower = max(crop // side, 1) * side
+            raise InputError(
+                f"--crop_size {crop} is no multiple of {side}, the side of the patches of encoder "
+                f"{model.config.encoder_name!r}; give {lower} or {lower + side}."
             )
         try:
             with evaluating(model):
@@ -256,7 +265,8 @@ class SemiSupervisedTrainer:
             self.accelerator.wait_for_everyone()
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
             saved = ckpt.read_state(path)
-            ckpt.check_same_architecture(saved["architecture"], self._architecture(), path)
+            architecture = {"decoder": "deeplabv3plus", **saved["architecture"]}  # once there was no other
+            ckpt.check_same_architecture(architecture, self._architecture(), path)
             if self.accelerator.is_main_process:
                 for text in ckpt.changes(saved, self._options(), self.accelerator.num_processes):
                     warnings.warn(text, stacklevel=3)
@@ -286,8 +296,8 @@ class SemiSupervisedTrainer:
     def _architecture(self) -> dict[str, Any]:
         config = self.method.segmentation_model.config
         names = (
-            "encoder_name", "output_stride", "num_labels", "aspp_channels", "low_level_channels", "decoder_channels",
-            "correlation_head", "correlation_position",
+            "encoder_name", "decoder", "output_stride", "num_labels", "aspp_channels", "low_level_channels",
+            "decoder_channels", "correlation_head", "correlation_position",
         )  # fmt: skip
         return {
             "method": self.method.name,
@@ -340,7 +350,7 @@ class SemiSupervisedTrainer:
         config = self.config
         started = time.perf_counter() - self.seconds
         self.wrapped.train()
-        self._freeze_batch_norm()
+        keep_frozen(self.method, config)
         while True:
             if signum := signals.agreed():
                 self._interrupt(signum)
@@ -386,12 +396,6 @@ class SemiSupervisedTrainer:
             "Go on with --resume_from_checkpoint latest.",
             signum,
         )
-
-    def _freeze_batch_norm(self) -> None:
-        if self.config.freeze_batch_norm:
-            for module in self.method.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
 
     def _batches(self):
         config = self.config

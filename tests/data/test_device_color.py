@@ -99,7 +99,7 @@ def assert_same(found, want):
             assert x == y, field.name
 
 
-@pytest.mark.parametrize("partner", ["same_image", "batch"])
+@pytest.mark.parametrize("partner", ["same_image", "batch", "reversed"])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_batch_is_that_of_the_loading_processes(synthetic, partner, workers, views):
@@ -115,7 +115,7 @@ def test_a_batch_is_that_of_the_loading_processes(synthetic, partner, workers, v
     assert pasted
 
 
-@pytest.mark.parametrize("partner", ["same_image", "batch"])
+@pytest.mark.parametrize("partner", ["same_image", "batch", "reversed"])
 def test_processes_and_resuming_change_nothing(synthetic, partner):
     augmentation = Augmentation(crop_size=33, cutmix_partner=partner)
     want = batches(synthetic, augmentation, 6, labeled_batch=4, unlabeled_batch=6)
@@ -167,7 +167,7 @@ def test_what_is_sent_is_page_locked(synthetic, monkeypatch):
     assert any(tensor is left.uncolored.crops for tensor in locked)
 
 
-@pytest.mark.parametrize("partner", ["same_image", "batch"])
+@pytest.mark.parametrize("partner", ["same_image", "batch", "reversed"])
 def test_nothing_is_read_back(synthetic, partner):
     augmentation = Augmentation(
         crop_size=33, cutmix_partner=partner, strong_views=2, cutmix_probability=1.0, blur_probability=1.0

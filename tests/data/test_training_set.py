@@ -58,7 +58,7 @@ def test_without_unlabeled_images_and_without_strong_views(synthetic):
     assert batch.weak is not None and batch.strong is None and batch.box is None
 
 
-@pytest.mark.parametrize("partner", ["same_image", "batch"])
+@pytest.mark.parametrize("partner", ["same_image", "batch", "reversed"])
 @pytest.mark.parametrize("kind", ["list", "stream"])
 def test_the_total_batch_does_not_depend_on_the_number_of_processes(synthetic, partner, kind):
     semi = synthetic if kind == "list" else streamed(synthetic)
@@ -146,7 +146,7 @@ def step_by_hand(semi, augmentation, seed, pass_number, index, stream):
     return augmentation.normalize(crop), g.valid(), strong
 
 
-@pytest.mark.parametrize("partner", ["same_image", "batch"])
+@pytest.mark.parametrize("partner", ["same_image", "batch", "reversed"])
 def test_cutmix_pastes_the_partners_strong_view(synthetic, partner):
     augmentation = dataclasses.replace(SMALL, cutmix_partner=partner, strong_views=2, cutmix_probability=0.6)
     for batch in batches(synthetic, 3, augmentation):
@@ -157,8 +157,9 @@ def test_cutmix_pastes_the_partners_strong_view(synthetic, partner):
                 synthetic, augmentation, 7, number, index[row], Stream.UNLABELED
             )
             assert torch.equal(batch.weak[row], weak) and torch.equal(batch.valid[row], valid)
-            other = (index[row], Stream.PARTNER) if partner == "same_image" else None
-            other = other or (index[(row + 1) % 3], Stream.UNLABELED)
+            place = {"same_image": row, "batch": (row + 1) % 3, "reversed": 2 - row}[partner]
+            # The middle of a reversed batch of three is its own partner.
+            other = (index[place], Stream.PARTNER if place == row else Stream.UNLABELED)
             mix_weak, mix_valid, mix_strong = step_by_hand(synthetic, augmentation, 7, number, *other)
             for view in range(2):
                 expected = torch.where(batch.box[row, view], mix_strong[view], strong[view])
@@ -169,8 +170,9 @@ def test_cutmix_pastes_the_partners_strong_view(synthetic, partner):
                 assert torch.equal(batch.partner_valid[place], mix_valid)
 
 
-def test_a_lone_image_is_mixed_with_another_view_of_itself(synthetic):
-    augmentation = dataclasses.replace(SMALL, cutmix_partner="batch", cutmix_probability=1.0)
+@pytest.mark.parametrize("partner", ["batch", "reversed"])
+def test_a_lone_image_is_mixed_with_another_view_of_itself(synthetic, partner):
+    augmentation = dataclasses.replace(SMALL, cutmix_partner=partner, cutmix_probability=1.0)
     (alone,) = batches(synthetic, 1, augmentation, unlabeled_batch=1)
     (same,) = batches(
         synthetic, 1, dataclasses.replace(augmentation, cutmix_partner="same_image"), unlabeled_batch=1

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
+from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
+from corrmatch_hf.methods import UniMatchV2Options
 from corrmatch_hf.methods.corrmatch import SOFT_LOSSES
 from corrmatch_hf.methods.dynamic_threshold import UPDATES
 from corrmatch_hf.model.configuration_corrmatch import CORRELATION_POSITIONS
@@ -37,6 +41,34 @@ def test_an_ablation_is_the_recipe_but_for_what_it_names():
             if vars(other)[key] != value
         }  # fmt: skip
         assert changed and changed <= named, path
+
+
+# Of UniMatch V2's paper: crop, passes, GPUs, images on each.
+UNIMATCH_V2 = {"pascal": (518, 60, 4, 4), "cityscapes": (798, 180, 4, 2), "ade20k": (518, 60, 4, 2)}
+
+
+@pytest.mark.parametrize("dataset", UNIMATCH_V2)
+@pytest.mark.parametrize("size, decoder_channels, width", [("small", 64, 384), ("base", 128, 768)])
+def test_the_recipes_of_unimatch_v2(dataset, size, decoder_channels, width):
+    """And what they ask for can be built: on the meta device, for the contents take a download."""
+    crop, passes, gpus, images = UNIMATCH_V2[dataset]
+    arguments, training, options = read(CONFIGS / f"{dataset}_dinov2_{size}.yaml")
+    assert isinstance(options, UniMatchV2Options) and options.confidence_threshold == 0.95
+    assert (training.crop_size, training.num_epochs, training.per_device_batch_size) == (crop, passes, images)
+    assert training.lr_reference_batch == gpus * images and not training.freeze_encoder
+    assert training.learning_rate == 5e-6
+    assert training.learning_rate * training.head_lr_multiplier == pytest.approx(2e-4)
+    assert (training.optimizer, training.weight_decay, training.cutmix_partner) == ("adamw", 0.01, "reversed")
+    if dataset == "cityscapes":
+        assert options.labeled_loss == "ohem" and options.ohem_min_kept == gpus * 200_000
+        assert (training.eval_window, training.eval_stride) == (crop, int(crop * 2 / 3))
+    else:
+        assert options.labeled_loss == "ce" and training.eval_window is None
+    assert arguments.encoder_weights == "timm" and timm.get_pretrained_cfg(arguments.encoder_name).hf_hub_id
+    with torch.device("meta"):
+        model = CorrMatchForSegmentation(arguments._config(num_labels=21, correlation_head=False))
+    assert crop % model.encoder.plan.size_multiple == 0
+    assert model.encoder.channels == [width] * 4 and model.decoder.fused_channels == decoder_channels
 
 
 def test_the_ablations_cover_every_choice():

@@ -141,14 +141,16 @@ def test_one_step_trains_every_parameter(position):
     [
         {"propagation": "none"},
         {"shape_sampling": "uniform"},
-        {"feature_perturbation": False},
+        {"feature_perturbation": "none"},
+        {"feature_perturbation": "complementary"},
+        {"teacher": "ema"},
         {"num_shapes": 1},
     ],
 )
 def test_step_options_run(options):
     loss, logs = CorrMatch(tiny_model(), CorrMatchOptions(**options)).train()(random_batch())
     assert loss.isfinite()
-    assert ("loss/fp" in logs) == options.get("feature_perturbation", True)
+    assert ("loss/fp" in logs) == (options.get("feature_perturbation") != "none")
 
 
 def test_correlation_scale_as_printed_in_the_paper():

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from corrmatch_hf.methods import METHODS, CPSOptions, DGCLOptions, FixMatchOptions, corrmatch, method_class
+from corrmatch_hf.methods import (
+    METHODS,
+    CorrMatchOptions,
+    CPSOptions,
+    DGCLOptions,
+    FixMatchOptions,
+    corrmatch,
+    method_class,
+)
 from corrmatch_hf.ops.region_propagation import _propagate_batched
 from corrmatch_hf.ops.row_shapes import row_shapes
 
@@ -24,6 +32,7 @@ def test_the_counter_counts():
     [
         *((name, None) for name in METHODS),
         ("fixmatch", FixMatchOptions(teacher="ema")),
+        ("corrmatch", CorrMatchOptions(teacher="ema", feature_perturbation="complementary")),
         ("cps", CPSOptions(cps_cutmix=True, inter_pixel_loss="pairwise")),
         ("dgcl", DGCLOptions(inter_pixel_loss="kl", dgcl_memory_size=40)),
     ],

@@ -19,8 +19,11 @@ from corrmatch_hf.methods import (
     IPixMatchOptions,
     MeanTeacherOptions,
     UniMatchOptions,
+    UniMatchV2Options,
     method_class,
 )
+from corrmatch_hf.training.config import TrainingConfig
+from corrmatch_hf.training.freezing import freeze
 
 from .test_corrmatch import random_batch, tiny_model
 
@@ -56,6 +59,14 @@ OHEM = {"labeled_loss": "ohem", "ohem_threshold": 0.05, "ohem_min_kept": 900}
 OPTIONS = {  # name and options of a method
     "corrmatch": ("corrmatch", CorrMatchOptions(threshold_initial=0.3, threshold_momentum=0.5, **OHEM)),
     "unimatch": ("unimatch", UniMatchOptions(confidence_threshold=0.22, **OHEM)),
+    "corrmatch ema complementary": (
+        "corrmatch",
+        CorrMatchOptions(
+            threshold_initial=0.3, teacher="ema", teacher_decay=0.7, feature_perturbation="complementary"
+        ),
+    ),
+    "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
+    "unimatch_v2, encoder frozen": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22)),
     "fixmatch": ("fixmatch", FixMatchOptions(confidence_threshold=0.22)),
     "fixmatch ema": (
         "fixmatch",
@@ -64,6 +75,7 @@ OPTIONS = {  # name and options of a method
     "ipixmatch": ("ipixmatch", IPixMatchOptions(confidence_threshold=0.22, inter_pixel_loss="pairwise")),
     "mean_teacher": ("mean_teacher", MeanTeacherOptions(inter_pixel_loss="correlation")),
     "cps": ("cps", CPSOptions()),
+    "cps, encoders frozen": ("cps", CPSOptions()),
     "cps cutmix": ("cps", CPSOptions(cps_cutmix=True)),
     "cps cutmix soft": ("cps", CPSOptions(cps_cutmix=True, cps_supervision="soft")),
     "cps inter-pixel": ("cps", CPSOptions(inter_pixel_loss="pairwise")),
@@ -78,7 +90,10 @@ OPTIONS = {  # name and options of a method
 def make_method(case):
     torch.manual_seed(0)
     name, options = OPTIONS[case]
-    return method_class(name)(tiny_model(), options, seed=5).train()
+    method = method_class(name)(tiny_model(), options, seed=5)
+    if "frozen" in case:
+        freeze(method, TrainingConfig(freeze_encoder=True))
+    return method.train()
 
 
 def batch_of_total(step, views):

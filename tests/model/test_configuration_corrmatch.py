@@ -31,7 +31,7 @@ def test_saved_and_loaded_unchanged(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
+        ({"output_stride": 4}, "output_stride must be 8, 16 or 32, or None, not 4"),
         ({"atrous_rates": []}, "atrous_rates must be positive"),
         ({"atrous_rates": [0, 1]}, "atrous_rates must be positive"),
         ({"aspp_channels": 0}, "aspp_channels must be at least 1"),

@@ -36,8 +36,8 @@ def test_encoder(name, network, tmp_path):
     model = network(encoder_name=name, output_stride=stride).train()
     height, width = 49, 67  # odd, and no multiple of anything
     low, high = model.encoder(torch.randn(1, 3, height, width))
-    assert low.shape[1] == model.encoder.low_channels
-    assert high.shape[1] == model.encoder.high_channels
+    assert low.shape[1] == model.encoder.channels[0]
+    assert high.shape[1] == model.encoder.channels[1]
     for features, each in ((low, 4), (high, stride)):
         for side, pixels in zip(features.shape[-2:], (height, width), strict=True):
             assert side in (pixels // each, -(-pixels // each))
@@ -123,7 +123,9 @@ def test_padding_does_not_move_the_features():
     [
         ("resnet81", 16, "no model named 'resnet81': did you mean .*'resnet18'"),
         ("zzzzzz", 16, "no model named 'zzzzzz': use for example 'resnet50'"),
-        ("vit_tiny_patch16_224", 16, "plain ViT encoders are not supported yet. Use one with a pyramid"),
+        ("vit_tiny_patch16_224", 8, "cannot have output_stride 8: .* the side of its patches, 16"),
+        ("vit_small_patch14_dinov2", 16, "the side of its patches, 14"),
+        ("volo_d1_224", None, "cannot be used: its levels are no plain grid of patches of 16 pixels"),
         ("swin_tiny_patch4_window7_224", 8, "cannot have output_stride 8: it can have 32"),
         ("hrnet_w18_small", 16, "cannot have output_stride 16: it can have 32"),
         ("levit_128s", 32, "cannot have output_stride 32: its own is 64"),

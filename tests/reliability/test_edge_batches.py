@@ -27,7 +27,8 @@ DGCL = {
 CORRMATCH_VARIANTS = [
     *({"threshold_update": rule} for rule in ("global_max", "global_mean", "per_class", "fixed")),
     *({"soft_loss": loss} for loss in ("cross_entropy", "cosine")),
-    {"mix_soft_targets": True, "feature_perturbation": False},
+    {"mix_soft_targets": True, "feature_perturbation": "none"},
+    {"teacher": "ema", "feature_perturbation": "complementary"},
     {"propagation": "none"},
     {"shape_sampling": "uniform", "threshold_initial": 0.0, "threshold_momentum": 0.0},
 ]
@@ -35,12 +36,13 @@ VARIANTS = [
     *(("corrmatch", options) for options in CORRMATCH_VARIANTS),
     *(
         (name, {"inter_pixel_loss": loss, "inter_pixel_pixels": 64})
-        for name in ("corrmatch", "unimatch", "fixmatch", "cps", "dgcl", "mean_teacher")
+        for name in ("corrmatch", "unimatch", "unimatch_v2", "fixmatch", "cps", "dgcl", "mean_teacher")
         for loss in ("kl", "correlation", "pairwise")
     ),
     *(("ipixmatch", {"inter_pixel_loss": loss}) for loss in ("correlation", "pairwise")),
     *((name, {"labeled_loss": "ohem", "ohem_min_kept": 50}) for name in METHODS),
     ("fixmatch", {"teacher": "ema"}),
+    ("unimatch_v2", {"feature_perturbation": "none"}),
     ("cps", {"cps_cutmix": True}),
     ("cps", {"cps_supervision": "soft", "cps_on_labeled": False}),
     ("cps", {"cps_cutmix": True, "cps_supervision": "soft", "inter_pixel_loss": "kl"}),
@@ -52,7 +54,7 @@ VARIANTS = [
 # Terms over unlabelled pixels that count; what is not here (CPS, Mean Teacher) counts padding, too.
 UNLABELED = ("s", "s1", "s2", "fp", "kl", "corr_s", "corr_w", "u", "inter_pixel")
 LABELED = ("x", "x1", "x2", "x_corr")
-WITH_THRESHOLD = ("corrmatch", "unimatch", "fixmatch", "ipixmatch")
+WITH_THRESHOLD = ("corrmatch", "unimatch", "unimatch_v2", "fixmatch", "ipixmatch")
 
 
 def edge(function):

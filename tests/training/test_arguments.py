@@ -136,9 +136,12 @@ def test_shipped_configurations_are_valid(path):
         ({"ema_decay": 1.0}, "--ema_decay"),
         ({"num_epochs": 3}, "both were given"),
         ({"max_steps": None}, "neither was given"),
-        ({"cutmix_partner": "me"}, "same_image, batch"),
+        ({"cutmix_partner": "me"}, "same_image, batch, reversed"),
         ({"overwrite": True, "resume_from_checkpoint": "latest"}, "--overwrite deletes"),
         ({"eval_stride": 4}, "--eval_window"),
+        ({"layer_decay": 0.0}, "--layer_decay is 0.0"),
+        ({"layer_decay": 1.5}, "--layer_decay is 1.5"),
+        ({"layer_decay": 0.5, "freeze_encoder": True}, "--freeze_encoder forbids"),
     ],
 )
 def test_bad_values(values, message):

@@ -71,6 +71,7 @@ CASES = [  # method, options, worker processes
     ("dgcl", {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}, 0),
     ("corrmatch", {}, 2),
     ("fixmatch", {"teacher": "ema"}, 0),
+    ("corrmatch", {"teacher": "ema", "feature_perturbation": "complementary"}, 0),
     ("cps", {"cps_cutmix": True}, 0),
 ]
 
@@ -303,6 +304,55 @@ def test_refusals_before_the_first_step(make_trainer, tiny_data):
     with pytest.raises(InputError, match="ignore"):
         other = dataclasses.replace(tiny_data, ignore_index=254)
         make_trainer(data=other, model=make_trainer().method.model)
+
+
+@pytest.mark.parametrize("crop, given", [(33, "32 or 48"), (47, "32 or 48"), (7, "16 or 32")])
+def test_a_crop_that_is_no_whole_number_of_patches_is_refused(make_trainer, tiny_data, crop, given):
+    """It would be resized in every step, and no pixel would lie where it was."""
+    with pytest.raises(
+        InputError, match=f"--crop_size {crop} is no multiple of 16, .*'test_vit'; give {given}"
+    ):
+        make_trainer("unimatch_v2", model=small_vit(tiny_data), crop_size=crop)
+
+
+def test_a_transformer_trains_resumes_and_is_saved(make_trainer, tiny_data):
+    settings = {
+        "crop_size": 48, "optimizer": "adamw", "layer_decay": 0.7, "cutmix_partner": "reversed", "save_steps": 2
+    }  # fmt: skip
+    whole = make_trainer("unimatch_v2", model=small_vit(tiny_data), **settings)
+    result = whole.train()
+    assert 0 <= result["final"]["mean_iou"] <= 1
+    saved = AutoModelForSemanticSegmentation.from_pretrained(whole.output_dir)
+    assert_same(saved.state_dict(), whole.method.teacher.network.state_dict())
+    card = (whole.output_dir / "README.md").read_text(encoding="utf-8")
+    assert "2410.10777" in card
+    resumed = make_trainer(
+        "unimatch_v2", model=small_vit(tiny_data), **settings,
+        resume_from_checkpoint=str(whole.output_dir / "checkpoints" / "step_00000002"),
+    )  # fmt: skip
+    resumed.train()
+    assert_same(resumed.method.state_dict(), whole.method.state_dict())
+    with pytest.raises(InputError, match="decoder is 'dpt' there and 'linear' here"):
+        make_trainer(
+            "unimatch_v2",
+            model=small_vit(tiny_data, decoder="linear"),
+            resume_from_checkpoint="latest",
+            **settings,
+        ).train()
+
+
+def small_vit(data, decoder="dpt"):
+    return CorrMatchForSegmentation(
+        CorrMatchConfig(
+            encoder_name="test_vit",
+            encoder_kwargs={"depth": 4, "embed_dim": 48, "num_heads": 3},
+            decoder=decoder,
+            decoder_channels=8,
+            correlation_head=False,
+            id2label=data.id2label,
+            label2id={v: k for k, v in data.id2label.items()},
+        )
+    )
 
 
 def fixed_size_model(data):

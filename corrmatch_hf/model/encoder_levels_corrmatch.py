@@ -1,0 +1,31 @@
+"""Levels of a plain vision transformer: outputs of some of its blocks, as pictures."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class TransformerLevels(nn.Module):
+    """Outputs of the blocks `indices` of a timm transformer, each through its final norm, without class and register
+    tokens: (N,3,H,W) -> [(N,D,H/patch,W/patch), ...]
+
+    What lies behind the last of these blocks is removed.
+
+    Attributes:
+        channels, strides: of each level.
+    """
+
+    def __init__(self, model: nn.Module, indices: Sequence[int]):
+        super().__init__()
+        self.indices = list(indices)
+        model.prune_intermediate_layers(self.indices, prune_norm=False, prune_head=True)
+        self.model = model
+        self.pretrained_cfg = model.pretrained_cfg
+        self.channels = [model.feature_info[i]["num_chs"] for i in self.indices]
+        self.strides = [model.feature_info[i]["reduction"] for i in self.indices]
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        return self.model.forward_intermediates(
+            pixel_values, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
+        )

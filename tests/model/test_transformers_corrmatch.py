@@ -1,0 +1,330 @@
+"""Plain vision transformers as encoders: levels, sizes, learning, saving, and weights from files."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from corrmatch_hf.model import CorrMatchConfig, CorrMatchEncoder, CorrMatchForSegmentation
+from corrmatch_hf.model.encoder_plan_corrmatch import plan_encoder
+from corrmatch_hf.model.modeling_corrmatch import CorrMatchFeatures
+
+SHALLOW = {"depth": 4, "embed_dim": 24, "num_heads": 2}
+ROTARY = {"depth": 4, "embed_dim": 48, "num_heads": 2}
+FIXED = {**SHALLOW, "img_size": 64}
+# name: arguments that make it small, side of a patch
+ANY_SIZE = {
+    "vit_tiny_patch16_224": (SHALLOW, 16),
+    "deit_tiny_patch16_224": (SHALLOW, 16),
+    "deit3_small_patch16_224": (SHALLOW, 16),
+    "deit_tiny_distilled_patch16_224": (SHALLOW, 16),
+    "vit_small_patch14_dinov2": (SHALLOW, 14),
+    "vit_small_patch14_reg4_dinov2": (SHALLOW, 14),
+    "vit_small_patch16_dinov3": (ROTARY, 16),
+    "eva02_tiny_patch14_224": (ROTARY, 14),
+    "vit_base_patch16_clip_224": (SHALLOW, 16),
+    "vit_base_patch16_siglip_224": (SHALLOW, 16),
+    "vit_medium_patch16_rope_reg1_gap_256": (ROTARY, 16),
+    "vit_small_patch8_224": (SHALLOW, 8),
+}
+ONE_SIZE = {
+    "beit_base_patch16_224": (FIXED, 16),
+    "beitv2_base_patch16_224": (FIXED, 16),
+    "vit_relpos_small_patch16_224": (FIXED, 16),
+}
+ALL = ANY_SIZE | ONE_SIZE
+
+
+def small(network, name, **options):
+    torch.manual_seed(0)
+    kwargs = {**ALL[name][0], **options.pop("encoder_kwargs", {})}
+    return network(encoder_name=name, encoder_kwargs=kwargs, **{"decoder": "dpt", **options})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_levels_are_those_of_timms_own_model(name):
+    """Four evenly over its depth, each through the final norm; the position embeddings interpolated where need be."""
+    kwargs, patch = ALL[name]
+    torch.manual_seed(0)
+    encoder = CorrMatchEncoder(name, None, kwargs).eval()
+    with torch.no_grad():  # norms start as identities, tokens and embeddings nearly as zeros
+        for parameter in encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    any_size = {"dynamic_img_size": True} if name in ANY_SIZE else {}
+    whole = timm.create_model(name, num_classes=7, **kwargs, **any_size).eval()
+    state = encoder.body.model.state_dict()
+    lacking = [key for key in whole.state_dict() if key not in state]
+    assert all(key.startswith(("head", "fc_norm", "attn_pool")) for key in lacking), lacking
+    whole.load_state_dict(state, strict=False)
+
+    image = torch.randn(2, 3, 64, 64) if name in ONE_SIZE else torch.randn(2, 3, 3 * patch, 5 * patch)
+    with torch.no_grad():
+        levels = encoder(image)
+        expected = whole.forward_intermediates(
+            image, indices=[0, 1, 2, 3], norm=True, intermediates_only=True
+        )
+    assert encoder.channels == [level.shape[1] for level in levels] and encoder.output_stride == patch
+    for level, other in zip(levels, expected, strict=True):
+        torch.testing.assert_close(level, other)
+        assert level.shape[-2:] == (image.shape[-2] // patch, image.shape[-1] // patch)
+    assert not any(torch.equal(a, b) for a, b in zip(levels, levels[1:], strict=False))
+
+
+def test_the_final_norm_is_applied_to_every_level():
+    encoder = CorrMatchEncoder("vit_small_patch14_dinov2", None, SHALLOW).eval()
+    for level in encoder(torch.randn(1, 3, 42, 42)):
+        torch.testing.assert_close(level.mean(1), torch.zeros(1, 3, 3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            level.var(1, unbiased=False), torch.ones(1, 3, 3), atol=0.1, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_learning_and_saving(name, network, tmp_path):
+    model = small(network, name).train()
+    size = (64, 64) if name in ONE_SIZE else (49, 67)  # odd, and no multiple of anything
+    labels = torch.randint(5, (2, *size))
+    model(torch.randn(2, 3, *size), labels=labels).loss.backward()
+    # Data-parallel training needs a gradient for every parameter.
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.requires_grad for p in model.parameters())
+
+    model.eval().save_pretrained(tmp_path)
+    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path)
+    for kind in ("named_parameters", "named_buffers"):  # tables that are not saved, too
+        ours, theirs = (dict(getattr(m, kind)()) for m in (model, loaded))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    image = torch.randn(1, 3, *size)
+    # Copies, for the CPU's convolutions round differently on memory aligned differently.
+    with torch.no_grad():
+        logits = [copy.deepcopy(each)(image).logits for each in (model, loaded)]
+    assert torch.equal(*logits) and logits[0].shape == (1, 5, *size) and logits[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ANY_SIZE)
+def test_bfloat16_weights_come_back_as_they_were(name, network, tmp_path):
+    """Tables for rotary positions are computed anew, and must be those of a model that was cast."""
+    model = small(network, name, decoder="linear").eval().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path)
+    ours, theirs = dict(model.named_buffers()), dict(loaded.named_buffers())
+    assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
+    image = torch.randn(1, 3, 33, 50, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(image).logits, copy.deepcopy(loaded)(image).logits)
+
+
+# ------------------------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (15, 200), (97, 33)])
+def test_any_size_smaller_than_a_patch_too(name, size, network):
+    model = small(network, name).eval()
+    patch = ALL[name][1]
+    with torch.no_grad():
+        levels = model.encode(torch.randn(1, 3, *size))
+        logits = model(torch.randn(1, 3, *size)).logits
+    grid = tuple(max(int(side / patch + 0.5), 1) for side in size)  # the nearest number of patches
+    assert all(level.shape[-2:] == grid for level in levels)
+    assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+
+
+def test_other_sizes_are_resized_to_whole_patches(network):
+    encoder = small(network, "vit_small_patch14_dinov2").encoder.eval()
+    image = torch.randn(1, 3, 34, 50)
+    resized = torch.nn.functional.interpolate(image, (28, 56), mode="bilinear", align_corners=True)
+    assert encoder.taken_size(34, 50) == (28, 56) and encoder.taken_size(35, 49) == (42, 56)
+    for one, other in zip(encoder(image), encoder(resized), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_graph_leaves_images_of_whole_patches_as_they_are():
+    """A graph for any size interpolates always; that must change nothing where nothing is to be done."""
+    image = torch.randn(2, 3, 42, 56)
+    same = torch.nn.functional.interpolate(image, (42, 56), mode="bilinear", align_corners=True)
+    assert torch.equal(same, image)
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (64, "image of 80x64 pixels; the smallest square that it takes has a side of 64. .*'img_size'"),
+        ((32, 64), "image of 80x64 pixels; its own size is 32x64"),
+    ],
+)
+def test_encoders_of_one_size_say_which(size, message):
+    encoder = CorrMatchEncoder("beit_base_patch16_224", None, {**SHALLOW, "img_size": size})
+    with pytest.raises(ValueError, match=message):
+        encoder(torch.randn(1, 3, 80, 64))
+    own = (size, size) if isinstance(size, int) else size
+    assert encoder(torch.randn(1, 3, *own))[0].shape[-2:] == (own[0] // 16, own[1] // 16)
+
+
+# ------------------------------------------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("depth, expected", [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (6, (0, 2, 3, 5)), (2, (0, 1)), (1, (0,))])  # fmt: skip
+def test_levels_lie_evenly_over_the_depth(depth, expected):
+    kwargs = {**SHALLOW, "depth": depth}
+    assert plan_encoder("vit_tiny_patch16_224", None, kwargs).options["out_indices"] == expected
+
+
+def test_blocks_of_ones_own(network, tmp_path):
+    options = {"encoder_kwargs": {"depth": 8}, "out_indices": [0, 3, 4, 6]}
+    model = small(network, "vit_tiny_patch16_224", **options).eval()
+    assert len(model.encoder.body.model.blocks) == 7  # what lies behind the last is left out
+    model.save_pretrained(tmp_path)
+    assert CorrMatchForSegmentation.from_pretrained(tmp_path).config.out_indices == [0, 3, 4, 6]
+    for wrong in ([0, 3, 4, 8], [3, 0, 4, 6], [0, 0, 1, 2]):
+        with pytest.raises(ValueError, match=r"rising numbers of the blocks of encoder .*, 0 to 7, not \["):
+            small(network, "vit_tiny_patch16_224", encoder_kwargs={"depth": 8}, out_indices=wrong)
+    with pytest.raises(ValueError, match=r"out_indices choose blocks.*'resnet18' has a pyramid"):
+        network(out_indices=[0, 1])
+
+
+def test_levels_can_be_copied():
+    levels = CorrMatchFeatures(torch.ones(1), torch.zeros(2))
+    again = copy.deepcopy(levels)
+    assert type(again) is CorrMatchFeatures and torch.equal(again.high, levels.high) and len(again) == 2
+
+
+def test_planning_even_the_largest_takes_seconds_and_no_memory():
+    plan_encoder.__globals__["_plan"].cache_clear()
+    plan = plan_encoder("vit_giant_patch14_dinov2", None, {})
+    assert plan.options["out_indices"] == (9, 19, 29, 39) and plan.strides == (14,) * 4
+    with pytest.raises(ValueError, match="more than 20000 layers"):
+        plan_encoder("vit_tiny_patch16_224", None, {"depth": 16_000})
+
+
+# ------------------------------------------------------------------------------------ training and graphs
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "beit_base_patch16_224"])
+def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(name, network):
+    model = small(network, name).train()
+    model.correlation.dropout.p = 0.0
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    labels = torch.randint(5, (2, 64, 64), generator=generator)
+    gradients, kept = [], []
+    for on in (False, True):
+        if on:
+            model.activation_checkpointing_enable()
+            assert model.is_activation_checkpointing
+        model.zero_grad()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            loss = model(images, labels=labels).loss
+        kept.append(sum(sizes))
+        loss.backward()
+        gradients.append({key: p.grad.clone() for key, p in model.named_parameters()})
+    for key in gradients[0]:
+        torch.testing.assert_close(gradients[1][key], gradients[0][key], rtol=1e-3, atol=1e-5)
+    assert kept[1] < kept[0]
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"])
+def test_compiles_to_one_graph(name, network):
+    model, image = small(network, name).eval(), torch.randn(2, 3, 49, 67)
+    with torch.no_grad():
+        expected = model(image).logits
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(image).logits, expected)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("decoder", ["dpt", "linear"])
+def test_exports_with_dynamic_size(name, decoder, network):
+    model = small(network, name, decoder=decoder).eval()
+    unknown = torch.export.Dim.DYNAMIC
+    shapes = {"pixel_values": {0: unknown, 2: unknown, 3: unknown}}
+    program = torch.export.export(model, (torch.randn(2, 3, 65, 97),), dynamic_shapes=shapes).module()
+    for size in ((3, 3, 49, 80), (1, 3, 56, 56), (1, 3, 130, 33)):
+        image = torch.randn(size)
+        with torch.no_grad():
+            torch.testing.assert_close(program(image).logits, model(image).logits)
+
+
+# -------------------------------------------------------------------------------------------- weight files
+
+
+def weight_file(tmp_path, name, **kwargs):
+    """Of the whole timm model, with a classifier of its own and no weight left at zero."""
+    model = timm.create_model(name, num_classes=7, **ALL[name][0], **kwargs)
+    state = {key: value + 0.1 * torch.randn_like(value) if value.is_floating_point() else value
+             for key, value in model.state_dict().items()}  # fmt: skip
+    save_file(state, tmp_path / "whole.safetensors")
+    return tmp_path / "whole.safetensors"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_weights_from_a_file(name, config, tmp_path):
+    path = weight_file(tmp_path, name)
+    mine = config(encoder_name=name, encoder_kwargs=ALL[name][0], decoder="linear")
+    model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
+    state = load_file(path)
+    for key, value in model.encoder.body.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert model.config.encoder_origin == "whole.safetensors"
+
+
+def test_position_embeddings_of_another_image_size_are_resampled(config, tmp_path):
+    path = weight_file(tmp_path, "vit_small_patch14_dinov2", img_size=56)
+    kwargs = {**SHALLOW, "img_size": 70}
+    mine = config(encoder_name="vit_small_patch14_dinov2", encoder_kwargs=kwargs, decoder="dpt")
+    model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
+    found, stored = model.encoder.body.model.pos_embed, load_file(path)["pos_embed"]
+    grid = stored[:, 1:].view(1, 4, 4, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, (5, 5), mode="bicubic", antialias=True)
+    torch.testing.assert_close(found[:, 1:], grid.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found[:, :1], stored[:, :1])
+
+
+@pytest.mark.parametrize("lacking", ["pos_embed", "blocks.2.ls1.gamma", "norm.weight", "blocks.3.attn.qkv.bias"])
+def test_missing_weights_are_listed(lacking, config, tmp_path):
+    path = weight_file(tmp_path, "vit_small_patch14_dinov2")
+    state = load_file(path)
+    del state[lacking]
+    save_file(state, path)
+    mine = config(encoder_name="vit_small_patch14_dinov2", encoder_kwargs=SHALLOW, decoder="dpt")
+    with pytest.raises(ValueError, match=f"lacks weights of encoder .*{lacking}"):
+        CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
+
+
+@pytest.mark.parametrize("lacking", ["pos_embed", "reg_token", "blocks.2.ls1.gamma"])
+def test_incomplete_encoders_are_refused(lacking, network, tmp_path):
+    """Bare parameters, which transformers would leave as memory found them."""
+    small(network, "vit_small_patch14_reg4_dinov2").save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state[f"encoder.body.model.{lacking}"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks weights of encoder .*{lacking}"):
+        CorrMatchForSegmentation.from_pretrained(tmp_path)
+
+
+def test_a_configuration_that_asks_for_large_tables_is_refused(network, tmp_path):
+    """Relative positions need memory that no weight accounts for."""
+    small(network, "beit_base_patch16_224").save_pretrained(tmp_path)
+    config = CorrMatchConfig.from_pretrained(tmp_path)
+    config.encoder_kwargs = {**FIXED, "img_size": 4096}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="belongs to another model|lacks weights"):
+        CorrMatchForSegmentation.from_pretrained(tmp_path)
+
+
+def test_timms_initialisation_survives():
+    torch.manual_seed(3)
+    expected = timm.create_model("vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True, **SHALLOW)
+    torch.manual_seed(3)
+    config = CorrMatchConfig(
+        encoder_name="vit_small_patch14_dinov2", encoder_kwargs=SHALLOW, decoder="dpt", num_labels=5
+    )
+    state = CorrMatchForSegmentation(config).encoder.body.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
