@@ -25,6 +25,7 @@ from corrmatch_hf.publish.references import REFERENCES
 from corrmatch_hf.publish.tokens import presentable, without_tokens
 
 REQUIRED = ("encoder_name", "output_stride", "id2label")
+DECODERS = {"deeplabv3plus": "DeepLabV3+", "dpt": "DPT", "linear": "a linear decoder"}
 
 PARTS = ("run", "metrics", "best", "pictures", "samples", "options", "command", "versions")
 
@@ -75,9 +76,9 @@ def write_run_card(
     Args:
         folder: where the model was saved.
         run: what is known of the run. "encoder_name", "output_stride" and "id2label" must be there. Shown where
-            given and not None: "method", "dataset" (its name), "parameters", "labeled_images", "unlabeled_images",
-            "validation_images" (counts), "steps", "total_batch", "crop_size", "seed", "processes", "device",
-            "seconds" (of training), "dataset_config", "dataset_split" (the one the metrics are of),
+            given and not None: "decoder", "method", "dataset" (its name), "parameters", "labeled_images",
+            "unlabeled_images", "validation_images" (counts), "steps", "total_batch", "crop_size", "seed",
+            "processes", "device", "seconds" (of training), "dataset_config", "dataset_split" (the one the metrics are of),
             "dataset_revision", "encoder_origin" (the Hub id or file of the encoder's first weights, "none" for
             random ones), "license" (of the weights, as the Hub spells it), "inference_only" (whether the
             correlation head was left out), and the Hub ids "hub_model_id", "dataset_id" and "base_model" (the
@@ -200,6 +201,7 @@ def _facts_of_config(folder: Path) -> dict[str, Any]:
     origin = config.encoder_origin
     run = {
         "encoder_name": config.encoder_name,
+        "decoder": config.decoder,
         "output_stride": config.output_stride,
         "id2label": config.id2label,
         "parameters": _parameters(folder, config.correlation_head),
@@ -228,6 +230,7 @@ def _presentable(value: Any) -> Any:
 def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
     """The card of these facts (JSON values) for a model that is loaded by `name`."""
     run = {key: value for key, value in facts["run"].items() if value is not None}
+    decoder = run.get("decoder", "deeplabv3plus")  # records of earlier versions know no other
     dataset = _cell(run.get("dataset", ""))
     if "dataset_id" in run:
         dataset = f"[{dataset}](https://huggingface.co/datasets/{run['dataset_id']})"
@@ -247,6 +250,7 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
             "title": title,
             "name": name,
             "run": run,
+            "decoder": DECODERS.get(decoder, decoder),
             "reference": REFERENCES.get(run.get("method")),
             "dataset": dataset,
             "classes": [label for _, label in sorted(run["id2label"].items(), key=lambda item: int(item[0]))],

@@ -43,6 +43,7 @@ def write_report(
     run = {
         "method": result["method"],
         "encoder_name": model.config.encoder_name,
+        "decoder": model.config.decoder,
         "output_stride": model.config.output_stride,
         "dataset": data.name,
         "dataset_id": data.hub_id,

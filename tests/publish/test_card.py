@@ -65,13 +65,28 @@ def test_front_matter_is_what_the_hub_reads(tmp_path):
 def test_a_card_of_the_fewest_facts_makes_nothing_up(tmp_path):
     path = write_run_card(tmp_path, run={k: RUN[k] for k in ("encoder_name", "output_stride", "id2label")})
     text = path.read_text(encoding="utf-8")
-    assert "DeepLabV3+" in text and "`resnet50` at output stride 16" in text
+    assert "DeepLabV3+ on the timm encoder `resnet50` at output stride 16" in text
     assert "None" not in text and "No licence is stated" in text
     for absent in (
         "## Results", "## Pictures", "## Training", "options", "Labelled", "model-index", "metrics:", "datasets:",
         "license:", "{%", "CorrMatch:", "widget", "base_model",
     ):  # fmt: skip
         assert absent not in text, absent
+
+
+@pytest.mark.parametrize("decoder, name", [("dpt", "DPT"), ("linear", "a linear decoder")])
+def test_the_decoder_is_the_models(tmp_path, decoder, name):
+    config = CorrMatchConfig(
+        encoder_name="test_vit",
+        encoder_kwargs={"depth": 4},
+        num_labels=3,
+        decoder=decoder,
+        decoder_channels=8,
+    )
+    CorrMatchForSegmentation(config).save_pretrained(tmp_path)
+    assert f"{name} on the timm encoder `test_vit` at output stride 16" in card_for_push(
+        tmp_path, "user/name"
+    )
 
 
 def test_facts_and_figures_stand_in_their_tables(tmp_path):
