@@ -78,8 +78,8 @@ def write_run_card(
         run: what is known of the run. "encoder_name", "output_stride" and "id2label" must be there. Shown where
             given and not None: "decoder", "method", "dataset" (its name), "parameters", "labeled_images",
             "unlabeled_images", "validation_images" (counts), "steps", "total_batch", "crop_size", "seed",
-            "processes", "device", "seconds" (of training), "dataset_config", "dataset_split" (the one the metrics are of),
-            "dataset_revision", "encoder_origin" (the Hub id or file of the encoder's first weights, "none" for
+            "processes", "device", "seconds" (of training), "dataset_config", "dataset_split" (the one the metrics
+            are of), "dataset_revision", "encoder_origin" (the Hub id or file of the encoder's first weights, "none" for
             random ones), "license" (of the weights, as the Hub spells it), "inference_only" (whether the
             correlation head was left out), and the Hub ids "hub_model_id", "dataset_id" and "base_model" (the
             encoder's).
