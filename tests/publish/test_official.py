@@ -9,8 +9,9 @@ import torch
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
-from corrmatch_hf.publish.official import COUNTER, from_official, save_official, to_official
+from corrmatch_hf.publish.official import from_official, save_official, to_official
 
+COUNTER = ".num_batches_tracked"
 SMALL = {"aspp_channels": 16, "low_level_channels": 8, "decoder_channels": 12, "correlation_channels": 20}
 
 
