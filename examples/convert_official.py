@@ -1,13 +1,18 @@
-"""Turn a checkpoint of the authors of CorrMatch or UniMatch (V1) into a model of this package, or a model into one.
+"""Turn a checkpoint of the authors of CorrMatch or UniMatch (V1, V2) into a model of this package, or a model into one.
 
     python examples/convert_official.py corrmatch_resnet101.pth outputs/corrmatch --recipe pascal
     python examples/convert_official.py unimatch_resnet50.pth outputs/unimatch --recipe cityscapes
+    python examples/convert_official.py unimatch_v2_base.pth outputs/v2 --recipe pascal --key model_ema
     python examples/convert_official.py own.pth outputs/own --output_stride 8 --id2label classes.json
     python examples/convert_official.py outputs/run run.pth                 # back: OUTPUT ends in .pth
 
-Encoder, number of classes and correlation head are found in the checkpoint. Output stride and class names are not in
-it; --recipe gives those of the published ones: stride 8 for CorrMatch and 16 for UniMatch, whose first preprint alone
-used 8 and other dilations for Cityscapes. The weights keep their authors' licence.
+Encoder, decoder, number of classes and correlation head are found in the checkpoint. Class names are not in it, nor is
+the output stride of CorrMatch and UniMatch V1; --recipe gives those of the published ones: stride 8 for CorrMatch and
+16 for UniMatch, whose first preprint alone used 8 and other dilations for Cityscapes.
+
+UniMatch V2's files hold the student (--key model) and its moving average (--key model_ema), whose figures are the
+published ones. On Cityscapes it sees windows of 798 pixels: --recipe cityscapes interpolates the position embeddings to
+that size, as the authors' code does. The weights keep their authors' licence.
 """
 
 import argparse
@@ -20,15 +25,15 @@ from transformers.utils import logging
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.official import from_official, save_official
+from corrmatch_hf.publish.official import from_official, official_decoder, save_official
 from corrmatch_hf.publish.saved import load_saved
 
 
 class Recipe(NamedTuple):
-    """classes: their names, in the order of their ids. window: side of the sliding window in evaluation."""
+    """classes: names, in the order of their ids. windows: side of the sliding window in evaluation, by decoder."""
 
     classes: list[str]
-    window: int | None
+    windows: dict[str, int]
 
 
 RECIPES = {
@@ -37,14 +42,14 @@ RECIPES = {
             "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
             "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
         ],
-        window=None,
+        windows={},
     ),
     "cityscapes": Recipe(
         [
             "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
             "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
         ],
-        window=801,
+        windows={"deeplabv3plus": 801, "dpt": 798},
     ),
 }  # fmt: skip
 
@@ -61,6 +66,12 @@ def main(args: list[str] | None = None) -> None:
         type=int,
         choices=(8, 16, 32),
         help="The one it was trained with, where not as published.",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help="Of a UniMatch V2 checkpoint: side of the square images, a multiple of 14, of which its position "
+        "embeddings are to be; by default 518, and 798 with --recipe cityscapes.",
     )
     parser.add_argument(
         "--id2label", metavar="FILE.json", help='Class names, {"0": "sky", ...} or ["sky", ...].'
@@ -94,14 +105,25 @@ def to_model(arguments: argparse.Namespace) -> None:
         raise InputError("--data_parallel is for writing a checkpoint; reading one, that is found out.")
     if arguments.recipe and arguments.id2label:
         raise InputError("--recipe and --id2label both name the classes: give one of them.")
-    if not arguments.recipe and not arguments.output_stride:
+    decoder = official_decoder(source, key=arguments.key)
+    if decoder == "deeplabv3plus" and not arguments.recipe and not arguments.output_stride:
         raise InputError(
             "The output stride is not in a checkpoint: give --recipe where it is a published one, else --output_stride."
         )
     recipe = RECIPES.get(arguments.recipe)
     id2label = dict(enumerate(recipe.classes)) if recipe else read_id2label(arguments.id2label)
+    window = recipe.windows.get(decoder) if recipe else None
+    image_size = arguments.image_size
+    if image_size is None and decoder == "dpt":
+        image_size = window
 
-    model = from_official(source, key=arguments.key, output_stride=arguments.output_stride, id2label=id2label)
+    model = from_official(
+        source,
+        key=arguments.key,
+        output_stride=arguments.output_stride,
+        image_size=image_size,
+        id2label=id2label,
+    )
     if any(weights.is_meta for weights in model.parameters()):
         raise InputError(
             f"{source} holds shapes of weights without their values: name a complete checkpoint."
@@ -110,10 +132,10 @@ def to_model(arguments: argparse.Namespace) -> None:
     CorrMatchImageProcessor(ignore_index=model.config.ignore_index).save_pretrained(output)
 
     describe(model)
-    window = f" --window {recipe.window}" if recipe and recipe.window else ""
+    option = f" --window {window}" if window else ""
     print(f"written to {output}; now")
     print(f"  python examples/predict.py photo.jpg --model {output}")
-    print(f"  python examples/evaluate.py --model {output} --data_dir DATA{window}")
+    print(f"  python examples/evaluate.py --model {output} --data_dir DATA{option}")
     print(f"  python examples/push.py {output} user/name")
 
 
@@ -127,7 +149,7 @@ def to_checkpoint(arguments: argparse.Namespace) -> None:
         )
     if output.exists():
         raise InputError(f"{output} exists; nothing is overwritten: name a new file.")
-    for option in ("recipe", "output_stride", "id2label", "key"):
+    for option in ("recipe", "output_stride", "image_size", "id2label", "key"):
         if getattr(arguments, option) is not None:
             raise InputError(f"--{option} is for reading a checkpoint; {output} would be written.")
     model, _ = load_saved(arguments.source)
@@ -138,7 +160,7 @@ def to_checkpoint(arguments: argparse.Namespace) -> None:
     save_official(model, output, data_parallel=arguments.data_parallel)
     describe(model)
     print(
-        f"written to {output}; build the authors' network with this number of classes, stride and rates to load it"
+        f"written to {output}; build the authors' network with this number of classes and these sizes to load it"
     )
 
 
@@ -148,10 +170,11 @@ def describe(model: CorrMatchForSegmentation) -> None:
     shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
     print(f"encoder           {config.encoder_name}")
     print(f"classes           {len(names)}: {shown}")
+    print(f"decoder           {config.decoder}")
     print(f"correlation head  {'yes' if config.correlation_head else 'no'}")
-    print(
-        f"output stride     {config.output_stride}, with dilation rates {', '.join(map(str, config.aspp_rates))}"
-    )
+    dilated = config.decoder == "deeplabv3plus"
+    rates = f", with dilation rates {', '.join(map(str, config.aspp_rates))}" if dilated else ""
+    print(f"output stride     {config.output_stride}{rates}")
     print(f"parameters        {sum(each.numel() for each in model.parameters()) / 1e6:.1f} million")
 
 

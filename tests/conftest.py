@@ -6,8 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tests run side by side; with several threads each they would wait for one another, several times as long. Said to torch
-# before it is loaded, and to the processes that tests start.
+# Tests run side by side; with several threads each they would wait for one another, several times as long. Said before
+# torch is loaded, and to the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torchvision.models import resnet50
 
@@ -13,6 +14,8 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchIma
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.publish.official import to_official
 from examples.convert_official import RECIPES, main
+from examples.predict import main as predict
+from tests.publish.test_official_dpt import TINY, random_state, their_logits
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +202,59 @@ def test_what_cannot_be_meant(checkpoint, saved_model, tmp_path):
     with pytest.raises(InputError, match="no place for this network: it has encoder test_resnet"):
         main([str(saved_model), str(tmp_path / "out.pth")])
     assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.fixture
+def second_version(tmp_path):
+    """A checkpoint of UniMatch V2 with 19 classes, and the weights of its moving average."""
+    student, average = (
+        {key: factor * value.float() for key, value in random_state(*TINY[:-1], 19).items()}
+        for factor in (0.9, 1)
+    )
+    contents = {"model": student, "model_ema": average, "epoch": 179, "previous_best": np.float64(83.6)}
+    torch.save(contents, tmp_path / "v2.pth")
+    return tmp_path / "v2.pth", average
+
+
+def test_a_checkpoint_of_unimatch_v2(second_version, tmp_path, capsys):
+    path, average = second_version
+    out = tmp_path / "model"
+    main([str(path), str(out), "--recipe", "cityscapes", "--key", "model_ema"])
+    printed = capsys.readouterr().out
+    assert "decoder           dpt\n" in printed and "output stride     14\n" in printed
+    assert "--window 798" in printed
+    model = CorrMatchForSegmentation.from_pretrained(out)
+    assert model.config.encoder_kwargs["img_size"] == 798 and model.config.id2label[0] == "road"
+
+    picture = np.random.default_rng(0).integers(0, 256, (798, 798, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    pixels = CorrMatchImageProcessor.from_pretrained(out)(picture, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected, ours = their_logits(average, pixels, [0, 1, 2, 3]), model(pixels).logits
+    assert (ours - expected).abs().max() < 1e-3 * expected.std()
+    predict(["--model", str(out), "--output_dir", str(tmp_path / "drawn"), str(tmp_path / "photo.png")])
+    (mask,) = (np.asarray(Image.open(file)) for file in (tmp_path / "drawn").glob("*mask.png"))
+    assert (mask == expected.argmax(1)[0].numpy()).mean() > 0.9999
+
+    with pytest.raises(InputError, match="images of 798x798 pixels instead of 518x518"):
+        main([str(out), str(tmp_path / "back.pth")])
+
+
+def test_unimatch_v2_needs_neither_recipe_nor_stride(second_version, tmp_path):
+    path, average = second_version
+    main([str(path), str(tmp_path / "model"), "--key", "model_ema"])
+    main([str(tmp_path / "model"), str(tmp_path / "back.pth")])
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert back.keys() == average.keys()
+    unused = [key for key in average if not torch.equal(back[key], average[key])]
+    assert {key.rsplit(".", 2)[0] for key in unused} == {"backbone", "head.scratch.refinenet4.resConfUnit1"}
+    for options, reason in (
+        ([], "several sets of weights: choose one of model, model_ema by --key"),
+        (["--key", "model", "--image_size", "800"], "image_size is 800"),
+        (["--key", "model", "--output_stride", "16"], "output_stride is 16, but"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            main([str(path), str(tmp_path / "other"), *options])
 
 
 def test_the_recipes_name_every_class_once():
