@@ -111,7 +111,9 @@ def inflation(path: Path, tensors: Iterable[torch.Tensor] = ()) -> str | None:
 
 def _load(options: dict, state: dict[str, torch.Tensor], weights: str | Path) -> dict[str, torch.Tensor]:
     """Pass a state dict through timm's loading."""
-    overlay = {"state_dict": state, "custom_load": False}
+    # Where the model was published with another number of classes than the encoder's none, timm drops a classifier that
+    # the file may have; where with none, as most self-supervised ones, it would stumble over one.
+    overlay = {"state_dict": state, "custom_load": False, "num_classes": 1}
     try:
         encoder = build(options, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm's renaming meets names it does not expect

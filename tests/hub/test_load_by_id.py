@@ -14,6 +14,7 @@ from corrmatch_hf.publish.saved import load_saved
 from .conftest import tiny_model
 from .loopback_hub import OTHER_TOKEN
 
+SMALL_VIT = {"depth": 4, "embed_dim": 48, "num_heads": 2}
 SMALL_SWIN = {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)}
 # Encoders with everything that gets lost on the way: tables that are computed and not saved, dilation, norms.
 MODELS = {
@@ -25,6 +26,18 @@ MODELS = {
     },
     "dilated": {"encoder_name": "test_efficientnet", "output_stride": 8, "correlation_position": "aspp"},
     "convnext": {"encoder_name": "test_convnext", "output_stride": 32, "correlation_head": False},
+    "rotary": {
+        "encoder_name": "vit_small_patch16_dinov3",
+        "encoder_kwargs": SMALL_VIT,
+        "output_stride": None,
+        "decoder": "dpt",
+    },
+    "registers": {
+        "encoder_name": "vit_small_patch14_reg4_dinov2",
+        "encoder_kwargs": SMALL_VIT,
+        "output_stride": None,
+        "decoder": "linear",
+    },
 }
 
 LOAD = """
