@@ -37,7 +37,8 @@ def read_checkpoint(path: Path, key: str | None) -> dict[str, torch.Tensor]:
         )
     if key not in sets and (key is not None or len(sets) > 1):
         given = "holds several sets of weights" if key is None else f"holds no weights named {key!r}"
-        raise InputError(f"{path} {given}: choose one of {some(map(str, sets))} by --key.")
+        hint = " (UniMatch V2's published figures are of model_ema)" if "model_ema" in sets else ""
+        raise InputError(f"{path} {given}: choose one of {some(map(str, sets))} by --key{hint}.")
     state = sets[key] if key in sets else next(iter(sets.values()))
     if inflated := inflation(path, state.values()):
         raise InputError(f"{path} is refused, for {inflated}.")

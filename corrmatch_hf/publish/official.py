@@ -16,8 +16,10 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.publish import official_deeplab, official_dpt
 from corrmatch_hf.publish.checkpoint_file import read_checkpoint, sha256, some
+from corrmatch_hf.publish.official_dpt import MAX_IMAGE_SIZE, PATCH
 
 LAYOUTS = {"deeplabv3plus": official_deeplab, "dpt": official_dpt}  # by our name of the decoder
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def official_decoder(path: str | Path, *, key: str | None = None) -> str:
@@ -61,16 +63,23 @@ def from_official(
     state = read_checkpoint(path, key)
     decoder = _decoder(state)
     layout = LAYOUTS[decoder]
-    if decoder == "dpt" and output_stride not in (None, official_dpt.PATCH):
+    odd = [
+        name
+        for name, value in state.items()
+        if (value.dtype not in PRECISIONS or value.layout is not torch.strided) and not layout.left_over(name)
+    ]
+    if odd:
+        raise InputError(f"{path} holds weights that are no plain floating-point numbers: {some(odd)}.")
+    if decoder == "dpt" and output_stride not in (None, PATCH):
         raise InputError(
             f"output_stride is {output_stride}, but {path} is of a vision transformer, whose stride is the side of its "
-            f"patches, {official_dpt.PATCH}: leave it out."
+            f"patches, {PATCH}: leave it out."
         )
     if image_size is not None:
-        if decoder != "dpt" or image_size < 1 or image_size % official_dpt.PATCH:
+        if decoder != "dpt" or image_size not in range(PATCH, MAX_IMAGE_SIZE + 1, PATCH):
             raise InputError(
                 f"image_size is {image_size}; it is for checkpoints of {official_dpt.METHODS}, and a multiple of "
-                f"{official_dpt.PATCH}."
+                f"{PATCH}, at most {MAX_IMAGE_SIZE}."
             )
         if (name := official_dpt.POSITIONS) in state:
             state[name] = official_dpt.at_image_size(state[name], image_size)
@@ -95,7 +104,7 @@ def from_official(
     model.config.converted_from = {"file": path.name, "sha256": sha256(path)}
 
     # One precision for all: the widest there is, so that nothing is lost.
-    floats = {value.dtype for value in state.values() if value.is_floating_point()}
+    floats = {value.dtype for value in state.values()}.intersection(PRECISIONS)
     dtype = functools.reduce(torch.promote_types, floats)
     unused = layout.fillers(model)
     renamed = {

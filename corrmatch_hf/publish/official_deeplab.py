@@ -52,7 +52,7 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
     """
     blocks = [0, 0, 0, 0]
     for name in shapes:
-        if found := re.match(r"backbone\.layer([1-4])\.(\d+)\.", name):
+        if found := re.match(r"backbone\.layer([1-4])\.(\d{1,5})\.", name):
             stage = int(found[1]) - 1
             blocks[stage] = max(blocks[stage], int(found[2]) + 1)
     encoder = ENCODERS.get(tuple(blocks))

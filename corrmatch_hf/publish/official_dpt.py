@@ -21,6 +21,7 @@ from corrmatch_hf.model import CorrMatchForSegmentation
 METHODS = "UniMatch V2"
 PATCH = 14
 IMAGE_SIZE = 518  # of which the position embeddings are: 37 patches a side
+MAX_IMAGE_SIZE = 4096  # at which they alone take 350 MB
 HEAD_WIDTH = 64  # channels of an attention head
 ENCODERS = {  # channels and blocks: timm's name
     (384, 12): "vit_small_patch14_dinov2",
@@ -54,9 +55,14 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
     """The arguments of `CorrMatchConfig` that weights of these shapes tell.
 
     Raises:
-        InputError: another side of patches; a width that is not made of attention heads.
+        InputError: another side of patches; a width that is not made of attention heads; gated layers.
     """
-    blocks = (re.match(r"backbone\.blocks\.(\d+)\.", name) for name in shapes)
+    if any(".mlp.w12." in name for name in shapes):
+        raise InputError(
+            f"{path} has the gated layers (mlp.w12, mlp.w3) of DINOv2's giant transformer, of which no checkpoint of "
+            f"{METHODS} is published: small, base and large ones can be converted."
+        )
+    blocks = (re.match(r"backbone\.blocks\.(\d{1,5})\.", name) for name in shapes)
     depth = max((int(found[1]) + 1 for found in blocks if found), default=0)
 
     def size(name: str, dim: int, default: int) -> int:
@@ -64,7 +70,7 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
         return shape[dim] if len(shape) > dim else default
 
     width, patch = (size("backbone.patch_embed.proj.weight", *each) for each in ((0, 384), (2, PATCH)))
-    if patch != PATCH or width % HEAD_WIDTH or not depth:
+    if patch != PATCH or not depth or not width or width % HEAD_WIDTH:
         raise InputError(
             f"{path} is no checkpoint of {METHODS}: its transformer has {depth} blocks of {width} channels and patches "
             f"of {patch} pixels; DINOv2's are of {PATCH} pixels, with a multiple of {HEAD_WIDTH} channels."

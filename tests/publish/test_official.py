@@ -179,6 +179,12 @@ def test_every_weight_that_does_not_fit_is_in_one_error(state, saved):
     assert "resnet50s" in message and "checkpoint.pth" in message
 
 
+def test_integers_in_place_of_weights_are_named(state, saved):
+    wrong = {**state, "classifier.bias": torch.zeros(5).long()}
+    with pytest.raises(InputError, match=r"no plain floating-point numbers: classifier.bias"):
+        from_official(saved(wrong))
+
+
 def test_another_encoder_is_refused(state, saved):
     without = {name: value for name, value in state.items() if not name.startswith("backbone.layer2.3.")}
     with pytest.raises(
