@@ -227,8 +227,8 @@ class CorrMatchConfig(PreTrainedConfig):
 
     @property
     def aspp_rates(self) -> list[int]:
-        """The dilation rates in use: `atrous_rates`, or those that go with the output stride."""
-        return list(self.atrous_rates or ATROUS_RATES[self.output_stride or 16])
+        """The dilation rates in use: `atrous_rates`, or those that go with the output stride. None go with a patch."""
+        return list(self.atrous_rates or ATROUS_RATES.get(self.output_stride or 16, ()))
 
 
 def _class_problems(id2label, num_labels) -> list[str]:

@@ -119,8 +119,9 @@ class CorrMatchEncoder(nn.Module):
             else f"its own size is {smallest[0]}x{smallest[1]}"
         )
         raise ValueError(
-            f"Encoder {self.encoder_name!r} cannot take an image of {height}x{width} pixels; {taken}. Pad or resize the image, give its size in "
-            "encoder_kwargs ({'img_size': ...}) where the encoder has one, or use another encoder."
+            f"Encoder {self.encoder_name!r} cannot take an image of {height}x{width} pixels; {taken}. Pad or resize "
+            "the image, give its size in encoder_kwargs ({'img_size': ...}) where the encoder has one, or use another "
+            "encoder."
         ) from error
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

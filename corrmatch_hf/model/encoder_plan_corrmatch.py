@@ -116,7 +116,7 @@ def _plan_plain(
     if output_stride not in (None, patch):
         raise ValueError(
             f"Encoder {name!r} cannot have output_stride {output_stride}: that of a plain transformer is the side of "
-            f"its patches, {patch}."
+            f"its patches. Give {patch}, or none."
         )
     options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
     try:
@@ -136,7 +136,9 @@ def _plan_plain(
         )
     options["out_indices"] = indices
     encoder = build_on_meta(options)
-    return EncoderPlan(options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True)
+    return EncoderPlan(
+        options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True
+    )
 
 
 def _depth(options: dict) -> int:

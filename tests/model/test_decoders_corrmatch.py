@@ -1,7 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from corrmatch_hf.model import DeepLabV3PlusDecoder, resize
+from corrmatch_hf.model.decoder_dpt_corrmatch import DPTDecoder
+from corrmatch_hf.model.decoder_linear_corrmatch import LinearDecoder
 
 
 def make():
@@ -40,3 +43,109 @@ def test_resize_aligns_corners():
     assert torch.equal(resize(x, (3, 3))[0, 0], expected)
     big = torch.randn(1, 2, 97, 97)  # 8k + 1: every second pixel, bit for bit
     assert torch.equal(resize(big, (49, 49)), big[:, :, ::2, ::2])
+
+
+# ------------------------------------------------------------------------------------------ DPT and linear
+
+
+def plain_dpt(w, levels):
+    """The decoder written once more, from the names of its weights."""
+
+    def conv(x, name, **options):
+        return F.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"), **options)
+
+    def unit(x, name):
+        return x + conv(conv(x.relu(), f"{name}.conv1", padding=1).relu(), f"{name}.conv2", padding=1)
+
+    x = [conv(level, f"project.{i}") for i, level in enumerate(levels)]
+    x[0] = F.conv_transpose2d(x[0], w["rescale.0.weight"], w["rescale.0.bias"], stride=4)
+    x[1] = F.conv_transpose2d(x[1], w["rescale.1.weight"], w["rescale.1.bias"], stride=2)
+    x[3] = conv(x[3], "rescale.3", stride=2, padding=1)
+    x = [conv(each, f"narrow.{i}", padding=1) for i, each in enumerate(x)]
+    sizes = [tuple(2 * side for side in x[0].shape[-2:]), *(each.shape[-2:] for each in x[:3])]
+    fused = 0
+    for i in (3, 2, 1, 0):
+        own = x[i] if i == 3 else unit(x[i], f"fuse.{i}.level")
+        fused = unit(fused + own, f"fuse.{i}.refine")
+        fused = F.interpolate(fused, sizes[i], mode="bilinear", align_corners=True)
+        fused = conv(fused, f"fuse.{i}.project")
+    return conv(fused, "smooth", padding=1).relu()
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 7), (5, 3)])
+def test_dpt_is_what_it_should_be(grid):
+    decoder = DPTDecoder([10] * 4, num_labels=3, channels=6, pyramid_channels=[4, 6, 8, 12]).double()
+    levels = [torch.randn(2, 10, *grid, dtype=torch.float64) for _ in range(4)]
+    output = decoder(levels)
+    expected = plain_dpt(decoder.state_dict(), levels)
+    assert output.aspp is None and output.fused.shape == (2, 6, 8 * grid[0], 8 * grid[1])
+    torch.testing.assert_close(output.fused, expected)
+    torch.testing.assert_close(
+        output.logits, F.conv2d(expected, decoder.classify.weight, decoder.classify.bias)
+    )
+    alone = decoder.train()([level[:1] for level in levels]).logits  # nothing depends on the other images
+    torch.testing.assert_close(alone, output.logits[:1])
+    output.logits.sum().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+
+
+def test_linear_is_a_sum_over_the_levels():
+    decoder = LinearDecoder([4, 6], num_labels=3)
+    fine, coarse = torch.randn(2, 4, 9, 13), torch.randn(2, 6, 5, 7)
+    output = decoder([fine, coarse])
+    weight, enlarged = decoder.classify.weight[..., 0, 0], resize(coarse, (9, 13))
+    expected = torch.einsum("kc,nchw->nkhw", weight[:, :4], fine)
+    expected += torch.einsum("kc,nchw->nkhw", weight[:, 4:], enlarged) + decoder.classify.bias.view(-1, 1, 1)
+    torch.testing.assert_close(output.logits, expected)
+    assert output.fused.shape == (2, 10, 9, 13) and output.aspp is None
+
+
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "test_convnext", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "test_vit"]
+)
+def test_linear_goes_with_every_encoder(encoder, network):
+    kwargs = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)} if "swin" in encoder else {}
+    model = network(encoder_name=encoder, encoder_kwargs=kwargs, decoder="linear", output_stride=None)
+    labels = torch.randint(5, (1, 70, 90))
+    output = model.train()(torch.randn(1, 3, 70, 90), labels=labels)
+    assert output.logits.shape == (1, 5, 70, 90)
+    output.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+PLAIN = {"encoder_name": "test_vit", "output_stride": None}
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (
+            {"decoder": "dpt"},
+            "'dpt' needs a plain transformer, and encoder 'resnet18' has a pyramid.*take decoder",
+        ),
+        (
+            {**PLAIN, "decoder": "deeplabv3plus"},
+            "'deeplabv3plus' needs a pyramid.*'test_vit' is a plain trans.*take",
+        ),
+        (
+            {**PLAIN, "decoder": "dpt", "out_indices": [0, 1]},
+            r"out_indices must be 4 blocks for decoder 'dpt', not \[0, 1\]",
+        ),
+        (
+            {**PLAIN, "decoder": "dpt", "encoder_kwargs": {"depth": 3}},
+            "'dpt' needs 4 levels, and encoder 'test_vit' gives 3",
+        ),
+        ({**PLAIN, "decoder": "dpt", "pyramid_channels": [4, 4]}, "pyramid_channels must be 4 "),
+        (
+            {**PLAIN, "decoder": "linear", "output_stride": 8},
+            "cannot have output_stride 8: .* Give 16, or none",
+        ),
+        ({**PLAIN, "decoder": "dpt", "correlation_position": "aspp"}, "'aspp' is of decoder 'deeplabv3plus'"),
+        ({"decoder": "linear", "correlation_position": "aspp"}, "'aspp' is of decoder 'deeplabv3plus'"),
+        ({"decoder": "fpn"}, "decoder must be one of deeplabv3plus, dpt, linear, not 'fpn'"),
+    ],
+)
+def test_pairs_that_make_no_sense_are_refused(options, reason, network):
+    with pytest.raises(ValueError, match=reason) as caught:
+        network(**options)
+    assert "\n" not in str(caught.value)

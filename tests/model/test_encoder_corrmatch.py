@@ -123,8 +123,8 @@ def test_padding_does_not_move_the_features():
     [
         ("resnet81", 16, "no model named 'resnet81': did you mean .*'resnet18'"),
         ("zzzzzz", 16, "no model named 'zzzzzz': use for example 'resnet50'"),
-        ("vit_tiny_patch16_224", 8, "cannot have output_stride 8: .* the side of its patches, 16"),
-        ("vit_small_patch14_dinov2", 16, "the side of its patches, 14"),
+        ("vit_tiny_patch16_224", 8, "cannot have output_stride 8: .* the side of its patches. Give 16"),
+        ("vit_small_patch14_dinov2", 16, "the side of its patches. Give 14, or none"),
         ("volo_d1_224", None, "cannot be used: its levels are no plain grid of patches of 16 pixels"),
         ("swin_tiny_patch4_window7_224", 8, "cannot have output_stride 8: it can have 32"),
         ("hrnet_w18_small", 16, "cannot have output_stride 16: it can have 32"),
