@@ -103,6 +103,29 @@ def test_a_file_that_gives_something_else_is_not_passed(command, model_folder):
     with pytest.raises(InputError, match="other logits"):
         command.check(model, lambda image: run(image) * float("nan"), (2, 33, 47))
 
+    def insists(image):
+        raise AssertionError("Guard failed:\nheight == 6")
+
+    with pytest.raises(
+        InputError, match=r"At 2 x 33 x 47 .* fails \(Guard failed: height == 6\): use the other"
+    ):
+        command.check(model, insists, (2, 33, 47))
+
+
+def test_a_plain_transformer(command, tmp_path, capsys):
+    """Patches, rotary positions and DPT's four sizes, for images of any size that are brought to whole patches."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    config = CorrMatchConfig(
+        encoder_name="vit_small_patch16_dinov3", encoder_kwargs={"depth": 4, "embed_dim": 48, "num_heads": 2},
+        decoder="dpt", id2label=ID2LABEL, decoder_channels=8, correlation_channels=8,
+    )  # fmt: skip
+    CorrMatchForSegmentation(config).save_pretrained(tmp_path / "model")
+    CorrMatchImageProcessor().save_pretrained(tmp_path / "model")
+    command.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "model.onnx")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["1 x 97 x 131", "3 x 64 x 160", "1 x 257 x 193"]
+
 
 def test_what_cannot_be_exported_is_told(command, model_folder, saved_model, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
