@@ -12,7 +12,9 @@ the output stride of CorrMatch and UniMatch V1; --recipe gives those of the publ
 
 UniMatch V2's files hold the student (--key model) and its moving average (--key model_ema), whose figures are the
 published ones. On Cityscapes it sees windows of 798 pixels: --recipe cityscapes interpolates the position embeddings to
-that size, as the authors' code does. The weights keep their authors' licence.
+that size, as the authors' code does; their format has no place for such a model, so it cannot be converted back.
+
+The weights keep their authors' licence.
 """
 
 import argparse

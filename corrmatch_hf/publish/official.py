@@ -125,7 +125,8 @@ def to_official(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
     are zeros (of UniMatch V2 the mask token and a residual unit).
 
     Raises:
-        InputError: the network differs from the authors' in more than its channels.
+        InputError: the network differs from the authors' in more than its channels, as UniMatch V2's does with position
+            embeddings of another size than 518 pixels.
     """
     layout = LAYOUTS.get(model.config.decoder)
     misfits = [f"a {model.config.decoder} decoder"] if layout is None else layout.misfits(model)
