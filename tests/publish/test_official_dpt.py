@@ -267,12 +267,15 @@ def test_a_choice_between_student_and_average(state, saved):
 # --------------------------------------------------------------------------------------------- ours to theirs
 
 
+FOUR_BLOCKS = {"depth": 4, "embed_dim": 64, "num_heads": 1}
+
+
 def small_model(**options):
     torch.manual_seed(0)
     config = CorrMatchConfig(
         **{
             "encoder_name": "vit_small_patch14_dinov2",
-            "encoder_kwargs": {"depth": 4, "embed_dim": 64, "num_heads": 1},
+            "encoder_kwargs": FOUR_BLOCKS,
             "decoder": "dpt",
             "decoder_channels": 8,
             "num_labels": 5,
@@ -303,11 +306,11 @@ def test_ours_to_theirs_to_ours_is_the_same(tmp_path):
             "encoder vit_small_patch14_reg4_dinov2 instead of",
         ),
         ({"correlation_head": True}, "a correlation head, which .*inference_only=True"),
-        ({"encoder_kwargs": {"embed_dim": 64, "num_heads": 2}}, "2 attention heads for 64 channels"),
-        ({"encoder_kwargs": {"img_size": 798}}, "images of 798x798 pixels instead of 518x518"),
-        ({"encoder_kwargs": {"qkv_bias": False}}, "an encoder built with {'qkv_bias': False}"),
+        ({"encoder_kwargs": FOUR_BLOCKS | {"num_heads": 2}}, "2 attention heads for 64 channels"),
+        ({"encoder_kwargs": FOUR_BLOCKS | {"img_size": 798}}, "images of 798x798 pixels instead of 518x518"),
+        ({"encoder_kwargs": FOUR_BLOCKS | {"qkv_bias": False}}, "an encoder built with {'qkv_bias': False}"),
         (
-            {"encoder_name": "vit_large_patch14_dinov2", "encoder_kwargs": None},
+            {"encoder_kwargs": FOUR_BLOCKS | {"depth": 24}},
             r"\[5, 11, 17, 23\] instead of \[4, ",
         ),
         ({"decoder": "linear"}, "a linear decoder"),
