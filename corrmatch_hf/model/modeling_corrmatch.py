@@ -315,9 +315,15 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
                 seen = resize(decoded.logits, grid)
         return self.correlation(seen, channel_mask)
 
-    @staticmethod
-    def upsample(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners."""
+    def upsample(self, tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners.
+
+        For an image that was resized to whole patches by way of that size, as UniMatch V2 evaluates.
+        """
+        if self.encoder.plan.plain:
+            taken = self.encoder.taken_size(*size)
+            if torch.compiler.is_compiling() or taken != tuple(size):  # a graph for any size does it always
+                tensor = resize(tensor, taken)
         return resize(tensor, size)
 
     @can_return_tuple

@@ -42,7 +42,8 @@ def from_official(
     """The model of one of the authors' checkpoints, in eval mode; its weights stay in the file until they are used.
 
     Runs no code of the file. Whatever lies beside the weights is left alone, and names may begin with the
-    "module." of data-parallel training. The file's name and SHA-256 go into the configuration, as `converted_from`.
+    "module." of data-parallel training. The file's name and SHA-256, and `key`, go into the configuration, as
+    `converted_from`.
 
     Args:
         path: a `.pth` file: the weights, or a dictionary that holds them.
@@ -101,7 +102,7 @@ def from_official(
             )
         model.config.id2label = {i: id2label[i] for i in range(num_labels)}
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
-    model.config.converted_from = {"file": path.name, "sha256": sha256(path)}
+    model.config.converted_from = {"file": path.name, "sha256": sha256(path)} | ({"key": key} if key else {})
 
     # One precision for all: the widest there is, so that nothing is lost.
     floats = {value.dtype for value in state.values()}.intersection(PRECISIONS)

@@ -400,6 +400,9 @@ def test_a_converted_model_names_its_checkpoint(tmp_path):
     text = card_for_push(tmp_path, "user/streets")
     assert "from the checkpoint `corrmatch_r101.pth` (SHA-256 `ab12`)" in text
     assert "they keep that of the checkpoint" in text
+    model.config.converted_from["key"] = "model_ema"
+    model.save_pretrained(tmp_path)
+    assert "converted from `model_ema` in the checkpoint `corr" in card_for_push(tmp_path, "user/streets")
 
 
 def test_a_foreign_model_needs_a_card_of_its_own(tmp_path):

@@ -114,14 +114,15 @@ def their_outputs(w, image):
     return outputs
 
 
+def enlarged(x, size):
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
 def their_logits(w, image, levels):
     """image (N,3,H,W), of whole patches -> logits (N,K,H,W)"""
 
     def unit(x, name):
         return conv(w, conv(w, x.relu(), f"{name}.conv1", padding=1).relu(), f"{name}.conv2", padding=1) + x
-
-    def enlarged(x, size):
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
     outputs = their_outputs(w, image)
     maps = [conv(w, outputs[level], f"head.projects.{i}") for i, level in enumerate(levels)]
@@ -169,7 +170,8 @@ def same(ours, theirs):
 def logits_error(model, state, size, levels):
     """The largest difference from theirs, by their deviation."""
     image = torch.randn(1, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    theirs = their_logits(state, image, levels)
+    resized = enlarged(image, [14 * int(side / 14 + 0.5) for side in size])  # as they evaluate
+    theirs = enlarged(their_logits(state, resized, levels), size)
     ours = model(image).logits
     assert theirs.std() > 0.1
     return (ours - theirs).abs().max() / theirs.std()
@@ -182,6 +184,8 @@ def test_logits_are_theirs_at_the_size_of_the_positions(state, saved):
     assert (config.decoder, config.output_stride, config.num_labels) == ("dpt", 14, 5)
     assert not config.correlation_head and not model.training
     assert config.converted_from["file"] == "v2.pth"
+    # A photo, which they resize to the nearest whole patches and its logits back.
+    assert logits_error(model, state, (512, 524), [0, 1, 2, 3]) < 1e-9
 
 
 @pytest.mark.parametrize("size", [84, 546])
@@ -260,8 +264,10 @@ def test_a_choice_between_student_and_average(state, saved):
         InputError, match=r"choose one of model, model_ema by --key .* figures are of model_ema"
     ):
         from_official(path)
-    chosen = from_official(path, key="model_ema").state_dict()
-    assert torch.equal(chosen["decoder.classify.bias"], average["head.scratch.output_conv.2.bias"])
+    chosen = from_official(path, key="model_ema")
+    bias = chosen.state_dict()["decoder.classify.bias"]
+    assert torch.equal(bias, average["head.scratch.output_conv.2.bias"])
+    assert chosen.config.converted_from["key"] == "model_ema"
 
 
 # --------------------------------------------------------------------------------------------- ours to theirs
