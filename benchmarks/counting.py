@@ -125,9 +125,8 @@ def count_step(method: Method, batch: SemiBatch, bf16: bool = False) -> StepCoun
         levels.extend(
             (level, leaf) for level, leaf in zip(outputs, leaves, strict=True) if leaf.requires_grad
         )
-        return [
-            leaf.view_as(leaf) for leaf in leaves
-        ]  # autocast would cast leaves once for all that use them
+        # Leaves themselves would be cast once for all that use them, under autocast.
+        return [leaf.view_as(leaf) for leaf in leaves]
 
     for module in method.modules():
         if isinstance(module, CorrMatchEncoder):

@@ -1,6 +1,6 @@
 """What decoders and transformer encoders cost: an image forward, and a step of training.
 
-    OMP_NUM_THREADS=1 python benchmarks/decoders.py     # writes benchmarks/results/decoders.md, in some five minutes
+    OMP_NUM_THREADS=1 python benchmarks/decoders.py     # writes benchmarks/results/decoders.md, in some seven minutes
 
 FLOPs, parameters and the memory of large steps are counted; times and the memory of small steps are measured, times as
 processor time of one thread, one thing and the other in turn, medians.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, t
 
 from benchmarks.__main__ import machine
 from benchmarks.counting import StepCount, count_step, flops, without_contents
-from benchmarks.measure import extra_mib
+from benchmarks.measure import extra_mib, process_kib
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.methods import Method, method_class
@@ -61,9 +60,8 @@ STEP_HEADER = (
 )
 MEASURED_HEADER = (
     "| | s a step | to plain | counted FLOPs, to plain | peak of the process, MiB | to plain "
-    "| peak of a step above its start, MiB | to plain | counted as kept, MiB | to plain |\n| --- |"
-    + " ---: |"
-    * 9
+    "| peak of a step above its start, MiB | to plain | counted: kept and gradients, MiB | to plain |\n"
+    "| --- |" + " ---: |" * 9
 )
 
 
@@ -234,7 +232,7 @@ def work(connection: Connection, mode: str, encoder_name: str, images: int, crop
 
     answers: dict[str, Callable[[], float]] = {
         "seconds": lambda: processor_seconds(step),
-        "peak": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "peak": lambda: process_kib("VmHWM") / 2**10,
         "extra": lambda: extra_mib(step),
     }
     for asked in iter(connection.recv, None):
@@ -264,9 +262,9 @@ def main() -> None:
         "# Decoders and transformer encoders",
         "",
         f"`OMP_NUM_THREADS=1 python benchmarks/decoders.py` on {machine('cpu')}; {CLASSES} classes.",
-        "FLOPs, parameters and GiB are **counted**, not measured, and nothing was run on a GPU: two FLOPs for a product",
-        "and a sum; matrix products, convolutions, attention and pixel propagation. Seconds are processor time of one",
-        f"thread on a shared machine, medians of {args.repeats} rounds in turn: their ratios are what to look at.",
+        "FLOPs, parameters and GiB are **counted**, not measured, and nothing was run on a GPU: two FLOPs for a",
+        "product and a sum; matrix products, convolutions, attention and pixel propagation. Seconds are processor time",
+        f"of one thread on a shared machine, medians of {args.repeats} rounds in turn: look at their ratios.",
         "",
         "## A network, forward, one image",
         "",

@@ -106,8 +106,10 @@ def test_bytes_are_those_of_a_step_with_contents(method, mode):
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == BF16):
         found = needs(trained, "adamw", average=False, batch=batch, times=1)
     expected = counted(method, mode)
-    # In bf16, a BatchNorm without contents keeps the statistics of a batch in bf16, too.
-    assert expected.kept == pytest.approx(found.activations, rel=1e-3 if mode == BF16 else 0)
+    # The only BatchNorm, the correlation head's, has two passes. Mean and deviation of its 256 channels stay in float32
+    # in bf16, too, which torch's networks without contents do not know.
+    missed = 2 * 2 * 256 * 2 if mode == BF16 else 0
+    assert expected.kept + missed == found.activations
     assert expected.memory - expected.kept == found.weights
 
 
