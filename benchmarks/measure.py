@@ -75,14 +75,14 @@ def extra_mib(call: Call, device: torch.device | str = "cpu") -> float:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at the present size
-    before = _status("VmRSS")
+    before = process_kib("VmRSS")
     result = call()
-    peak = _status("VmHWM")
+    peak = process_kib("VmHWM")
     del result
     return max(peak - before, 0) / 2**10
 
 
-def _status(field: str) -> int:
+def process_kib(field: str) -> int:
     """KiB, from the kernel's account of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
