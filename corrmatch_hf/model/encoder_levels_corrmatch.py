@@ -13,7 +13,7 @@ class TransformerLevels(nn.Module):
     What lies behind the last of these blocks is removed.
 
     Attributes:
-        channels, strides: of each level.
+        channels: of each level.
     """
 
     def __init__(self, model: nn.Module, indices: Sequence[int]):
@@ -22,8 +22,9 @@ class TransformerLevels(nn.Module):
         model.prune_intermediate_layers(self.indices, prune_norm=False, prune_head=True)
         self.model = model
         self.pretrained_cfg = model.pretrained_cfg
-        self.channels = [model.feature_info[i]["num_chs"] for i in self.indices]
-        self.strides = [model.feature_info[i]["reduction"] for i in self.indices]
+        levels = [model.feature_info[i] for i in self.indices]
+        # Where the final norm is more than a norm, it gives other channels than the blocks (SAM's).
+        self.channels = [level.get("num_chs_norm", level["num_chs"]) for level in levels]
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         return self.model.forward_intermediates(

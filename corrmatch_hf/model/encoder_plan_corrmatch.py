@@ -16,7 +16,7 @@ from typing import NamedTuple
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.models import FeatureListNet
+from timm.models import FeatureInfo, FeatureListNet
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -80,9 +80,10 @@ def plan_encoder(
 @functools.lru_cache(maxsize=64)
 def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int, ...] | None) -> EncoderPlan:
     options = {"model_name": name, "features_only": True, **json.loads(kwargs)}
-    options, strides = _own_strides(options)
+    options, info = _own_features(options)
+    strides = info.reduction()
     if len(set(strides)) == 1:
-        return _plan_plain(name, output_stride, json.loads(kwargs), indices, strides[0])
+        return _plan_plain(name, output_stride, json.loads(kwargs), indices, strides[0], depth=len(info.info))
     if indices is not None:
         raise ValueError(
             f"out_indices choose blocks of a plain transformer, but encoder {name!r} has a pyramid of features: leave "
@@ -94,6 +95,7 @@ def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int,
     # Only the two levels in use, so that timm leaves out what the others alone need.
     options["out_indices"] = (low, len(strides) - 1)
     encoder = build_on_meta(options)
+    _check_nothing_shared(name, encoder)
 
     own = own_size(options, encoder)[-1]
     in_channels = options.get("in_chans", 3)
@@ -110,21 +112,19 @@ def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int,
 
 
 def _plan_plain(
-    name: str, output_stride: int | None, kwargs: dict, indices: tuple[int, ...] | None, patch: int
+    name: str,
+    output_stride: int | None,
+    kwargs: dict,
+    indices: tuple[int, ...] | None,
+    patch: int,
+    depth: int,
 ) -> EncoderPlan:
-    """The plan of a plain transformer."""
+    """The plan of a plain transformer of `depth` blocks."""
     if output_stride not in (None, patch):
         raise ValueError(
             f"Encoder {name!r} cannot have output_stride {output_stride}: that of a plain transformer is the side of "
             f"its patches. Give {patch}, or none."
         )
-    options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
-    try:
-        # Where it can, any number of patches, with position embeddings interpolated by timm.
-        any_size = {"dynamic_img_size": True, **options}
-        depth, options = _depth(any_size), any_size
-    except REJECTIONS:
-        depth = _depth(options)
     if indices is None:
         indices = tuple(
             dict.fromkeys(max((i + 1) * depth // PLAIN_LEVELS - 1, 0) for i in range(PLAIN_LEVELS))
@@ -134,16 +134,17 @@ def _plan_plain(
             f"out_indices must be rising numbers of the blocks of encoder {name!r}, 0 to {depth - 1}, not "
             f"{list(indices)}."
         )
-    options["out_indices"] = indices
-    encoder = build_on_meta(options)
+    options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
+    try:
+        # Where it can, any number of patches, with position embeddings interpolated by timm.
+        any_size = {"dynamic_img_size": True, **options}
+        encoder, options = build_on_meta(any_size), any_size
+    except REJECTIONS:
+        encoder = build_on_meta(options)
+    _check_nothing_shared(name, encoder)
     return EncoderPlan(
         options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True
     )
-
-
-def _depth(options: dict) -> int:
-    """The number of blocks of a plain transformer."""
-    return len(build_on_meta({**options, "out_indices": (0,)}).model.feature_info)
 
 
 def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset[str]:
@@ -160,12 +161,21 @@ def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset
             f"Encoder {options['model_name']!r} cannot be used: timm gives no levels of it at its own size of "
             f"{height}x{width} pixels ({' '.join(str(error).split())[:200]})."
         ) from error
-    if any(level.shape[-2:] != (height // patch, width // patch) for level in features):
+    grid = (height // patch, width // patch)
+    if [level.shape[1:] for level in features] != [(channels, *grid) for channels in encoder.channels]:
         raise ValueError(
             f"Encoder {options['model_name']!r} cannot be used: its levels are no plain grid of patches of "
             f"{patch} pixels."
         )
     return unused
+
+
+def _check_nothing_shared(name: str, encoder: nn.Module) -> None:
+    if len(list(encoder.named_parameters(remove_duplicate=False))) > len(list(encoder.parameters())):
+        raise ValueError(
+            f"Encoder {name!r} cannot be used: parts of it share their weights, which could not be saved. Use for "
+            f"example {SUGGESTIONS}."
+        )
 
 
 def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
@@ -184,17 +194,17 @@ def _without_gradient(
     return frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None), features
 
 
-def _own_strides(options: dict) -> tuple[dict, list[int]]:
-    """The strides of all features that an encoder has by itself, and the options that build it for any size of
-    image."""
+def _own_features(options: dict) -> tuple[dict, FeatureInfo]:
+    """The options that build an encoder for any size of image, and timm's description of all features that it has by
+    itself."""
     name = options["model_name"]
     try:
         # Where it exists (Swin): attention masks for the image at hand instead of for one size.
         any_size = {"strict_img_size": False, **options}
-        return any_size, _strides(any_size)
+        return any_size, build_on_meta(any_size).feature_info
     except REJECTIONS:
         try:
-            return options, _strides(options)
+            return options, build_on_meta(options).feature_info
         except REJECTIONS as error:
             given = {key: options[key] for key in options.keys() - {"model_name", "features_only"}}
             raise ValueError(
@@ -220,7 +230,7 @@ def _at_stride(options: dict, strides: list[int], output_stride: int | None) -> 
     for stride in (output_stride, *OUTPUT_STRIDES):
         dilated = {**options, "output_stride": stride}
         try:
-            strides = _strides(dilated)
+            strides = build_on_meta(dilated).feature_info.reduction()
         except REJECTIONS:
             continue
         if strides[-1] == output_stride:
@@ -228,10 +238,6 @@ def _at_stride(options: dict, strides: list[int], output_stride: int | None) -> 
         possible |= {strides[-1]} & {stride}
     can = f"it can have {' and '.join(map(str, sorted(possible)))}." if possible else f"its own is {own}."
     raise ValueError(f"Encoder {name!r} cannot have output_stride {output_stride}: {can}")
-
-
-def _strides(options: dict) -> list[int]:
-    return build_on_meta(options).feature_info.reduction()
 
 
 def build(options: dict, pretrained: bool = False, **pretrained_options) -> nn.Module:

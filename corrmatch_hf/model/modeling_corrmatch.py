@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_corrmatch import DPT_LEVELS, CorrMatchConfig
+from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS, CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
 from .decoder_dpt_corrmatch import DPTDecoder
 from .decoder_linear_corrmatch import LinearDecoder
@@ -221,6 +221,11 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             raise ValueError(
                 f"Decoder 'deeplabv3plus' needs a pyramid of features, and encoder {config.encoder_name!r} is a plain "
                 "transformer: take decoder 'dpt' or 'linear', or an encoder such as 'resnet50'."
+            )
+        if self.encoder.output_stride not in ATROUS_RATES:
+            raise ValueError(
+                f"Decoder 'deeplabv3plus' needs output stride 8, 16 or 32, and that of encoder {config.encoder_name!r} "
+                f"is {self.encoder.output_stride}: take decoder 'linear', or an encoder such as 'resnet50'."
             )
         return DeepLabV3PlusDecoder(
             low_channels=channels[0],
