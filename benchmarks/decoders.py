@@ -138,12 +138,15 @@ def training(
 
 
 def step_batch(method: Method, images: int, crop: int) -> SemiBatch:
-    """As many labelled as unlabelled images, of which as many as is usual have a CutMix box in some strong view."""
+    """As many labelled as unlabelled images of one device; as many as is usual have a CutMix box in some strong view.
+
+    It shows the image at their place in the reversed batch or, where that is their own, another view of it.
+    """
     batch = blank_batch(method, images, images, crop, torch.device("cpu"))
     if method.uses_unlabeled:
-        batch.partner_rows = list(
-            range(round(images * (1 - (1 - CUTMIX_PROBABILITY) ** method.strong_views)))
-        )
+        boxed = range(round(images * (1 - (1 - CUTMIX_PROBABILITY) ** method.strong_views)))
+        batch.partner_rows = list(boxed)
+        batch.partner_places = [-1 if 2 * row == images - 1 else images - 1 - row for row in boxed]
         batch.partner_weak, batch.partner_valid = (
             batch.weak[batch.partner_rows],
             batch.valid[batch.partner_rows],

@@ -90,10 +90,11 @@ def test_a_step():
     assert frozen.kept < again.kept < plain.kept
 
 
-def test_passes_of_unimatch_v2():
-    """Labelled images, two strong views; of the teacher weak views, and partners of the 0.75 that have a box."""
-    count = counted("unimatch_v2", FROZEN)
-    assert count.encoder_forward == sum(vit(3 * IMAGES + IMAGES + 2))
+@pytest.mark.parametrize(("images", "partners"), [(1, 1), (2, 0)])
+def test_passes_of_unimatch_v2(images, partners):
+    """Labelled images, two strong views; of the teacher weak views, and partners that are not among them."""
+    count = decoders.counted("unimatch_v2", FROZEN, ENCODER, images, CROP, **SMALL)
+    assert count.encoder_forward == sum(vit(3 * images + images + partners))
 
 
 @pytest.mark.parametrize(
