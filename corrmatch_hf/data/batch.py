@@ -31,6 +31,9 @@ class SemiBatch:
     valid: BoolTensor | None = None  # (B_u, H, W), False where `weak` is padding; knows nothing of the box
     box: BoolTensor | None = None  # (B_u, S, H, W), True where `strong` shows the partner
     partner_rows: list[int] = field(default_factory=list)  # rows of the batch that have a box in any view
+    partner_places: list[int] = field(
+        default_factory=list
+    )  # of each of their partners its row in `weak`; -1: none
     partner_weak: Tensor | None = None  # (P, 3, H, W) float32, weak views of those rows' partners
     partner_valid: BoolTensor | None = None  # (P, H, W), False where `partner_weak` is padding
     uncolored: UncoloredViews | None = None  # what `recolored` makes these three of

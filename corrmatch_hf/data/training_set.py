@@ -241,6 +241,10 @@ class TrainingSet(Dataset):
                         fields["box"][row, view][box.slices] = True
             valid = [views.valid(*partners[row]) for row in boxed]
             fields["partner_rows"] = boxed
+            fields["partner_places"] = [
+                positions.index(position) if stream == Stream.UNLABELED and position in positions else -1
+                for position, stream in (partners[row] for row in boxed)
+            ]
             fields["partner_valid"] = (
                 torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool)
             )

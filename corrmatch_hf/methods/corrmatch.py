@@ -174,11 +174,14 @@ class CorrMatch(Method):
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         box, valid = batch.box[:, 0], batch.valid
-        partner, partner_valid = partner_logits(self.segmentation_model, batch)
-        predictions, rows = self._predict(batch, partner)
+        taught = None
         if self.teacher is not None:
             with evaluating(self.teacher.network):
-                predictions.weak = self.teacher.network(batch.weak).logits
+                taught = self.teacher.network(batch.weak).logits
+        partner, partner_valid = partner_logits(self.segmentation_model, batch, taught)
+        predictions, rows = self._predict(batch, partner)
+        if taught is not None:
+            predictions.weak = taught
         mixed_valid = torch.where(box, partner_valid, valid)
         return self.losses(predictions, batch.label, valid, mixed_valid, box, rows, step=batch.step)
 

@@ -247,10 +247,10 @@ class DGCL(Method):
         labeled, unlabeled = len(batch.image), len(batch.weak)
         drop, contrast_drop = self.dropped(batch.step)
 
-        partner, partner_valid = partner_logits(self.teacher.network, batch)
         with evaluating(self.teacher.network):
             low = self.teacher.network.decode(self.teacher.network.encode(batch.weak)).logits.float()
             weak = resize(low, size)
+        partner, partner_valid = partner_logits(self.teacher.network, batch, weak)
 
         decoded = self.model.decode(
             self.model.encode(torch.cat([batch.image, batch.weak, batch.strong[:, 0]]))

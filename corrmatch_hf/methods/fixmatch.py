@@ -69,9 +69,9 @@ class FixMatch(Method):
             logits = self.model(torch.cat([batch.image, batch.weak])).logits
             x, weak = logits[:labeled], logits[labeled:]
         else:
-            partner, partner_valid = partner_logits(self.teacher.network, batch)
             with evaluating(self.teacher.network):
                 weak = self.teacher.network(batch.weak).logits
+            partner, partner_valid = partner_logits(self.teacher.network, batch, weak)
             x = self.model(batch.image).logits
         strong = self.model(batch.strong[:, 0]).logits
         return self.losses(

@@ -30,8 +30,10 @@ class PseudoLabels:
         )
 
 
-def partner_logits(model: nn.Module, batch: SemiBatch) -> tuple[Tensor, Tensor]:
+def partner_logits(model: nn.Module, batch: SemiBatch, weak: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What `model`, in evaluation mode and without gradient, says of the partners that CutMix pastes.
+
+    weak: what it says, in the same way, of the weak views, (N, K, H, W); then partners among them need no pass.
 
     Returns:
         Logits (N, K, H, W) float32 and validity (N, H, W) bool. Rows without a box stay zero and False, unread.
@@ -39,11 +41,21 @@ def partner_logits(model: nn.Module, batch: SemiBatch) -> tuple[Tensor, Tensor]:
     n, _, height, width = batch.weak.shape
     logits = batch.weak.new_zeros(n, model.config.num_labels, height, width, dtype=torch.float32)
     valid = torch.zeros_like(batch.valid)
-    if batch.partner_rows:
-        rows = torch.tensor(batch.partner_rows).to(batch.weak.device, non_blocking=True)
+
+    def index(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers).to(batch.weak.device, non_blocking=True)
+
+    rows = batch.partner_rows
+    places = batch.partner_places if weak is not None and batch.partner_places else [-1] * len(rows)
+    if seen := [i for i, place in enumerate(places) if place >= 0]:
+        there = weak.detach().index_select(0, index([places[i] for i in seen]))
+        logits.index_copy_(0, index([rows[i] for i in seen]), there.float())
+    if unseen := [i for i, place in enumerate(places) if place < 0]:
+        images = batch.partner_weak if not seen else batch.partner_weak.index_select(0, index(unseen))
         with evaluating(model):
-            logits.index_copy_(0, rows, model(batch.partner_weak).logits.float())
+            logits.index_copy_(0, index([rows[i] for i in unseen]), model(images).logits.float())
         # Weights that autocast cast without gradient must not be reused with one (torch before 2.10 would).
         torch.clear_autocast_cache()
-        valid.index_copy_(0, rows, batch.partner_valid)
+    if rows:
+        valid.index_copy_(0, index(rows), batch.partner_valid)
     return logits, valid

@@ -2,7 +2,7 @@
 
 With f the network and g its moving average, in evaluation mode and without gradient, passes of one step:
 
-    1. g on u_w, weak views: Y, c; and on u_m, those of the CutMix partners: Y_m, c_m
+    1. g on u_w, weak views: Y, c; and on u_m, those of the CutMix partners, where they are not among u_w: Y_m, c_m
     2. f on x, labelled images
     3. f on [u_s1; u_s2], two strong views with independent boxes of the partner pasted in; between encoder and decoder
        every channel is dropped in one view and doubled in the other, but for a random half of the pairs
@@ -65,9 +65,9 @@ class UniMatchV2(Method):
         return self.teacher.network
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        partner, partner_valid = partner_logits(self.teacher.network, batch)
         with evaluating(self.teacher.network):
             weak = self.teacher.network(batch.weak).logits
+        partner, partner_valid = partner_logits(self.teacher.network, batch, weak)
         x = self.model(batch.image).logits
 
         features = self.model.encode(torch.cat([batch.strong[:, 0], batch.strong[:, 1]]))

@@ -170,6 +170,23 @@ def test_cutmix_pastes_the_partners_strong_view(synthetic, partner):
                 assert torch.equal(batch.partner_valid[place], mix_valid)
 
 
+@pytest.mark.parametrize("partner", ["same_image", "batch", "reversed"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_partners_that_are_in_the_batch_are_known(synthetic, partner, world_size):
+    augmentation = dataclasses.replace(SMALL, cutmix_partner=partner, cutmix_probability=1.0)
+    known = []
+    for rank in range(world_size):
+        for batch in batches(synthetic, 3, augmentation, rank=rank, world_size=world_size):
+            assert len(batch.partner_places) == len(batch.partner_rows) == 3
+            for place, view in zip(batch.partner_places, batch.partner_weak, strict=True):
+                assert [torch.equal(view, weak) for weak in batch.weak] == [row == place for row in range(3)]
+                known.append(place >= 0)
+    # Three images: the middle one of a reversed batch is its own partner; with two processes a reversed batch has all
+    # partners on the other one, and the next image of the last one is there.
+    share = {"same_image": (0, 0), "batch": (1, 2 / 3), "reversed": (2 / 3, 0)}[partner][world_size - 1]
+    assert sum(known) / len(known) == pytest.approx(share)
+
+
 @pytest.mark.parametrize("partner", ["batch", "reversed"])
 def test_a_lone_image_is_mixed_with_another_view_of_itself(synthetic, partner):
     augmentation = dataclasses.replace(SMALL, cutmix_partner=partner, cutmix_probability=1.0)
