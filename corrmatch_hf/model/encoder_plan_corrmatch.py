@@ -94,8 +94,7 @@ def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int,
     low = distance.index(min(distance))
     # Only the two levels in use, so that timm leaves out what the others alone need.
     options["out_indices"] = (low, len(strides) - 1)
-    encoder = build_on_meta(options)
-    _check_nothing_shared(name, encoder)
+    encoder = _build_for_use(options)
 
     own = own_size(options, encoder)[-1]
     in_channels = options.get("in_chans", 3)
@@ -138,10 +137,9 @@ def _plan_plain(
     try:
         # Where it can, any number of patches, with position embeddings interpolated by timm.
         any_size = {"dynamic_img_size": True, **options}
-        encoder, options = build_on_meta(any_size), any_size
-    except REJECTIONS:
-        encoder = build_on_meta(options)
-    _check_nothing_shared(name, encoder)
+        encoder, options = _build_for_use(any_size), any_size
+    except ValueError:
+        encoder = _build_for_use(options)
     return EncoderPlan(
         options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True
     )
@@ -170,14 +168,6 @@ def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset
     return unused
 
 
-def _check_nothing_shared(name: str, encoder: nn.Module) -> None:
-    if len(list(encoder.named_parameters(remove_duplicate=False))) > len(list(encoder.parameters())):
-        raise ValueError(
-            f"Encoder {name!r} cannot be used: parts of it share their weights, which could not be saved. Use for "
-            f"example {SUGGESTIONS}."
-        )
-
-
 def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
     """Height and width of the images that an encoder was made for."""
     own = options.get("img_size") or encoder.pretrained_cfg.get("input_size") or 224
@@ -197,19 +187,31 @@ def _without_gradient(
 def _own_features(options: dict) -> tuple[dict, FeatureInfo]:
     """The options that build an encoder for any size of image, and timm's description of all features that it has by
     itself."""
-    name = options["model_name"]
     try:
         # Where it exists (Swin): attention masks for the image at hand instead of for one size.
         any_size = {"strict_img_size": False, **options}
         return any_size, build_on_meta(any_size).feature_info
     except REJECTIONS:
-        try:
-            return options, build_on_meta(options).feature_info
-        except REJECTIONS as error:
-            given = {key: options[key] for key in options.keys() - {"model_name", "features_only"}}
-            raise ValueError(
-                f"timm cannot build {name!r} as an encoder with arguments {given}: {error}"
-            ) from error
+        return options, _build_for_use(options).feature_info
+
+
+def _build_for_use(options: dict) -> nn.Module:
+    """`build_on_meta`, of which every failure is a ValueError, as is an encoder that could not be saved."""
+    name = options["model_name"]
+    try:
+        encoder = build_on_meta(options)
+    except REJECTIONS as error:
+        given = {key: options[key] for key in options.keys() - {"model_name", "features_only", "out_indices"}}
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"timm cannot build {name!r} as an encoder with arguments {given}: {reason}"
+        ) from error
+    if len(list(encoder.named_parameters(remove_duplicate=False))) > len(list(encoder.parameters())):
+        raise ValueError(
+            f"Encoder {name!r} cannot be used: parts of it share their weights, which could not be saved. Use for "
+            f"example {SUGGESTIONS}."
+        )
+    return encoder
 
 
 def _at_stride(options: dict, strides: list[int], output_stride: int | None) -> tuple[dict, list[int]]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch_hf.model import DeepLabV3PlusDecoder, resize
+from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation, DeepLabV3PlusDecoder, resize
 from corrmatch_hf.model.decoder_dpt_corrmatch import DPTDecoder
 from corrmatch_hf.model.decoder_linear_corrmatch import LinearDecoder
 
@@ -89,6 +89,29 @@ def test_dpt_is_what_it_should_be(grid):
     assert all(p.grad is not None for p in decoder.parameters())
 
 
+@pytest.mark.parametrize(
+    "name, channels, pyramid, published",
+    [
+        ("vit_small_patch14_dinov2", 64, [48, 96, 192, 384], (22.1e6, 2.7e6)),
+        ("vit_base_patch14_dinov2", 128, [96, 192, 384, 768], (86.6e6, 10.9e6)),
+    ],
+)
+def test_as_many_parameters_as_in_unimatch_v2(name, channels, pyramid, published):
+    """The paper counts two things that its forward pass never uses and that are left out here: the first residual unit
+    of the coarsest fusion, and the encoder's mask token."""
+    config = CorrMatchConfig(
+        encoder_name=name, encoder_kwargs={"img_size": 518}, decoder="dpt", decoder_channels=channels,
+        pyramid_channels=pyramid, num_labels=21, correlation_head=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = CorrMatchForSegmentation(config)
+    unused = 2 * (9 * channels * channels + channels), pyramid[-1]
+    encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder))
+    for counted, stated in ((encoder + unused[1], published[0]), (decoder + unused[0], published[1])):
+        assert abs(counted - stated) < 0.05e6
+    assert model.config.pyramid_channels == pyramid
+
+
 def test_linear_is_a_sum_over_the_levels():
     decoder = LinearDecoder([4, 6], num_labels=3)
     fine, coarse = torch.randn(2, 4, 9, 13), torch.randn(2, 6, 5, 7)
@@ -142,6 +165,10 @@ PLAIN = {"encoder_name": "test_vit", "output_stride": None}
         ),
         ({**PLAIN, "decoder": "dpt", "correlation_position": "aspp"}, "'aspp' is of decoder 'deeplabv3plus'"),
         ({"decoder": "linear", "correlation_position": "aspp"}, "'aspp' is of decoder 'deeplabv3plus'"),
+        (
+            {"encoder_name": "efficientvit_m0", "output_stride": None},
+            "'deeplabv3plus' needs output stride 8, 16 or 32, and that of encoder 'efficientvit_m0' is 64: take",
+        ),
         ({"decoder": "fpn"}, "decoder must be one of deeplabv3plus, dpt, linear, not 'fpn'"),
     ],
 )

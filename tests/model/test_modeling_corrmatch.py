@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
+from corrmatch_hf import model as package
 from corrmatch_hf.model import CorrMatchForSegmentation, pixel_propagation, resize
 
 IMAGES = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
@@ -191,6 +193,9 @@ def test_auto_classes(network, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert type(loaded) is CorrMatchForSegmentation and loaded.config.id2label == {0: "road", 1: "sky"}
+    code = {path.name for path in Path(package.__file__).parent.glob("*_corrmatch.py")}
+    code.remove("image_processing_corrmatch.py")  # which the processor brings
+    assert {path.name for path in tmp_path.glob("*.py")} == code
     assert not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     fresh = AutoModelForSemanticSegmentation.from_config(AutoConfig.from_pretrained(tmp_path))

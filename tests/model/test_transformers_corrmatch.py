@@ -15,25 +15,28 @@ from corrmatch_hf.model.modeling_corrmatch import CorrMatchFeatures
 SHALLOW = {"depth": 4, "embed_dim": 24, "num_heads": 2}
 ROTARY = {"depth": 4, "embed_dim": 48, "num_heads": 2}
 FIXED = {**SHALLOW, "img_size": 64}
-# name: arguments that make it small, side of a patch
+# One of each structure; name: arguments that make it small, side of a patch
 ANY_SIZE = {
     "vit_tiny_patch16_224": (SHALLOW, 16),
-    "deit_tiny_patch16_224": (SHALLOW, 16),
-    "deit3_small_patch16_224": (SHALLOW, 16),
-    "deit_tiny_distilled_patch16_224": (SHALLOW, 16),
+    "deit3_small_patch16_224": (SHALLOW, 16),  # the class token has no position
+    "deit_tiny_distilled_patch16_224": (SHALLOW, 16),  # two tokens
     "vit_small_patch14_dinov2": (SHALLOW, 14),
     "vit_small_patch14_reg4_dinov2": (SHALLOW, 14),
     "vit_small_patch16_dinov3": (ROTARY, 16),
     "eva02_tiny_patch14_224": (ROTARY, 14),
-    "vit_base_patch16_clip_224": (SHALLOW, 16),
-    "vit_base_patch16_siglip_224": (SHALLOW, 16),
+    "vit_base_patch16_clip_224": (SHALLOW, 16),  # a norm before the blocks
+    "vit_base_patch16_siglip_224": (SHALLOW, 16),  # no class token
+    "vit_pe_core_tiny_patch16_384": (ROTARY, 16),
     "vit_medium_patch16_rope_reg1_gap_256": (ROTARY, 16),
-    "vit_small_patch8_224": (SHALLOW, 8),
+    "vit_small_patch16_rope_mixed_ape_224": (ROTARY, 16),  # angles that are learned
+    "naflexvit_base_patch16_gap": (SHALLOW, 16),  # patches as a sequence
+    "samvit_base_patch16": ({**SHALLOW, "img_size": 64, "global_attn_indexes": (1, 3), "window_size": 2}, 16),
+    "xcit_nano_12_p16_224": (SHALLOW, 16),  # attention across channels
 }
 ONE_SIZE = {
     "beit_base_patch16_224": (FIXED, 16),
-    "beitv2_base_patch16_224": (FIXED, 16),
     "vit_relpos_small_patch16_224": (FIXED, 16),
+    "cait_xxs24_224": (FIXED, 16),
 }
 ALL = ANY_SIZE | ONE_SIZE
 
@@ -53,11 +56,12 @@ def test_levels_are_those_of_timms_own_model(name):
     with torch.no_grad():  # norms start as identities, tokens and embeddings nearly as zeros
         for parameter in encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    any_size = {"dynamic_img_size": True} if name in ANY_SIZE else {}
+    any_size = {key: True for key in ("dynamic_img_size",) if key in encoder.plan.options}
     whole = timm.create_model(name, num_classes=7, **kwargs, **any_size).eval()
     state = encoder.body.model.state_dict()
     lacking = [key for key in whole.state_dict() if key not in state]
-    assert all(key.startswith(("head", "fc_norm", "attn_pool")) for key in lacking), lacking
+    behind = ("head", "fc_norm", "attn_pool", "cls_", "blocks_token_only")
+    assert all(key.startswith(behind) for key in lacking), lacking
     whole.load_state_dict(state, strict=False)
 
     image = torch.randn(2, 3, 64, 64) if name in ONE_SIZE else torch.randn(2, 3, 3 * patch, 5 * patch)
@@ -103,7 +107,10 @@ def test_learning_and_saving(name, network, tmp_path):
     assert torch.equal(*logits) and logits[0].shape == (1, 5, *size) and logits[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ANY_SIZE)
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_patch16_rope_mixed_ape_224"],
+)
 def test_bfloat16_weights_come_back_as_they_were(name, network, tmp_path):
     """Tables for rotary positions are computed anew, and must be those of a model that was cast."""
     model = small(network, name, decoder="linear").eval().to(torch.bfloat16)
@@ -119,19 +126,16 @@ def test_bfloat16_weights_come_back_as_they_were(name, network, tmp_path):
 # ------------------------------------------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"]
-)
-@pytest.mark.parametrize("size", [(1, 1), (5, 9), (15, 200), (97, 33)])
-def test_any_size_smaller_than_a_patch_too(name, size, network):
-    model = small(network, name).eval()
-    patch = ALL[name][1]
-    with torch.no_grad():
-        levels = model.encode(torch.randn(1, 3, *size))
-        logits = model(torch.randn(1, 3, *size)).logits
-    grid = tuple(max(int(side / patch + 0.5), 1) for side in size)  # the nearest number of patches
-    assert all(level.shape[-2:] == grid for level in levels)
-    assert logits.shape == (1, 5, *size) and logits.isfinite().all()
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3"])
+def test_any_size_smaller_than_a_patch_too(name, network):
+    model, patch = small(network, name).eval(), ALL[name][1]
+    for size in ((1, 1), (5, 9), (15, 200), (97, 33)):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            levels, logits = model.encode(image), model(image).logits
+        grid = tuple(max(int(side / patch + 0.5), 1) for side in size)  # the nearest number of patches
+        assert all(level.shape[-2:] == grid for level in levels)
+        assert logits.shape == (1, 5, *size) and logits.isfinite().all()
 
 
 def test_other_sizes_are_resized_to_whole_patches(network):
@@ -170,22 +174,23 @@ def test_encoders_of_one_size_say_which(size, message):
 
 @pytest.mark.parametrize(
     "depth, expected",
-    [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (6, (0, 2, 3, 5)), (3, (0, 1, 2))],
+    [(12, (2, 5, 8, 11)), (6, (0, 2, 3, 5)), (3, (0, 1, 2))],
 )
 def test_levels_lie_evenly_over_the_depth(depth, expected):
+    """Those that UniMatch V2 takes of twelve."""
     kwargs = {**SHALLOW, "depth": depth}
     assert plan_encoder("vit_tiny_patch16_224", None, kwargs).options["out_indices"] == expected
 
 
 def test_blocks_of_ones_own(network, tmp_path):
-    options = {"encoder_kwargs": {"depth": 8}, "out_indices": [0, 3, 4, 6]}
+    options = {"encoder_kwargs": {"depth": 6}, "out_indices": [0, 2, 3, 4]}
     model = small(network, "vit_tiny_patch16_224", **options).eval()
-    assert len(model.encoder.body.model.blocks) == 7  # what lies behind the last is left out
+    assert len(model.encoder.body.model.blocks) == 5  # what lies behind the last is left out
     model.save_pretrained(tmp_path)
-    assert CorrMatchForSegmentation.from_pretrained(tmp_path).config.out_indices == [0, 3, 4, 6]
-    for wrong in ([0, 3, 4, 8], [3, 0, 4, 6], [0, 0, 1, 2]):
-        with pytest.raises(ValueError, match=r"rising numbers of the blocks of encoder .*, 0 to 7, not \["):
-            small(network, "vit_tiny_patch16_224", encoder_kwargs={"depth": 8}, out_indices=wrong)
+    assert CorrMatchForSegmentation.from_pretrained(tmp_path).config.out_indices == [0, 2, 3, 4]
+    for wrong in ([0, 2, 3, 6], [2, 0, 3, 4], [0, 0, 1, 2]):
+        with pytest.raises(ValueError, match=r"rising numbers of the blocks of encoder .*, 0 to 5, not \["):
+            small(network, "vit_tiny_patch16_224", encoder_kwargs={"depth": 6}, out_indices=wrong)
     with pytest.raises(ValueError, match=r"out_indices choose blocks.*'resnet18' has a pyramid"):
         network(out_indices=[0, 1])
 
@@ -234,9 +239,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(name, ne
     assert not model.is_activation_checkpointing
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3"])
-def test_compiles_to_one_graph(name, network):
-    model, image = small(network, name).eval(), torch.randn(2, 3, 49, 67)
+@pytest.mark.parametrize(
+    "name, decoder", [("vit_small_patch14_dinov2", "linear"), ("vit_small_patch16_dinov3", "dpt")]
+)
+def test_compiles_to_one_graph(name, decoder, network):
+    model, image = small(network, name, decoder=decoder).eval(), torch.randn(2, 3, 49, 67)
     with torch.no_grad():
         expected = model(image).logits
         compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -247,16 +254,28 @@ def test_compiles_to_one_graph(name, network):
 @pytest.mark.parametrize(
     "name, decoder", [("vit_small_patch14_reg4_dinov2", "dpt"), ("eva02_tiny_patch14_224", "linear")]
 )
-def test_exports_with_dynamic_size(name, decoder, network):
-    """Of three patches at least: DPT's coarsest level must have two pixels, for torch takes one for a constant."""
+def test_precision_layout_and_a_batch_of_one(name, decoder, network):
     model = small(network, name, decoder=decoder).eval()
-    unknown = torch.export.Dim.DYNAMIC
-    shapes = {"pixel_values": {0: unknown, 2: unknown, 3: unknown}}
-    program = torch.export.export(model, (torch.randn(2, 3, 65, 97),), dynamic_shapes=shapes).module()
-    for size in ((3, 3, 49, 80), (1, 3, 56, 56), (1, 3, 130, 40)):
-        image = torch.randn(size)
-        with torch.no_grad():
-            torch.testing.assert_close(program(image).logits, model(image).logits)
+    images, labels = torch.randn(2, 3, 49, 67), torch.randint(5, (2, 49, 67))
+    with torch.no_grad():
+        expected = model(images, labels=labels)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            autocast = model(images, labels=labels)
+    assert autocast.query.dtype == torch.bfloat16
+    assert autocast.loss.dtype == autocast.correlation_logits.dtype == torch.float32
+    torch.testing.assert_close(autocast.loss, expected.loss, rtol=0.02, atol=0)
+
+    in_pixels = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found = in_pixels(images.to(memory_format=torch.channels_last), output_correlation=True)
+    for key in ("logits", "correlation_logits"):
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-4)
+
+    # No norm looks at the batch: in train mode, too, an image alone gives what it gives among others.
+    alone = model.train()(images[:1], labels=labels[:1])
+    torch.testing.assert_close(alone.logits, expected.logits[:1], rtol=1e-4, atol=1e-5)
+    model(images[:1, :, :14, :14], labels=labels[:1, :14, :14]).loss.backward()  # of one patch
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 # -------------------------------------------------------------------------------------------- weight files
@@ -282,16 +301,39 @@ def test_weights_from_a_file(name, config, tmp_path):
     assert model.config.encoder_origin == "whole.safetensors"
 
 
-def test_position_embeddings_of_another_image_size_are_resampled(config, tmp_path):
-    path = weight_file(tmp_path, "vit_small_patch14_dinov2", img_size=56)
-    kwargs = {**SHALLOW, "img_size": 70}
-    mine = config(encoder_name="vit_small_patch14_dinov2", encoder_kwargs=kwargs, decoder="dpt")
-    model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
-    found, stored = model.encoder.body.model.pos_embed, load_file(path)["pos_embed"]
-    grid = stored[:, 1:].view(1, 4, 4, -1).permute(0, 3, 1, 2)
+@pytest.mark.parametrize(
+    "name, tokens", [("vit_small_patch14_dinov2", 1), ("vit_small_patch14_reg4_dinov2", 0)]
+)
+def test_position_embeddings_of_another_image_size_are_resampled(name, tokens, config, tmp_path):
+    """Those of patches alone; the class token's, where it has one, is as it was."""
+    path = weight_file(tmp_path, name, img_size=56)
+    mine = config(encoder_name=name, encoder_kwargs={**SHALLOW, "img_size": 70}, decoder="dpt")
+    state = CorrMatchForSegmentation.from_encoder_pretrained(mine, path).encoder.body.model.state_dict()
+    found, stored = state["pos_embed"], load_file(path)["pos_embed"]
+    grid = stored[:, tokens:].view(1, 4, 4, -1).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, (5, 5), mode="bicubic", antialias=True)
-    torch.testing.assert_close(found[:, 1:], grid.flatten(2).transpose(1, 2))
-    torch.testing.assert_close(found[:, :1], stored[:, :1])
+    torch.testing.assert_close(found[:, tokens:], grid.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found[:, :tokens], stored[:, :tokens])
+    others = load_file(path)
+    assert all(torch.equal(value, others[key]) for key, value in state.items() if key != "pos_embed")
+
+
+def test_patches_of_another_size_are_resampled(config, tmp_path):
+    """The new weights see in an enlarged patch what the file's see in the patch."""
+    name = "vit_small_patch14_dinov2"
+    path = weight_file(tmp_path, name, img_size=56)
+    kwargs = {**SHALLOW, "img_size": 64, "patch_size": 16}
+    mine = config(encoder_name=name, encoder_kwargs=kwargs, decoder="dpt")
+    model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
+    state, stored = model.encoder.body.model.state_dict(), load_file(path)
+    assert model.config.output_stride == 16 and torch.equal(state["pos_embed"], stored["pos_embed"])
+    patches = torch.randn(4, 3, 14, 14)
+    larger = torch.nn.functional.interpolate(patches, (16, 16), mode="bicubic", antialias=True)
+    expected, found = (
+        torch.einsum("nchw,dchw->nd", each, weights["patch_embed.proj.weight"])
+        for each, weights in ((patches, stored), (larger, state))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
