@@ -6,8 +6,10 @@
 The file takes `pixel_values`, float32 (batch, 3, height, width) of any size, RGB, normalised, and gives `logits`,
 float32 (batch, classes, height, width). Its metadata (in a .pt2: the extra file metadata.json) hold what else is
 needed, each as JSON: "id2label", "image_mean", "image_std", "rescale_factor" (pixel_values = (pixels * rescale_factor -
-image_mean) / image_std) and "size_multiple" (1, but for encoders such as HRNet, whose images must be padded to
-multiples of it). Before the command ends, the file is loaded again and compared with the model at three other sizes.
+image_mean) / image_std), "size_multiple" (1, but for encoders such as HRNet, whose images must be padded to multiples
+of it) and "image_size" (null, but [height, width] for encoders such as BEiT, which take images of that size alone).
+Before the command ends, the file is loaded again and compared with the model, at three other sizes where it takes them.
+A .pt2 of a plain transformer needs images of at least two patches in height and in width.
 
 ONNX needs `pip install corrmatch-hf[onnx]`.
 """
@@ -18,13 +20,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
+from timm.layers import pos_embed_sincos
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
+from corrmatch_hf.model.encoder_plan_corrmatch import build_on_meta, own_size, takes
 from corrmatch_hf.publish.saved import load_saved
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -75,9 +80,16 @@ def main(args: list[str] | None = None) -> None:
         "image_std": list(processor.image_std),
         "rescale_factor": processor.rescale_factor,
         "size_multiple": size_multiple(model),
+        "image_size": only_size(model),
     }
 
     # Export
+    if arguments.format == "onnx":
+        for module in model.modules():
+            if hasattr(
+                module, "fused_attn"
+            ):  # torch cannot translate it with a bias on its scores, as BEiT's
+                module.fused_attn = False
     program = export(model, arguments.model)
     output.parent.mkdir(parents=True, exist_ok=True)
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
@@ -108,35 +120,50 @@ def size_multiple(model: CorrMatchForSegmentation) -> int:
     return 1 if plan.plain else plan.size_multiple
 
 
+def only_size(model: CorrMatchForSegmentation) -> tuple[int, int] | None:
+    """Height and width of the images that the encoder takes, where it takes no others."""
+    plan = model.encoder.plan
+    encoder = build_on_meta(plan.options)
+    own = own_size(plan.options, encoder)
+    larger = (side + plan.size_multiple for side in own)
+    return None if takes(encoder, model.encoder.in_channels, *larger) else own
+
+
 def export(model: CorrMatchForSegmentation, name: str) -> ExportedProgram:
-    """The model as a graph in which batch, height and width are unknowns."""
-    multiple = size_multiple(model)
+    """The model as a graph in which batch, height and width are unknowns, if it takes images of more than one size."""
+    multiple, own = size_multiple(model), only_size(model)
     side = max(multiple, 32)
-    example = torch.zeros(2, model.encoder.in_channels, 3 * side, 4 * side)  # a batch of 1 would stay 1
-    if multiple == 1:
-        height = width = Dim.DYNAMIC
-    else:
-        height, width = multiple * Dim("rows", min=2), multiple * Dim("columns", min=2)
+    height, width = own or (3 * side, 4 * side)
+    example = torch.zeros(2, model.encoder.in_channels, height, width)  # a batch of 1 would stay 1
+    unknown = {0: Dim.DYNAMIC}
+    if own is None and multiple == 1:
+        unknown |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    elif own is None:
+        unknown |= {2: multiple * Dim("rows", min=2), 3: multiple * Dim("columns", min=2)}
+    # timm divides DINOv3's rotary positions by float(height): of an unknown that makes the number it has here.
+    symbolic = mock.patch.object(pos_embed_sincos, "float", torch.sym_float, create=True)
     try:
-        with torch.no_grad():
-            return torch.export.export(
-                Logits(model),
-                (example,),
-                dynamic_shapes={"pixel_values": {0: Dim.DYNAMIC, 2: height, 3: width}},
-            )
+        with torch.no_grad(), symbolic:
+            return torch.export.export(Logits(model), (example,), dynamic_shapes={"pixel_values": unknown})
     except Exception as error:  # of many kinds, each from deep inside the compiler
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"The encoder {model.config.encoder_name!r} of {name} cannot be exported for images of any size: {reason}"
+            f"The encoder {model.config.encoder_name!r} of {name} cannot be exported for images of "
+            f"{'any size' if own is None else 'its size'}: {reason}"
         ) from error
 
 
 def write_onnx(program: ExportedProgram, output: Path, metadata: dict[str, str]) -> None:
-    onnx = torch.onnx.export(
-        program, dynamo=True, input_names=["pixel_values"], output_names=["logits"], verbose=False
-    )
-    names = (str(onnx.model.graph.inputs[0].shape[axis]) for axis in (0, 2, 3))
-    onnx.rename_axes(dict(zip(names, ("batch", "height", "width"), strict=True)))
+    try:
+        onnx = torch.onnx.export(
+            program, dynamo=True, input_names=["pixel_values"], output_names=["logits"], verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
+        raise InputError(f"ONNX cannot hold this encoder ({reason}): use --format torch.") from error
+    shape = onnx.model.graph.inputs[0].shape
+    names = ((0, "batch"), (2, "height"), (3, "width"))
+    onnx.rename_axes({str(shape[axis]): name for axis, name in names if not isinstance(shape[axis], int)})
     onnx.model.metadata_props.update(metadata)
     onnx.save(output, external_data=False)
 
@@ -161,6 +188,8 @@ def onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
 
 def sizes(model: CorrMatchForSegmentation) -> list[tuple[int, int, int]]:
     """(batch, height, width) of three inputs unlike that of the export."""
+    if own := only_size(model):
+        return [(1, *own), (3, *own), (4, *own)]
     multiple = size_multiple(model)
     if multiple == 1:
         side = model.encoder.plan.size_multiple if model.encoder.plan.plain else 16

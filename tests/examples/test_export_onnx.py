@@ -112,19 +112,58 @@ def test_a_file_that_gives_something_else_is_not_passed(command, model_folder):
         command.check(model, insists, (2, 33, 47))
 
 
-def test_a_plain_transformer(command, tmp_path, capsys):
-    """Patches, rotary positions and DPT's four sizes, for images of any size that are brought to whole patches."""
+@pytest.mark.parametrize(
+    "encoder, decoder, file, sizes",
+    [
+        ("vit_small_patch16_dinov3", "dpt", "model.onnx", ["1 x 97 x 131", "3 x 64 x 160", "1 x 257 x 193"]),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            "dpt",
+            "model.pt2",
+            ["1 x 85 x 115", "3 x 56 x 140", "1 x 225 x 169"],
+        ),
+        ("eva02_tiny_patch14_224", "linear", "model.onnx", ["1 x 85 x 115", "3 x 56 x 140", "1 x 225 x 169"]),
+        ("beit_base_patch16_224", "linear", "model.onnx", ["1 x 64 x 96", "3 x 64 x 96", "4 x 64 x 96"]),
+    ],
+)
+def test_plain_transformers(command, encoder, decoder, file, sizes, tmp_path, capsys):
+    """Patches, positions and DPT's four sizes, for images that are brought to whole patches; of one size, for BEiT."""
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
+    only = [64, 96] if "beit" in encoder else None
+    kwargs = {"depth": 4, "embed_dim": 48, "num_heads": 2} | ({"img_size": only} if only else {})
     config = CorrMatchConfig(
-        encoder_name="vit_small_patch16_dinov3", encoder_kwargs={"depth": 4, "embed_dim": 48, "num_heads": 2},
-        decoder="dpt", id2label=ID2LABEL, decoder_channels=8, correlation_channels=8,
+        encoder_name=encoder, encoder_kwargs=kwargs, decoder=decoder, id2label=ID2LABEL, decoder_channels=8,
+        correlation_channels=8,
     )  # fmt: skip
-    CorrMatchForSegmentation(config).save_pretrained(tmp_path / "model")
+    model = CorrMatchForSegmentation(config)
+    with torch.no_grad():  # as after training: positions matter, which hardly show in a new network
+        for key, parameter in model.encoder.named_parameters():
+            if "gamma" in key:
+                parameter.fill_(1)
+            elif any(
+                part in key for part in ("qkv", "q_proj", "k_proj", "v_proj", "pos_embed", "bias_table")
+            ):
+                parameter.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "model")
     CorrMatchImageProcessor().save_pretrained(tmp_path / "model")
-    command.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path / "model.onnx")])
+    output = tmp_path / file
+    command.main(
+        ["--model", str(tmp_path / "model"), "--output", str(output)]
+        + (["--format", "torch"] if file.endswith(".pt2") else [])
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:3]] == ["1 x 97 x 131", "3 x 64 x 160", "1 x 257 x 193"]
+    assert [line.split(":")[0] for line in lines[:3]] == sizes
+    if file.endswith(".pt2"):
+        torch.export.load(output, extra_files=(extra := {"metadata.json": ""}))
+        metadata = json.loads(extra["metadata.json"])
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+        assert session.get_inputs()[0].shape == ["batch", 3, *(only or ("height", "width"))]
+        metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["image_size"]) == only and json.loads(metadata["size_multiple"]) == 1
 
 
 def test_what_cannot_be_exported_is_told(command, model_folder, saved_model, tmp_path, monkeypatch):
@@ -140,6 +179,14 @@ def test_what_cannot_be_exported_is_told(command, model_folder, saved_model, tmp
     with pytest.raises(InputError, match="use --format onnx"):
         command.main(["--model", str(saved_model), "--format", "torch", "--output", str(tmp_path / "a.pt2")])
     assert not (tmp_path / "a.pt2").exists()
+
+    def translate(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("no such operator\nand 100 lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", translate)
+        with pytest.raises(InputError, match=r"encoder \(no such operator\): use --format torch"):
+            command.write_onnx(None, tmp_path / "model.onnx", {})
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
