@@ -69,6 +69,25 @@ def test_equal_logits_with_the_norms_folded(encoder_name, output_stride, left, c
     assert weights.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
+@pytest.mark.parametrize(
+    ("encoder_name", "decoder"), [("vit_small_patch16_dinov3", "dpt"), ("eva02_tiny_patch14_224", "linear")]
+)
+def test_transformers_have_nothing_to_fold_and_give_equal_logits(encoder_name, decoder):
+    """Their norms depend on the image; tables of rotary positions must survive the copy, and the cast to bfloat16."""
+    small = {"depth": 4, "embed_dim": 48, "num_heads": 2}
+    model = network(encoder_name, None, encoder_kwargs=small, decoder=decoder)
+    fast = optimize_for_inference(model)
+    assert norms(model) == norms(fast) == []
+    image = torch.randn(2, 3, 49, 67)
+    with torch.no_grad():
+        expected, found = model(image).logits, fast(pixel_values=image).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    narrow = optimize_for_inference(model, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = narrow(image.bfloat16()).logits.float()
+    assert 0 < (found - expected).abs().mean() < 0.03 * expected.abs().max()
+
+
 class Awkward(nn.Module):
     """Where a careless fold would go wrong."""
 

@@ -16,7 +16,8 @@ from .loopback_hub import OTHER_TOKEN
 
 SMALL_VIT = {"depth": 4, "embed_dim": 48, "num_heads": 2}
 SMALL_SWIN = {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)}
-# Encoders with everything that gets lost on the way: tables that are computed and not saved, dilation, norms.
+# Encoders with everything that gets lost on the way: tables that are computed and not saved (Swin's and two kinds for
+# rotary positions), registers (DINOv3 has four), dilation, norms.
 MODELS = {
     "plain": {},
     "swin": {
@@ -26,14 +27,14 @@ MODELS = {
     },
     "dilated": {"encoder_name": "test_efficientnet", "output_stride": 8, "correlation_position": "aspp"},
     "convnext": {"encoder_name": "test_convnext", "output_stride": 32, "correlation_head": False},
-    "rotary": {
+    "dinov3": {
         "encoder_name": "vit_small_patch16_dinov3",
         "encoder_kwargs": SMALL_VIT,
         "output_stride": None,
         "decoder": "dpt",
     },
-    "registers": {
-        "encoder_name": "vit_small_patch14_reg4_dinov2",
+    "eva": {
+        "encoder_name": "eva02_tiny_patch14_224",
         "encoder_kwargs": SMALL_VIT,
         "output_stride": None,
         "decoder": "linear",
