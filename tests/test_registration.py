@@ -53,16 +53,23 @@ USES = {
     "pipeline": "from transformers import pipeline\n"
     "found = pipeline('image-segmentation', model=sys.argv[1]).model",
 }
+# Each in a process of its own, or after another that leaves it to be found.
+CASES = [
+    ("package first", ("config by name", "config")),
+    ("package first", ("model",)),
+    ("package first", ("processor",)),
+    ("package first", ("pipeline",)),
+    ("transformers first", ("model", "processor")),
+    ("everything of transformers first", ("processor", "model")),
+]
 
 
-CASES = [("package first", use) for use in USES]
-CASES += [(order, use) for order in list(ORDERS)[1:] for use in ("model", "processor")]
-
-
-@pytest.mark.parametrize(("order", "use"), CASES)
-def test_transformers_finds_the_package(saved, order, use):
-    code = f"import sys\n{ORDERS[order]}{USES[use]}\nprint(type(found).__module__)"
-    assert run(code, saved).startswith("corrmatch_hf.model.")
+@pytest.mark.parametrize(("order", "uses"), CASES)
+def test_transformers_finds_the_package(saved, order, uses):
+    code = "import sys\n" + ORDERS[order]
+    code += "\n".join(f"{USES[use]}\nprint(type(found).__module__)" for use in uses)
+    found = run(code, saved).splitlines()
+    assert len(found) == len(uses) and all(each.startswith("corrmatch_hf.model.") for each in found)
 
 
 def test_a_transformers_with_other_lists_gets_the_classes(saved):

@@ -28,12 +28,14 @@ SMALL_SWIN = (
     "swin_tiny_patch4_window7_224",
     {"depths": (2, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)},
 )
+FEW = {"layers": (1, 1, 2, 1)}  # blocks: the same kinds of layers as in the whole, once each
+SMALLER = dict([SMALL_SWIN]) | {"resnet50": FEW, "resnet101s": FEW, "res2net50_26w_4s": FEW}
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoder(name, network, tmp_path):
     stride = ENCODERS[name]
-    model = network(encoder_name=name, output_stride=stride).train()
+    model = network(encoder_name=name, output_stride=stride, encoder_kwargs=SMALLER.get(name)).train()
     height, width = 49, 67  # odd, and no multiple of anything
     low, high = model.encoder(torch.randn(1, 3, height, width))
     assert low.shape[1] == model.encoder.channels[0]
@@ -98,11 +100,11 @@ def test_encoder_kwargs_reach_timm():
 
 
 def test_swin_takes_other_sizes_than_its_own():
-    encoder = CorrMatchEncoder("swin_tiny_patch4_window7_224", 32).eval()
+    encoder = CorrMatchEncoder(SMALL_SWIN[0], 32, SMALL_SWIN[1]).eval()
     for height, width in ((33, 47), (224, 224), (250, 321)):
         low, high = encoder(torch.randn(1, 3, height, width))
-        assert low.shape == (1, 96, -(-height // 4), -(-width // 4))
-        assert high.shape == (1, 768, -(-height // 32), -(-width // 32))
+        assert low.shape == (1, 24, -(-height // 4), -(-width // 4))
+        assert high.shape == (1, 192, -(-height // 32), -(-width // 32))
 
 
 def test_padding_does_not_move_the_features():
