@@ -29,7 +29,6 @@ from torch.export import Dim, ExportedProgram
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.model.encoder_plan_corrmatch import build_on_meta, own_size, takes
 from corrmatch_hf.publish.saved import load_saved
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -80,7 +79,7 @@ def main(args: list[str] | None = None) -> None:
         "image_std": list(processor.image_std),
         "rescale_factor": processor.rescale_factor,
         "size_multiple": size_multiple(model),
-        "image_size": only_size(model),
+        "image_size": model.encoder.plan.only_size,
     }
 
     # Export
@@ -120,18 +119,9 @@ def size_multiple(model: CorrMatchForSegmentation) -> int:
     return 1 if plan.plain else plan.size_multiple
 
 
-def only_size(model: CorrMatchForSegmentation) -> tuple[int, int] | None:
-    """Height and width of the images that the encoder takes, where it takes no others."""
-    plan = model.encoder.plan
-    encoder = build_on_meta(plan.options)
-    own = own_size(plan.options, encoder)
-    larger = (side + plan.size_multiple for side in own)
-    return None if takes(encoder, model.encoder.in_channels, *larger) else own
-
-
 def export(model: CorrMatchForSegmentation, name: str) -> ExportedProgram:
     """The model as a graph in which batch, height and width are unknowns, if it takes images of more than one size."""
-    multiple, own = size_multiple(model), only_size(model)
+    multiple, own = size_multiple(model), model.encoder.plan.only_size
     side = max(multiple, 32)
     height, width = own or (3 * side, 4 * side)
     example = torch.zeros(2, model.encoder.in_channels, height, width)  # a batch of 1 would stay 1
@@ -188,7 +178,7 @@ def onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
 
 def sizes(model: CorrMatchForSegmentation) -> list[tuple[int, int, int]]:
     """(batch, height, width) of three inputs unlike that of the export."""
-    if own := only_size(model):
+    if own := model.encoder.plan.only_size:
         return [(1, *own), (3, *own), (4, *own)]
     multiple = size_multiple(model)
     if multiple == 1:

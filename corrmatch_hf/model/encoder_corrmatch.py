@@ -27,7 +27,8 @@ class CorrMatchEncoder(nn.Module):
         in_channels: channels of the image.
         plan: how timm builds the encoder, and what images it takes. For an encoder with a pyramid, images of other
             sizes are padded at the right and bottom, and the features cut back to what shows the image. For a plain
-            transformer they are resized to the nearest number of whole patches, bilinear with aligned corners.
+            transformer they are resized to the nearest number of whole patches, or to the only size that it takes (as
+            BEiT does), bilinear with aligned corners.
 
     Raises:
         ValueError: unknown name; impossible stride or indices; arguments that timm does not take.
@@ -101,6 +102,8 @@ class CorrMatchEncoder(nn.Module):
     def taken_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image is brought to for the encoder."""
         multiple = self.plan.size_multiple
+        if self.plan.only_size is not None:
+            return self.plan.only_size
         if self.plan.plain:  # the nearest, as UniMatch V2 evaluates
             return tuple(max((side + multiple // 2) // multiple, 1) * multiple for side in (height, width))
         return height + -height % multiple, width + -width % multiple

@@ -19,6 +19,9 @@ class TransformerLevels(nn.Module):
     def __init__(self, model: nn.Module, indices: Sequence[int]):
         super().__init__()
         self.indices = list(indices)
+        if isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm"):
+            # Models that average their tokens have the final norm behind that; it would go with the head.
+            model.norm, model.fc_norm = model.fc_norm, nn.Identity()
         model.prune_intermediate_layers(self.indices, prune_norm=False, prune_head=True)
         self.model = model
         self.pretrained_cfg = model.pretrained_cfg

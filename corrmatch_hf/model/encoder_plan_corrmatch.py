@@ -49,6 +49,7 @@ class EncoderPlan(NamedTuple):
     size_multiple: heights and widths of images must be multiples of this.
     unused: names of parameters that no level depends on.
     plain: whether all levels have one stride, as those of plain vision transformers.
+    only_size: height and width of the images, where a plain transformer takes no others.
     """
 
     options: dict
@@ -56,6 +57,7 @@ class EncoderPlan(NamedTuple):
     size_multiple: int
     unused: frozenset[str]
     plain: bool
+    only_size: tuple[int, int] | None = None
 
 
 def plan_encoder(
@@ -140,8 +142,11 @@ def _plan_plain(
         encoder, options = _build_for_use(any_size), any_size
     except ValueError:
         encoder = _build_for_use(options)
+    unused = _unused_of_plain(encoder, options, patch)
+    own = own_size(options, encoder)
+    any_size = takes(encoder, options.get("in_chans", 3), own[0] + patch, own[1] + patch)
     return EncoderPlan(
-        options, (patch,) * len(indices), patch, _unused_of_plain(encoder, options, patch), plain=True
+        options, (patch,) * len(indices), patch, unused, plain=True, only_size=None if any_size else own
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class DataArguments:
         return {renamed.get(k, k): v for k, v in dataclasses.asdict(self).items()}
 
 
+JSON_OPTIONS = {"encoder_kwargs": dict, "out_indices": list, "pyramid_channels": list}
+
+
 @dataclass
 class ModelArguments:
     """The network."""
@@ -93,6 +97,14 @@ class ModelArguments:
     output_stride: int | None = option(
         None,
         "Stride of the encoder's last features: 8 (the paper), 16 or 32; if not given 16 where it can, else its own.",
+    )
+    encoder_kwargs: str | None = option(
+        None, """Further arguments of the timm encoder, as JSON: '{"img_size": 384}'."""
+    )
+    out_indices: str | None = option(
+        None,
+        "Blocks of a plain transformer whose outputs the decoder sees, as JSON: '[4, 11, 17, 23]'; if not given four "
+        "evenly over its depth.",
     )
     decoder: str = option(
         "deeplabv3plus",
@@ -113,6 +125,11 @@ class ModelArguments:
     aspp_channels: int = option(256, "Channels of each branch of the ASPP.")
     low_level_channels: int = option(48, "Channels of the low-level features in the decoder.")
     decoder_channels: int = option(256, "Channels of the fused features of deeplabv3plus and dpt.")
+    pyramid_channels: str | None = option(
+        None,
+        "Channels of dpt's four levels, as JSON: '[256, 512, 1024, 1024]'; if not given an eighth, a quarter, a half "
+        "and all of the encoder's.",
+    )
     gradient_checkpointing: bool = option(
         False, "Recompute the encoder in the backward pass: less memory, slower."
     )
@@ -157,6 +174,9 @@ class ModelArguments:
         own = {
             name: value for name, value in vars(self).items() if name in CorrMatchConfig.__dataclass_fields__
         }
+        for name, kind in JSON_OPTIONS.items():
+            if own[name] is not None:
+                own[name] = _from_json(name, own[name], kind)
         return CorrMatchConfig(**own, **others)
 
 
@@ -215,6 +235,9 @@ def parse(
         del values[key]
     optional = {field.name for cls in types for field in dataclasses.fields(cls) if field.default is None}
     for key, value in list(values.items()):
+        if key in JSON_OPTIONS and isinstance(value, JSON_OPTIONS[key]):
+            values[key] = json.dumps(value)
+            continue
         if isinstance(value, list | dict) or (value is None and key not in optional):
             problems.append(f"{key} in {config_path} is {value!r}; give one value")
             del values[key]
@@ -236,6 +259,23 @@ def parse(
     if method is not None:
         return (*parsed[:-1], method, parsed[-1])
     return tuple(parsed)
+
+
+def _from_json(name: str, text: str, kind: type) -> dict | list:
+    """An option whose value is JSON.
+
+    Raises:
+        ValueError: it is none, or of another kind; of a list, something other than numbers.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    numbers = kind is dict or (isinstance(value, list) and all(type(each) is int for each in value))
+    if not isinstance(value, kind) or not numbers:
+        example = '{"img_size": 384}' if kind is dict else "[4, 11, 17, 23]"
+        raise ValueError(f"--{name} is {text!r}; give JSON such as '{example}'")
+    return value
 
 
 def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:

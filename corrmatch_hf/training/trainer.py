@@ -198,6 +198,12 @@ class SemiSupervisedTrainer:
                 f"{data.ignore_index}; give both the same ignore_index."
             )
         plan, crop = model.encoder.plan, config.crop_size
+        if plan.only_size not in (None, (crop, crop)):
+            size = "x".join(map(str, plan.only_size))
+            raise InputError(
+                f"--crop_size is {crop}, but encoder {model.config.encoder_name!r} takes images of {size} pixels "
+                f"alone; give {plan.only_size[0]}, or its size: --encoder_kwargs '{{\"img_size\": {crop}}}'."
+            )
         if plan.plain and crop % (side := plan.size_multiple):
             lower = max(crop // side, 1) * side
             raise InputError(
@@ -216,7 +222,7 @@ class SemiSupervisedTrainer:
             config.per_device_batch_size,
             config.unlabeled_batch if method.uses_unlabeled else config.per_device_batch_size,
         )
-        if grid == (1, 1) and smallest == 1:
+        if grid == (1, 1) and smallest == 1 and _has_batch_norm(method):
             raise InputError(
                 f"--crop_size {config.crop_size} leaves a single feature of a single image, which BatchNorm cannot "
                 "train on; give a larger --crop_size or --per_device_batch_size."
@@ -227,7 +233,7 @@ class SemiSupervisedTrainer:
         config = self.config
         labeled, unlabeled = config.per_device_batch_size, config.unlabeled_batch
         times = math.gcd(labeled, unlabeled) if method.uses_unlabeled else labeled
-        if grid == (1, 1):
+        if grid == (1, 1) and _has_batch_norm(method):
             times = 1  # BatchNorm needs more than one value
         try:
             if method.uses_unlabeled:
@@ -265,8 +271,11 @@ class SemiSupervisedTrainer:
             self.accelerator.wait_for_everyone()
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
             saved = ckpt.read_state(path)
-            architecture = {"decoder": "deeplabv3plus", **saved["architecture"]}  # once there was no other
-            ckpt.check_same_architecture(architecture, self._architecture(), path)
+            current = self._architecture()
+            # What earlier versions did not record: there was one decoder, and of the rest nothing is known.
+            ckpt.check_same_architecture(
+                current | {"decoder": "deeplabv3plus"} | saved["architecture"], current, path
+            )
             if self.accelerator.is_main_process:
                 for text in ckpt.changes(saved, self._options(), self.accelerator.num_processes):
                     warnings.warn(text, stacklevel=3)
@@ -296,12 +305,17 @@ class SemiSupervisedTrainer:
     def _architecture(self) -> dict[str, Any]:
         config = self.method.segmentation_model.config
         names = (
-            "encoder_name", "decoder", "output_stride", "num_labels", "aspp_channels", "low_level_channels",
-            "decoder_channels", "correlation_head", "correlation_position",
+            "encoder_name", "encoder_kwargs", "out_indices", "decoder", "pyramid_channels", "output_stride",
+            "num_labels", "aspp_channels", "low_level_channels", "decoder_channels", "correlation_head",
+            "correlation_position",
         )  # fmt: skip
         return {
             "method": self.method.name,
             "ema": self.average is not None,
+            # what decides which weights are trained, and so what the optimiser holds
+            "freeze_encoder": self.config.freeze_encoder,
+            "layer_decay": self.config.layer_decay,
+            "teacher": getattr(self.method.options, "teacher", None),
             **{n: getattr(config, n) for n in names},
         }
 
@@ -836,6 +850,10 @@ class SemiSupervisedTrainer:
         if url is not None:
             print(f"published: {url}")
         return url
+
+
+def _has_batch_norm(method: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules())
 
 
 def reason(error: Exception) -> str:

@@ -58,7 +58,12 @@ def test_levels_are_those_of_timms_own_model(name):
             parameter.add_(0.1 * torch.randn_like(parameter))
     any_size = {key: True for key in ("dynamic_img_size",) if key in encoder.plan.options}
     whole = timm.create_model(name, num_classes=7, **kwargs, **any_size).eval()
+    # Of models that average their tokens the final norm is called fc_norm, and their norm does nothing.
+    averages = isinstance(getattr(whole, "norm", None), torch.nn.Identity)
     state = encoder.body.model.state_dict()
+    if averages:
+        assert "norm.weight" in state and "fc_norm.weight" in whole.state_dict()
+        state = {("fc_" * key.startswith("norm.")) + key: value for key, value in state.items()}
     lacking = [key for key in whole.state_dict() if key not in state]
     behind = ("head", "fc_norm", "attn_pool", "cls_", "blocks_token_only")
     assert all(key.startswith(behind) for key in lacking), lacking
@@ -70,6 +75,8 @@ def test_levels_are_those_of_timms_own_model(name):
         expected = whole.forward_intermediates(
             image, indices=[0, 1, 2, 3], norm=True, intermediates_only=True
         )
+        if averages:
+            expected = [whole.fc_norm(level.movedim(1, -1)).movedim(-1, 1) for level in expected]
     assert encoder.channels == [level.shape[1] for level in levels] and encoder.output_stride == patch
     for level, other in zip(levels, expected, strict=True):
         torch.testing.assert_close(level, other)
@@ -154,19 +161,19 @@ def test_a_graph_leaves_images_of_whole_patches_as_they_are():
     assert torch.equal(same, image)
 
 
-@pytest.mark.parametrize(
-    "size, message",
-    [
-        (64, "image of 80x64 pixels; the smallest square that it takes has a side of 64. .*'img_size'"),
-        ((32, 64), "image of 80x64 pixels; its own size is 32x64"),
-    ],
-)
-def test_encoders_of_one_size_say_which(size, message):
-    encoder = CorrMatchEncoder("beit_base_patch16_224", None, {**SHALLOW, "img_size": size})
-    with pytest.raises(ValueError, match=message):
-        encoder(torch.randn(1, 3, 80, 64))
-    own = (size, size) if isinstance(size, int) else size
-    assert encoder(torch.randn(1, 3, *own))[0].shape[-2:] == (own[0] // 16, own[1] // 16)
+@pytest.mark.parametrize("size", [(64, 64), (32, 64)])
+def test_images_are_resized_for_encoders_of_one_size(size, network):
+    kwargs = {"img_size": size}
+    model = small(network, "beit_base_patch16_224", decoder="linear", encoder_kwargs=kwargs).eval()
+    assert model.encoder.plan.only_size == size
+    image = torch.randn(1, 3, 80, 50)
+    resized = torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=True)
+    with torch.no_grad():
+        levels, logits = model.encode(image), model(image).logits
+        expected = model.encode(resized)
+    assert levels.high.shape[-2:] == (size[0] // 16, size[1] // 16)
+    assert all(torch.equal(one, other) for one, other in zip(levels, expected, strict=True))
+    assert logits.shape == (1, 5, 80, 50) and logits.isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------- blocks
@@ -297,6 +304,7 @@ def test_weights_from_a_file(name, config, tmp_path):
     model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
     state = load_file(path)
     for key, value in model.encoder.body.model.state_dict().items():
+        key = key if key in state else f"fc_{key}"  # the final norm of models that average their tokens
         assert torch.equal(value, state[key]), key
     assert model.config.encoder_origin == "whole.safetensors"
 
