@@ -75,6 +75,21 @@ def test_a_drawn_share_on_the_command_line_replaces_the_count_of_the_yaml(tmp_pa
     assert (data.labeled_count, data.labeled_fraction) == (None, 0.5)
 
 
+def test_values_of_many_parts(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "max_steps: 1\nencoder_weights: none\nencoder_name: test_vit\ndecoder: dpt\nencoder_kwargs: {depth: 8}\n"
+        "pyramid_channels: [4, 8, 16, 32]\n"
+    )
+    model = parse(*GROUPS, args=["--config", str(path), "--out_indices", "[0, 2, 4, 7]"])[2]
+    config = model._config()
+    assert config.encoder_kwargs == {"depth": 8} and config.out_indices == [0, 2, 4, 7]
+    assert config.pyramid_channels == [4, 8, 16, 32]
+    for option, value in (("out_indices", "1 2"), ("out_indices", '["a"]'), ("encoder_kwargs", "[1]")):
+        with pytest.raises(InputError, match=f"--{option} is .*; give JSON such as"):
+            parse(*GROUPS, args=["--config", str(path), f"--{option}", value])
+
+
 def test_missing_yaml():
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
         parse(*GROUPS, args=["--config", "nowhere.yaml"])

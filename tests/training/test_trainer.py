@@ -339,6 +339,48 @@ def test_a_transformer_trains_resumes_and_is_saved(make_trainer, tiny_data):
             resume_from_checkpoint="latest",
             **settings,
         ).train()
+    for changed, named in (
+        (
+            {"freeze_encoder": True, "layer_decay": None},
+            "freeze_encoder is False there and True here, layer_decay is",
+        ),
+        ({"layer_decay": 0.9}, "layer_decay is 0.7 there and 0.9 here"),
+    ):
+        with pytest.raises(InputError, match=named):
+            make_trainer(
+                "unimatch_v2",
+                model=small_vit(tiny_data),
+                resume_from_checkpoint="latest",
+                **settings | changed,
+            ).train()
+
+
+def test_an_encoder_of_one_size_trains_on_crops_of_it_and_is_evaluated_on_any(make_trainer, tiny_data):
+    def model():
+        return CorrMatchForSegmentation(
+            CorrMatchConfig(
+                encoder_name="beit_base_patch16_224",
+                encoder_kwargs={"depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 48},
+                decoder="linear",
+                correlation_head=False,
+                id2label=tiny_data.id2label,
+                label2id={v: k for k, v in tiny_data.id2label.items()},
+            )
+        )
+
+    result = make_trainer("supervised", model=model(), crop_size=48, max_steps=1).train()
+    assert 0 <= result["final"]["mean_iou"] <= 1
+    with pytest.raises(
+        InputError, match=r"--crop_size is 64, but .* 48x48 pixels alone; give 48, or .*: 64\}"
+    ):
+        make_trainer("supervised", model=model(), crop_size=64, max_steps=1)
+
+
+def test_one_image_of_one_patch_trains_where_there_is_no_batch_norm(make_trainer, tiny_data):
+    trainer = make_trainer(
+        "supervised", model=small_vit(tiny_data), crop_size=16, max_steps=1, per_device_batch_size=1
+    )
+    assert 0 <= trainer.train()["final"]["mean_iou"] <= 1
 
 
 def small_vit(data, decoder="dpt"):
