@@ -31,9 +31,14 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for path in checkpoints(folder)[:-keep]:
+def rotate(folder: Path, keep: int, written: Path) -> None:
+    """Delete all but the newest `keep` checkpoints up to the one just written.
+
+    Those of later steps belong to a course of the run that was left, or are damaged; they would pass for the latest.
+    """
+    found = checkpoints(folder)
+    end = found.index(written) + 1
+    for path in (*found[end:], *found[: max(end - keep, 0)]):
         remove_folder(path)
 
 

@@ -42,4 +42,7 @@ def explained(resume: str) -> Iterator[None]:
 def _is_lost_connection(error: RuntimeError) -> bool:
     """gloo raises plain RuntimeErrors, in many words; of the other backends, torch knows its own."""
     words = ("gloo", "connection", "timeout", "timed out")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+    if isinstance(error, dist.DistError):
+        return True
+    # Not subclasses, such as our own errors, which may name a file with such a word in it.
+    return type(error) is RuntimeError and any(word in str(error).lower() for word in words)

@@ -618,7 +618,7 @@ class SemiSupervisedTrainer:
                 (aside / ckpt.STATE_FILE).write_text(text, encoding="utf-8")
                 ckpt.write_checksums(aside)
                 publish_folder(aside, path)
-                ckpt.rotate(folder, self.config.max_checkpoints)
+                ckpt.rotate(folder, self.config.max_checkpoints, path)
             except WRITE_ERRORS as error:
                 failure = error
         if self._all_well(failure):
@@ -671,9 +671,18 @@ class SemiSupervisedTrainer:
             raise NonFiniteLossError(f"The weights are not finite after step {self.step}. {REMEDY}")
 
     def _load(self, path: Path) -> None:
+        if (reached := ckpt.read_state(path)["step"]) > self.max_steps:
+            raise InputError(
+                f"The checkpoint {path} is of step {reached}, and the run ends at step {self.max_steps}: give more "
+                "steps, or an earlier checkpoint."
+            )
         try:
             self.accelerator.load_state(str(path))
-        except (RuntimeError, ValueError) as error:  # weights that are not there, of another shape or number
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+        ) as error:  # weights that are not there, of another shape or number
             raise InputError(
                 f"The checkpoint {path} does not fit the options of the method; resume with those it was started with."
             ) from error

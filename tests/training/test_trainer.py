@@ -12,6 +12,7 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS, CorrMatch, CorrMatchOptions, FixMatchOptions, method_class
 from corrmatch_hf.training.checkpoint import checkpoints
+from corrmatch_hf.training.failures import _is_lost_connection
 from corrmatch_hf.training.non_finite import NonFiniteLossError
 
 
@@ -118,10 +119,7 @@ def test_options_of_the_method_that_changed_are_named(make_trainer):
     changed = FixMatchOptions(teacher="ema", confidence_threshold=0.1)
     with pytest.warns(UserWarning, match="--confidence_threshold was 0.95"):
         make_trainer("fixmatch", options=changed, resume_from_checkpoint="latest", max_steps=5).train()
-    with (
-        pytest.warns(UserWarning, match="--teacher was"),
-        pytest.raises(InputError, match="options of the method"),
-    ):
+    with pytest.raises(InputError, match="teacher is 'ema' there and 'none' here"):
         make_trainer("fixmatch", resume_from_checkpoint="latest", max_steps=6).train()
 
 
@@ -131,6 +129,38 @@ def test_checkpoints_rotate(make_trainer):
     found = checkpoints(trainer.output_dir / "checkpoints")
     assert [p.name for p in found] == ["step_00000003", "step_00000004"]
     assert not list((trainer.output_dir / "checkpoints").glob(".*")), "nothing half-written stays"
+
+
+def test_a_run_that_went_back_keeps_what_it_writes(make_trainer):
+    whole = make_trainer(max_steps=6, save_steps=2, max_checkpoints=3)
+    whole.train()
+    folder = whole.output_dir / "checkpoints"
+    back = make_trainer(
+        max_steps=6, save_steps=1, max_checkpoints=2, resume_from_checkpoint=str(folder / "step_00000002")
+    )
+    back.max_steps = 3  # as if it were stopped there
+    back.train()
+    assert [p.name for p in checkpoints(folder)] == ["step_00000002", "step_00000003"]
+
+
+def test_a_run_that_is_already_longer_is_refused(make_trainer):
+    make_trainer(max_steps=3, save_steps=3).train()
+    with pytest.raises(InputError, match="is of step 3, and the run ends at step 2"):
+        make_trainer(max_steps=2, resume_from_checkpoint="latest").train()
+
+
+def test_another_optimiser_is_told(make_trainer):
+    make_trainer(max_steps=2, save_steps=1).train()
+    with (
+        pytest.raises(InputError, match="does not fit the options"),
+        pytest.warns(UserWarning, match="--optimizer"),
+    ):
+        make_trainer(max_steps=3, optimizer="adamw", resume_from_checkpoint="latest").train()
+
+
+def test_our_own_errors_are_no_lost_process():
+    assert _is_lost_connection(RuntimeError("[gloo/transport] connection closed by peer"))
+    assert not _is_lost_connection(NonFiniteLossError("The loss is not finite at step 3: igloo/p1.png"))
 
 
 def test_threshold_is_in_the_checkpoint(make_trainer):
