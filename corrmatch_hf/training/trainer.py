@@ -282,7 +282,6 @@ class SemiSupervisedTrainer:
             return path
         if folder.is_file():
             raise InputError(f"--output_dir {folder} is a file; name a folder.")
-        present = [name for name in OWN_FILES if (folder / name).exists()]
         if folder.is_dir() and any(folder.iterdir()):
             if not (folder / "training_config.yaml").exists():
                 raise InputError(
@@ -295,12 +294,18 @@ class SemiSupervisedTrainer:
                 )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            for name in present:
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
             folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         return None
+
+    def _empty_output(self) -> None:
+        """Remove what an earlier run left; last the file by which its folder is known."""
+        for name in sorted(OWN_FILES, key="training_config.yaml".__eq__):
+            path = self.output_dir / name
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+            elif path.is_dir():
+                shutil.rmtree(path)
 
     def _architecture(self) -> dict[str, Any]:
         config = self.method.segmentation_model.config
@@ -339,6 +344,8 @@ class SemiSupervisedTrainer:
                 self.data, on_bad_sample=config.on_bad_sample, need_unlabeled=self.method.uses_unlabeled
             ):
                 warnings.warn(warning, stacklevel=2)
+            if not resumed:
+                self._empty_output()  # nothing before this can fail on account of the data or the Hub
         accelerator.wait_for_everyone()
         if resumed:
             self._load(resumed)

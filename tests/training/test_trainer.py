@@ -225,6 +225,21 @@ def test_an_output_folder_with_a_run_is_not_touched(make_trainer):
     assert [p.name for p in checkpoints(first.output_dir / "checkpoints")] == ["step_00000002"]
 
 
+def test_a_run_is_replaced_only_once_the_data_are_known_to_be_good(make_trainer, monkeypatch):
+    first = make_trainer(max_steps=1)
+    first.train()
+    before = sorted((path, path.stat().st_mtime_ns) for path in first.output_dir.rglob("*"))
+
+    def found_bad(*args, **kwargs):
+        raise InputError("Cannot read the picture photo.png.")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="Cannot read the picture"):
+        patch.setattr("corrmatch_hf.training.trainer.check_dataset", found_bad)
+        make_trainer(max_steps=1, overwrite=True).train()
+    assert sorted((path, path.stat().st_mtime_ns) for path in first.output_dir.rglob("*")) == before
+    make_trainer(max_steps=1, overwrite=True).train()
+
+
 def test_files_of_others_are_never_deleted(make_trainer, tmp_path):
     notes = tmp_path / "run" / "README.md"
     notes.parent.mkdir()
