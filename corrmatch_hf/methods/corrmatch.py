@@ -48,11 +48,11 @@ from ..ops.losses import (
     soft_cross_entropy,
 )
 from ..ops.propagate_rows import propagate_rows
-from .base import BelowOne, Logs, Method, Share, Weight, choice, evaluating
+from .base import BelowOne, Logs, Method, Share, Weight, choice
 from .dynamic_threshold import UPDATES, DynamicThreshold
 from .feature_perturbation import with_complementary_channels, with_dropped_channels
 from .inter_pixel import InterPixelOptions, inter_pixel_term
-from .pseudo_labels import PseudoLabels, partner_logits
+from .pseudo_labels import PseudoLabels, partner_logits, taught_logits
 from .teacher import Teacher
 
 SOFT_LOSSES = {"kl": kl_divergence, "cross_entropy": soft_cross_entropy, "cosine": cosine_distance}
@@ -174,14 +174,14 @@ class CorrMatch(Method):
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         box, valid = batch.box[:, 0], batch.valid
-        taught = None
-        if self.teacher is not None:
-            with evaluating(self.teacher.network):
-                taught = self.teacher.network(batch.weak).logits
-        partner, partner_valid = partner_logits(self.segmentation_model, batch, taught)
+        weak = None  # the student's own, where there is no teacher
+        if self.teacher is None:
+            partner, partner_valid = partner_logits(self.model, batch)
+        else:
+            weak, partner, partner_valid = taught_logits(self.teacher.network, batch)
         predictions, rows = self._predict(batch, partner)
-        if taught is not None:
-            predictions.weak = taught
+        if weak is not None:
+            predictions.weak = weak
         mixed_valid = torch.where(box, partner_valid, valid)
         return self.losses(predictions, batch.label, valid, mixed_valid, box, rows, step=batch.step)
 

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
-from .base import BelowOne, Logs, Method, choice, evaluating
+from .base import BelowOne, Logs, Method, choice
 from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .inter_pixel import inter_pixel_term
-from .pseudo_labels import PseudoLabels, partner_logits
+from .pseudo_labels import PseudoLabels, partner_logits, taught_logits
 from .teacher import Teacher
 
 
@@ -69,9 +69,7 @@ class FixMatch(Method):
             logits = self.model(torch.cat([batch.image, batch.weak])).logits
             x, weak = logits[:labeled], logits[labeled:]
         else:
-            with evaluating(self.teacher.network):
-                weak = self.teacher.network(batch.weak).logits
-            partner, partner_valid = partner_logits(self.teacher.network, batch, weak)
+            weak, partner, partner_valid = taught_logits(self.teacher.network, batch)
             x = self.model(batch.image).logits
         strong = self.model(batch.strong[:, 0]).logits
         return self.losses(

@@ -30,6 +30,13 @@ class PseudoLabels:
         )
 
 
+def taught_logits(teacher: nn.Module, batch: SemiBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """What a teacher, in evaluation mode and without gradient, says of the weak views, and as `partner_logits`."""
+    with evaluating(teacher):
+        weak = teacher(batch.weak).logits
+    return weak, *partner_logits(teacher, batch, weak)
+
+
 def partner_logits(model: nn.Module, batch: SemiBatch, weak: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What `model`, in evaluation mode and without gradient, says of the partners that CutMix pastes.
 

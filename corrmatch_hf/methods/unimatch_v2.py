@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
-from .base import BelowOne, Logs, Method, choice, evaluating
+from .base import BelowOne, Logs, Method, choice
 from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .feature_perturbation import with_complementary_channels
 from .inter_pixel import inter_pixel_term
-from .pseudo_labels import PseudoLabels, partner_logits
+from .pseudo_labels import PseudoLabels, taught_logits
 from .teacher import Teacher
 
 
@@ -65,9 +65,7 @@ class UniMatchV2(Method):
         return self.teacher.network
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        with evaluating(self.teacher.network):
-            weak = self.teacher.network(batch.weak).logits
-        partner, partner_valid = partner_logits(self.teacher.network, batch, weak)
+        weak, partner, partner_valid = taught_logits(self.teacher.network, batch)
         x = self.model(batch.image).logits
 
         features = self.model.encode(torch.cat([batch.strong[:, 0], batch.strong[:, 1]]))

@@ -15,6 +15,13 @@ def resize(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=True)
 
 
+def brought_to(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`resize`, spared where the size is that already. In a graph for any size never: there it changes nothing then."""
+    if not torch.compiler.is_compiling() and tuple(tensor.shape[-2:]) == tuple(size):
+        return tensor
+    return resize(tensor, size)
+
+
 class DecoderOutput(NamedTuple):
     """aspp (N,A,h,w), of DeepLabV3+ alone; fused (N,F,H',W'), what the classifier sees; logits (N,K,H',W')."""
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .decoders_corrmatch import brought_to
 from .encoder_plan_corrmatch import SQUARES, build, build_on_meta, own_size, plan_encoder, takes
 
 
@@ -83,10 +84,7 @@ class CorrMatchEncoder(nn.Module):
         height, width = pixel_values.shape[-2:]
         size = self.taken_size(height, width)
         if self.plan.plain:
-            # In a graph for any size always: at its own size an image comes out of this as it was.
-            if torch.compiler.is_compiling() or size != (height, width):
-                pixel_values = F.interpolate(pixel_values, size, mode="bilinear", align_corners=True)
-            return self.body(pixel_values)
+            return self.body(brought_to(pixel_values, size))
         if self.plan.size_multiple > 1:
             pixel_values = F.pad(pixel_values, (0, size[1] - width, 0, size[0] - height))
         levels = self.body(pixel_values)

@@ -142,12 +142,11 @@ def _plan_plain(
         encoder, options = _build_for_use(any_size), any_size
     except ValueError:
         encoder = _build_for_use(options)
+    height, width = own = own_size(options, encoder)
+    takes_others = takes(encoder, options.get("in_chans", 3), height + patch, width + patch)
     unused = _unused_of_plain(encoder, options, patch)
-    own = own_size(options, encoder)
-    any_size = takes(encoder, options.get("in_chans", 3), own[0] + patch, own[1] + patch)
-    return EncoderPlan(
-        options, (patch,) * len(indices), patch, unused, plain=True, only_size=None if any_size else own
-    )
+    only_size = None if takes_others else own
+    return EncoderPlan(options, (patch,) * len(indices), patch, unused, plain=True, only_size=only_size)
 
 
 def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset[str]:

@@ -22,7 +22,7 @@ from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS, CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
 from .decoder_dpt_corrmatch import DPTDecoder
 from .decoder_linear_corrmatch import LinearDecoder
-from .decoders_corrmatch import DecoderOutput, DeepLabV3PlusDecoder, resize
+from .decoders_corrmatch import DecoderOutput, DeepLabV3PlusDecoder, brought_to, resize
 from .encoder_corrmatch import CorrMatchEncoder
 from .encoder_weights_corrmatch import pretrained_encoder_weights, weights_origin
 
@@ -326,9 +326,9 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         For an image that was resized to whole patches by way of that size, as UniMatch V2 evaluates.
         """
         if self.encoder.plan.plain:
+            # Nothing lies between where the image had that size already.
             taken = self.encoder.taken_size(*size)
-            if torch.compiler.is_compiling() or taken != tuple(size):  # a graph for any size does it always
-                tensor = resize(tensor, taken)
+            return brought_to(resize(tensor, taken), size)
         return resize(tensor, size)
 
     @can_return_tuple

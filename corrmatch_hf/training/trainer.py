@@ -271,6 +271,11 @@ class SemiSupervisedTrainer:
             self.accelerator.wait_for_everyone()
             path = ckpt.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
             saved = ckpt.read_state(path)
+            if saved["step"] > self.max_steps:
+                raise InputError(
+                    f"The checkpoint {path} is of step {saved['step']}, and the run ends at step {self.max_steps}: "
+                    "give more steps, or an earlier checkpoint."
+                )
             current = self._architecture()
             # What earlier versions did not record: there was one decoder, and of the rest nothing is known.
             ckpt.check_same_architecture(
@@ -678,18 +683,13 @@ class SemiSupervisedTrainer:
             raise NonFiniteLossError(f"The weights are not finite after step {self.step}. {REMEDY}")
 
     def _load(self, path: Path) -> None:
-        if (reached := ckpt.read_state(path)["step"]) > self.max_steps:
-            raise InputError(
-                f"The checkpoint {path} is of step {reached}, and the run ends at step {self.max_steps}: give more "
-                "steps, or an earlier checkpoint."
-            )
         try:
             self.accelerator.load_state(str(path))
         except (
             RuntimeError,
             ValueError,
             KeyError,
-        ) as error:  # weights that are not there, of another shape or number
+        ) as error:  # weights are not there, or of another shape or number
             raise InputError(
                 f"The checkpoint {path} does not fit the options of the method; resume with those it was started with."
             ) from error

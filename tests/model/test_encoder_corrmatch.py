@@ -1,12 +1,12 @@
 """Every kind of encoder: builds, learns, and comes back from a folder as it was."""
 
-import copy
-
 import pytest
 import timm
 import torch
 
-from corrmatch_hf.model import CorrMatchEncoder, CorrMatchForSegmentation
+from corrmatch_hf.model import CorrMatchEncoder
+
+from .round_trip import assert_same_when_loaded, learn
 
 ENCODERS = {  # name: output stride
     "resnet18": 16,
@@ -44,22 +44,8 @@ def test_encoder(name, network, tmp_path):
         for side, pixels in zip(features.shape[-2:], (height, width), strict=True):
             assert side in (pixels // each, -(-pixels // each))
 
-    labels = torch.randint(5, (2, height, width))
-    model(torch.randn(2, 3, height, width), labels=labels).loss.backward()
-    # Data-parallel training needs a gradient for every parameter.
-    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-
-    model.eval().save_pretrained(tmp_path)
-    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path)
-    for kind in ("named_parameters", "named_buffers"):  # buffers that are not saved, too
-        ours, theirs = (dict(getattr(m, kind)()) for m in (model, loaded))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-        assert all(ours[key].requires_grad == theirs[key].requires_grad for key in ours)
-    image = torch.randn(1, 3, height, width)
-    # Copies, for the CPU's convolutions round differently on memory aligned differently.
-    with torch.no_grad():
-        assert torch.equal(copy.deepcopy(model)(image).logits, copy.deepcopy(loaded)(image).logits)
+    learn(model, (height, width))
+    assert_same_when_loaded(model, (height, width), tmp_path)
 
 
 @pytest.mark.parametrize("name, options", [("resnet18", {}), ("convnext_atto", {}), SMALL_SWIN])
@@ -175,6 +161,14 @@ def test_impossible_image_sizes_are_explained(name, size, message):
     encoder = CorrMatchEncoder(name, 32)
     with pytest.raises(ValueError, match=message):
         encoder(torch.randn(1, 3, *size))
+
+
+def test_an_own_size_that_is_no_square_is_named():
+    small = {"depths": (1, 1, 1, 1), "embed_dim": (32, 32, 32, 32), "img_size": (64, 96)}
+    encoder = CorrMatchEncoder("coatnet_pico_rw_224", 32, small)
+    with pytest.raises(ValueError, match="image of 65x97 pixels; its own size is 64x96"):
+        encoder(torch.randn(1, 3, 65, 97))
+    assert encoder(torch.randn(1, 3, 64, 96))[1].shape[-2:] == (2, 3)
 
 
 def test_other_errors_are_left_alone():

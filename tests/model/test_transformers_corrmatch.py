@@ -12,6 +12,8 @@ from corrmatch_hf.model import CorrMatchConfig, CorrMatchEncoder, CorrMatchForSe
 from corrmatch_hf.model.encoder_plan_corrmatch import plan_encoder
 from corrmatch_hf.model.modeling_corrmatch import CorrMatchFeatures
 
+from .round_trip import assert_same_when_loaded, learn
+
 SHALLOW = {"depth": 4, "embed_dim": 24, "num_heads": 2}
 ROTARY = {"depth": 4, "embed_dim": 48, "num_heads": 2}
 FIXED = {**SHALLOW, "img_size": 64}
@@ -95,23 +97,10 @@ def test_the_final_norm_is_applied_to_every_level():
 def test_learning_and_saving(name, network, tmp_path):
     model = small(network, name).train()
     size = (64, 64) if name in ONE_SIZE else (49, 67)  # odd, and no multiple of anything
-    labels = torch.randint(5, (2, *size))
-    model(torch.randn(2, 3, *size), labels=labels).loss.backward()
-    # Data-parallel training needs a gradient for every parameter.
-    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    learn(model, size)
     assert all(p.requires_grad for p in model.parameters())
-
-    model.eval().save_pretrained(tmp_path)
-    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path)
-    for kind in ("named_parameters", "named_buffers"):  # tables that are not saved, too
-        ours, theirs = (dict(getattr(m, kind)()) for m in (model, loaded))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    image = torch.randn(1, 3, *size)
-    # Copies, for the CPU's convolutions round differently on memory aligned differently.
-    with torch.no_grad():
-        logits = [copy.deepcopy(each)(image).logits for each in (model, loaded)]
-    assert torch.equal(*logits) and logits[0].shape == (1, 5, *size) and logits[0].isfinite().all()
+    logits = assert_same_when_loaded(model, size, tmp_path)
+    assert logits.shape == (1, 5, *size) and logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -120,14 +109,7 @@ def test_learning_and_saving(name, network, tmp_path):
 )
 def test_bfloat16_weights_come_back_as_they_were(name, network, tmp_path):
     """Tables for rotary positions are computed anew, and must be those of a model that was cast."""
-    model = small(network, name, decoder="linear").eval().to(torch.bfloat16)
-    model.save_pretrained(tmp_path)
-    loaded = CorrMatchForSegmentation.from_pretrained(tmp_path)
-    ours, theirs = dict(model.named_buffers()), dict(loaded.named_buffers())
-    assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
-    image = torch.randn(1, 3, 33, 50, dtype=torch.bfloat16)
-    with torch.no_grad():
-        assert torch.equal(copy.deepcopy(model)(image).logits, copy.deepcopy(loaded)(image).logits)
+    assert_same_when_loaded(small(network, name, decoder="linear").to(torch.bfloat16), (33, 50), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------- sizes
