@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 
 from corrmatch_hf.data.augment import Augmentation
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.data.training_set import training_batches
 from corrmatch_hf.methods import METHODS, method_class
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder
-from corrmatch_hf.publish.percent import percent
+from corrmatch_hf.text import percent
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from benchmarks.__main__ import machine

@@ -21,8 +21,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from corrmatch_hf.data import Augmentation, SemiDataset, color, training_batches
-from corrmatch_hf.data.augment import IMAGENET_MEAN, IMAGENET_STD
-from corrmatch_hf.data.cutmix import random_box
+from corrmatch_hf.data.augment import IMAGENET_MEAN, IMAGENET_STD, random_box
 
 from .measure import Call, Row, milliseconds
 

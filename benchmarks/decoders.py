@@ -28,9 +28,8 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.methods import Method, method_class
 from corrmatch_hf.training.config import TrainingConfig
-from corrmatch_hf.training.freezing import freeze, keep_frozen
 from corrmatch_hf.training.memory import blank_batch
-from corrmatch_hf.training.optimizer import build_optimizer
+from corrmatch_hf.training.optimizer import build_optimizer, freeze, keep_frozen
 
 CLASSES = 21
 CUTMIX_PROBABILITY = 0.5  # of a box in a strong view

@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, t
 
 from benchmarks.__main__ import machine
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
-from corrmatch_hf.publish.endpoint import write_endpoint
-from corrmatch_hf.publish.handler import MAX_CONCURRENT
+from corrmatch_hf.hub.handler import MAX_CONCURRENT
+from corrmatch_hf.hub.push import write_endpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((64, 48), (160, 120), (320, 240), (641, 479), (1280, 960))

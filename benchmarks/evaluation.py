@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
-from corrmatch_hf.data.evaluation_set import EvaluationSet
 from corrmatch_hf.data.load import load_semi_dataset
-from corrmatch_hf.data.semi_dataset import SemiDataset
+from corrmatch_hf.data.semi_dataset import EvaluationSet, SemiDataset
 from corrmatch_hf.evaluation import ConfusionMatrix, evaluate_segmentation
 from corrmatch_hf.evaluation.optimize import optimize_for_inference
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corrmatch_hf.model.correlation_corrmatch import correlation_rows
-from corrmatch_hf.ops.propagate_rows import propagate_rows
-from corrmatch_hf.ops.region_propagation import region_propagation
+from corrmatch_hf.ops.region_propagation.propagate import region_propagation
+from corrmatch_hf.ops.region_propagation.rows import propagate_rows
 
 from .measure import Row, extra_mib, milliseconds
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corrmatch_hf.evaluation.confusion import ConfusionMatrix
+from corrmatch_hf.evaluation.confusion_matrix import ConfusionMatrix
 from corrmatch_hf.methods.dynamic_threshold import DynamicThreshold
 from corrmatch_hf.methods.pseudo_labels import PseudoLabels
 from corrmatch_hf.ops.losses import ohem_cross_entropy

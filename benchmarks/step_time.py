@@ -20,7 +20,7 @@ import torch
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.data.augment import Augmentation
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.data.training_set import training_batches
 from corrmatch_hf.methods import corrmatch, method_class
 

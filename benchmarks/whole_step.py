@@ -20,8 +20,8 @@ from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.methods import CorrMatch
 from corrmatch_hf.methods.feature_perturbation import with_dropped_channels
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
-from corrmatch_hf.ops.channel_mask import stacked_channel_mask
-from corrmatch_hf.training.compiling import compile_networks
+from corrmatch_hf.ops.random_masks import stacked_channel_mask
+from corrmatch_hf.training.optimizer import compile_networks
 
 from .measure import Row, extra_mib, milliseconds
 from .region_propagation import algorithm_1

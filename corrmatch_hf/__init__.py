@@ -18,12 +18,12 @@ _WHERE = {
     "CorrMatchForSegmentation": "model",
     "CorrMatchImageProcessor": "model",
     "pixel_propagation": "model.correlation_corrmatch",
-    "correlation_shapes": "methods.correlation_shapes",
+    "correlation_shapes": "methods.corrmatch",
     "correlation_rows": "model.correlation_corrmatch",
-    "propagate_rows": "ops.propagate_rows",
-    "region_propagation": "ops.region_propagation",
+    "propagate_rows": "ops.region_propagation.rows",
+    "region_propagation": "ops.region_propagation.propagate",
     "ohem_cross_entropy": "ops.losses",
-    "DynamicThreshold": "methods",
+    "DynamicThreshold": "methods.dynamic_threshold",
     "CorrMatch": "methods",
     "CorrMatchOptions": "methods",
     "CPS": "methods",
@@ -37,6 +37,8 @@ _WHERE = {
     "MeanTeacher": "methods",
     "MeanTeacherOptions": "methods",
     "UniMatch": "methods",
+    "UniMatchV2": "methods",
+    "UniMatchV2Options": "methods",
     "UniMatchOptions": "methods",
     "Supervised": "methods",
     "InputError": "errors",
@@ -48,7 +50,18 @@ _WHERE = {
     "TrainingConfig": "training",
 }
 
-_ROOMS = {"data", "errors", "evaluation", "methods", "model", "ops", "publish", "training"}
+_ROOMS = {
+    "data",
+    "errors",
+    "evaluation",
+    "methods",
+    "model",
+    "ops",
+    "hub",
+    "pictures",
+    "official",
+    "training",
+}
 
 __all__ = ["__version__", *sorted(_WHERE)]
 

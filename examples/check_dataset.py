@@ -12,10 +12,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from corrmatch_hf.data.scan import scan_dataset
-from corrmatch_hf.data.scan_text import scan_text
+from corrmatch_hf.commands.arguments import DataArguments, parse
+from corrmatch_hf.data.check import scan_dataset, scan_text
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.training.arguments import DataArguments, parse
 
 
 @dataclass

@@ -27,8 +27,8 @@ from transformers.utils import logging
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.official import from_official, official_decoder, save_official
-from corrmatch_hf.publish.saved import load_saved
+from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.official.convert import from_official, official_decoder, save_official
 
 
 class Recipe(NamedTuple):

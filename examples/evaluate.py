@@ -17,15 +17,14 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from corrmatch_hf.data.evaluation_set import EvaluationSet
-from corrmatch_hf.data.semi_dataset import SemiDataset
+from corrmatch_hf.commands.arguments import DataArguments, parse
+from corrmatch_hf.data.semi_dataset import EvaluationSet, SemiDataset
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
 from corrmatch_hf.evaluation.feature_quality import model_feature_quality, require_scikit_learn
 from corrmatch_hf.evaluation.optimize import PRECISIONS, optimize_for_inference
-from corrmatch_hf.publish.percent import percent
-from corrmatch_hf.publish.saved import load_saved
-from corrmatch_hf.training.arguments import DataArguments, parse
+from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.text import percent
 
 
 @dataclass

@@ -29,7 +29,7 @@ from torch.export import Dim, ExportedProgram
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.saved import load_saved
+from corrmatch_hf.hub.push import load_saved
 
 TOLERANCE = 1e-4  # of the largest logit
 METADATA_FILE = "metadata.json"  # inside a program of torch.export

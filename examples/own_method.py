@@ -18,9 +18,9 @@ from corrmatch_hf import (
     TrainingConfig,
     load_semi_dataset,
 )
+from corrmatch_hf.distributed import per_process
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods.base import Method, MethodOptions, Weight
-from corrmatch_hf.ops.distributed import per_process
 from corrmatch_hf.ops.losses import masked_mean
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from corrmatch_hf.data.folders import SUFFIXES
 from corrmatch_hf.data.images import read_photo
+from corrmatch_hf.data.sources.folders import SUFFIXES
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import predict_probabilities
 from corrmatch_hf.evaluation.optimize import PRECISIONS, optimize_for_inference
-from corrmatch_hf.publish import class_palette, mask_image, overlay
-from corrmatch_hf.publish.saved import load_saved
+from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.pictures import class_palette, mask_image, overlay
 
 
 def main(args: list[str] | None = None) -> None:

@@ -13,8 +13,7 @@ import sys
 from transformers.utils import logging
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.push import push_folder
-from corrmatch_hf.publish.upload import UploadError
+from corrmatch_hf.hub.push import UploadError, push_folder
 
 
 def main(args: list[str] | None = None) -> None:

@@ -19,10 +19,9 @@ import tempfile
 
 import datasets
 
-from corrmatch_hf.data.export import export_folder
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.dataset import check_repo_id, push_dataset
-from corrmatch_hf.publish.upload import UploadError
+from corrmatch_hf.hub.dataset import check_repo_id, export_folder, push_dataset
+from corrmatch_hf.hub.push import UploadError
 
 
 def main(args: list[str] | None = None) -> None:

@@ -18,6 +18,13 @@ from pathlib import Path
 from accelerate.utils import set_seed
 from transformers.utils import logging
 
+from corrmatch_hf.commands.arguments import (
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    launch_command,
+    parse,
+)
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.training import (
     NonFiniteLossError,
@@ -27,8 +34,6 @@ from corrmatch_hf.training import (
     TrainingConfig,
     TrainingInterrupted,
 )
-from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
-from corrmatch_hf.training.command import launch_command
 
 
 def main() -> None:

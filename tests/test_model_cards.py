@@ -9,11 +9,11 @@ import timm
 import yaml
 from huggingface_hub import ModelCard
 
-import corrmatch_hf.publish
+import corrmatch_hf.pictures
+from corrmatch_hf.commands.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from corrmatch_hf.methods import METHODS, method_class
-from corrmatch_hf.publish.references import REFERENCES
+from corrmatch_hf.methods.citations import REFERENCES
 from corrmatch_hf.training import TrainingConfig
-from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
 
 ROOT = Path(__file__).parents[1]
 HOUSEKEEPING = {"output_dir", "num_workers", "eval_steps", "save_steps"}  # no part of the recipe
@@ -86,5 +86,5 @@ def test_it_cites_the_paper(name):
 
 
 def test_the_template_is_the_one_the_package_fills():
-    packaged = Path(corrmatch_hf.publish.__file__).with_name("model_card.md")
+    packaged = Path(corrmatch_hf.hub.__file__).with_name("model_card.md")
     assert (ROOT / "model_cards" / "template.md").read_bytes() == packaged.read_bytes()

@@ -1,11 +1,11 @@
 """Data: every source becomes a `SemiDataset`; that and an `Augmentation` become endless `SemiBatch`es."""
 
-from corrmatch_hf.data.augment import Augmentation
-from corrmatch_hf.data.batch import SemiBatch
-from corrmatch_hf.data.load import load_semi_dataset
-from corrmatch_hf.data.semi_dataset import SemiDataset
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
-from corrmatch_hf.data.training_set import training_batches
+from .augment import Augmentation
+from .batch import SemiBatch
+from .load import load_semi_dataset
+from .semi_dataset import SemiDataset
+from .sources.synthetic import synthetic_semi_dataset
+from .training_set import training_batches
 
 __all__ = [
     "Augmentation",

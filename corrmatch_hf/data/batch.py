@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import BoolTensor, Tensor
 
-from corrmatch_hf.data.device_color import UncoloredViews
+from .device_color import UncoloredViews
 
 
 @dataclass

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, Tensor
 
-from corrmatch_hf.data import color
-from corrmatch_hf.data.augment import Recoloring
+from . import color
+from .augment import Recoloring
 
 
 class StrongView(NamedTuple):

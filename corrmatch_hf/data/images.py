@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from corrmatch_hf.errors import InputError
+from ..errors import InputError
 
 _IMAGE = datasets.Image()
 
@@ -96,3 +96,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 def read_photo(value: Any, file: str) -> Image.Image:
     """One cell of an image column -> RGB image."""
     return to_rgb(open_picture(value, file))
+
+
+def read_unlabeled(row: dict) -> Image.Image:
+    """A row of the unlabelled pool -> RGB image."""
+    return read_photo(row["image"], row["file"])

@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 
-from corrmatch_hf.data.folders import match
-from corrmatch_hf.data.hub import AnyDataset, HubSource, read_by_datasets, rows_with_label
-from corrmatch_hf.data.local import LocalSource, as_dataset, picture_folder, with_masks
-from corrmatch_hf.data.masks import Color, MaskFormat
-from corrmatch_hf.data.partition import draw_labeled, read_list
-from corrmatch_hf.data.semi_dataset import SemiDataset, mask_file, undecoded
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
-from corrmatch_hf.errors import InputError, refuse
+from ..errors import InputError, refuse
+from .masks import Color, MaskFormat
+from .semi_dataset import SemiDataset, mask_file, undecoded
+from .sources.folders import LocalSource, as_dataset, match, picture_folder, with_masks
+from .sources.hub import AnyDataset, HubSource, read_by_datasets, rows_with_label
+from .sources.lists import read_list
+from .sources.synthetic import synthetic_semi_dataset
 
 SCANNED_MASKS = 2000  # of each split, to find out how many classes there are when nobody says
 UNLABELED = datasets.Features({"image": datasets.Image(), "file": datasets.Value("string")})
@@ -347,3 +346,34 @@ def _read_colors(
     if len(set(colors.values()) | set(ignored)) < len(colors) + len(ignored):
         raise InputError("--label_colors gives the same colour to two ids.")
     return tuple(colors[i] for i in range(len(colors))), ignored
+
+
+def draw_labeled(
+    count: int, total: int, present: Callable[[int], frozenset[int]], num_labels: int | None, seed: int
+) -> list[int]:
+    """`count` of `total` images, sorted, chosen by `seed` such that every class appears where it can.
+
+    `present(i)` gives the classes of image i; it is asked in random order, and no more once every class has
+    been seen (with num_labels=None, where that cannot be known, for every image). Images are then taken
+    greedily, the one with most classes not yet covered first, and the rest at random.
+    """
+    order = np.random.default_rng([seed, total]).permutation(total).tolist()
+    classes: dict[int, frozenset[int]] = {}
+    for i in order:
+        classes[i] = present(i)
+        enough = len(classes) >= 4 * count  # a wider choice, to cover many classes with few images
+        if enough and num_labels is not None and len(frozenset().union(*classes.values())) >= num_labels:
+            break
+    chosen: list[int] = []
+    covered: frozenset[int] = frozenset()
+    while len(chosen) < count:
+        best = max(
+            (i for i in classes if i not in chosen), key=lambda i: len(classes[i] - covered), default=None
+        )
+        if best is None or not classes[best] - covered:
+            break
+        chosen.append(best)
+        covered |= classes[best]
+    taken = set(chosen)
+    rest = [i for i in order if i not in taken]
+    return sorted(chosen + rest[: count - len(chosen)])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from corrmatch_hf.data.images import open_picture
-from corrmatch_hf.errors import InputError
+from ..errors import InputError
+from .images import open_picture
 
 Color = tuple[int, int, int]
 

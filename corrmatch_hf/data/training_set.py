@@ -17,15 +17,14 @@ from PIL import Image
 from torch import BoolTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from corrmatch_hf.data.augment import Augmentation, Recoloring
-from corrmatch_hf.data.batch import SemiBatch
-from corrmatch_hf.data.cutmix import Box, random_box
-from corrmatch_hf.data.device_color import StrongView, UncoloredViews
-from corrmatch_hf.data.images import read_photo
-from corrmatch_hf.data.sampler import EndlessList, EndlessStream, Sample, Stream, generator
-from corrmatch_hf.data.semi_dataset import SemiDataset, undecoded
-from corrmatch_hf.errors import InputError
-from corrmatch_hf.loading_process import leave_signals_to_the_trainer
+from ..distributed import leave_signals_to_the_trainer
+from ..errors import InputError
+from .augment import Augmentation, Box, Recoloring, random_box
+from .batch import SemiBatch
+from .device_color import StrongView, UncoloredViews
+from .endless import EndlessList, EndlessStream, Sample, Stream, generator
+from .images import read_unlabeled
+from .semi_dataset import SemiDataset, undecoded
 
 REPLACEMENTS = 8  # how many samples in a row may be unreadable before "skip" gives up
 
@@ -374,8 +373,3 @@ class _Views:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
-
-
-def read_unlabeled(row: dict) -> Image.Image:
-    """A row of the unlabelled pool -> RGB image."""
-    return read_photo(row["image"], row["file"])

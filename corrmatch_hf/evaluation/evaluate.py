@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from corrmatch_hf.errors import InputError
-from corrmatch_hf.evaluation.confusion import ConfusionMatrix
-from corrmatch_hf.evaluation.inference import predict_probabilities
-from corrmatch_hf.loading_process import leave_signals_to_the_trainer
+from ..distributed import leave_signals_to_the_trainer
+from ..errors import InputError
+from .confusion_matrix import ConfusionMatrix
+from .inference import predict_probabilities
 
 LOOK_AHEAD = 4  # so many batches of images may wait for others of their size, or to be read
 

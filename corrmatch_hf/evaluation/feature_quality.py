@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods.base import evaluating
+from ..errors import InputError
+from .inference import evaluating
 
 
 def model_feature_quality(

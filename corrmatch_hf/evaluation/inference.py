@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from corrmatch_hf.errors import InputError
+from ..errors import InputError
 
 
 @torch.no_grad()
@@ -113,3 +114,16 @@ def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> N
         raise InputError(
             f"scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25."
         )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; afterwards every submodule is back in the mode it had (frozen ones too)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -16,8 +16,8 @@ import evaluate
 import numpy as np
 import torch
 
-from corrmatch_hf.errors import InputError
-from corrmatch_hf.evaluation.confusion import ConfusionMatrix
+from ..errors import InputError
+from .confusion_matrix import ConfusionMatrix
 
 _DESCRIPTION = (
     "Intersection over union of each class, over all pixels of all images together, and its mean over the "

@@ -7,12 +7,10 @@ for every method without code of its own. Nothing in a step is read back to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
@@ -134,16 +132,3 @@ class Method(nn.Module):
                 logits, labels, self.options.ohem_threshold, self.options.ohem_min_kept, ignore_index
             )
         return cross_entropy(logits, labels, ignore_index)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; afterwards every submodule is back in the mode it had (frozen ones too)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

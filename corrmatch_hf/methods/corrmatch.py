@@ -36,18 +36,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
+from ..distributed import per_process
 from ..model.correlation_corrmatch import correlation_rows, pixel_propagation
 from ..model.modeling_corrmatch import resize
-from ..ops.channel_mask import stacked_channel_mask, step_generator
-from ..ops.distributed import per_process
-from ..ops.losses import (
-    cosine_distance,
-    kl_divergence,
-    masked_cross_entropy,
-    masked_mean,
-    soft_cross_entropy,
-)
-from ..ops.propagate_rows import propagate_rows
+from ..ops.losses import cosine_distance, kl_divergence, masked_cross_entropy, masked_mean, soft_cross_entropy
+from ..ops.random_masks import stacked_channel_mask, step_generator
+from ..ops.region_propagation.rows import propagate_rows, row_shapes
 from .base import BelowOne, Logs, Method, Share, Weight, choice
 from .dynamic_threshold import UPDATES, DynamicThreshold
 from .feature_perturbation import with_complementary_channels, with_dropped_channels
@@ -333,3 +327,26 @@ class CorrMatch(Method):
         generator = step_generator(device, self.seed, step, "shapes")
         # With replacement and never the last position, as in the published runs.
         return torch.randint(max(positions - 1, 1), (count,), generator=generator, device=device)
+
+
+# -------------------- The shapes that region propagation paints along, from the correlation head's query and key.
+
+
+def correlation_shapes(
+    query: Tensor, key: Tensor, index: Tensor, size: tuple[int, int], scale: str = "scores"
+) -> Tensor:
+    """The regions that look like the pixels `index`, as binary shapes (equation 7). No gradient.
+
+    Only the rows of the correlation map that are asked for are computed. `propagate_rows` paints along the same shapes
+    and never holds them all.
+
+    Args:
+        query, key: (N, D, h, w), any floating dtype.
+        index: (S,) integers in 0..h*w-1, the pixels p of the rows, the same for every image.
+        size: (H, W) of the shapes.
+        scale: as in `pixel_propagation`.
+
+    Returns:
+        bool (N, S, H, W).
+    """
+    return row_shapes(correlation_rows(query, key, index, scale), size)

@@ -33,10 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
+from ..distributed import world_size
 from ..errors import InputError
-from ..ops.cutmix_mask import cutmix_mask, next_rows
-from ..ops.distributed import world_size
 from ..ops.losses import soft_cross_entropy
+from ..ops.random_masks import cutmix_mask, next_rows
 from .base import Logs, Method, Weight, choice
 from .inter_pixel import InterPixelOptions, inter_pixel_term
 

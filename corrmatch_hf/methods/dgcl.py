@@ -53,17 +53,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
+from ..distributed import all_reduce, per_process
 from ..errors import InputError
+from ..evaluation.inference import evaluating
 from ..model.decoders_corrmatch import ConvNormAct
 from ..model.modeling_corrmatch import resize
-from ..ops.channel_mask import step_generator
-from ..ops.class_sampling import NOTHING, best_of_all, draw_per_class, pixel_scores, take
-from ..ops.contrastive import prototype_contrast
-from ..ops.density import NEIGHBOURS
-from ..ops.distributed import all_reduce, per_process
-from ..ops.entropy_filter import entropy, entropy_threshold
+from ..ops.dense_contrast import (
+    NEIGHBOURS,
+    NOTHING,
+    best_of_all,
+    draw_per_class,
+    entropy,
+    entropy_threshold,
+    pixel_scores,
+    prototype_contrast,
+    take,
+)
 from ..ops.losses import masked_cross_entropy
-from .base import BelowOne, Logs, Method, Positive, Share, Weight, choice, evaluating
+from ..ops.random_masks import step_generator
+from .base import BelowOne, Logs, Method, Positive, Share, Weight, choice
 from .inter_pixel import InterPixelOptions, inter_pixel_term
 from .memory_bank import MemoryBank
 from .pseudo_labels import partner_logits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..distributed import all_reduce
 from ..errors import unknown_name
-from ..ops.distributed import all_reduce
 
 UPDATES = ("class_max", "global_max", "global_mean", "per_class", "fixed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..model.modeling_corrmatch import CorrMatchFeatures
-from ..ops.channel_mask import complementary_channel_masks, stacked_channel_mask
+from ..ops.random_masks import complementary_channel_masks, stacked_channel_mask
 
 
 def with_dropped_channels(

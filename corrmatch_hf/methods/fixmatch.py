@@ -27,9 +27,15 @@ from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
 from .base import BelowOne, Logs, Method, choice
-from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .inter_pixel import inter_pixel_term
-from .pseudo_labels import PseudoLabels, partner_logits, taught_logits
+from .pseudo_labels import (
+    ConfidenceOptions,
+    PseudoLabels,
+    confident_cross_entropy,
+    kept_ratio,
+    partner_logits,
+    taught_logits,
+)
 from .teacher import Teacher
 
 

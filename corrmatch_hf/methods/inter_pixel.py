@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..ops.channel_mask import step_generator
 from ..ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
+from ..ops.random_masks import step_generator
 from .base import MethodOptions, Positive, Weight, choice
 
 

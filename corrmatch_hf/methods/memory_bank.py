@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.class_sampling import NOTHING, take
-from ..ops.density import NEIGHBOURS, density
+from ..ops.dense_contrast import NEIGHBOURS, NOTHING, density, take
 
 
 class MemoryBank(nn.Module):

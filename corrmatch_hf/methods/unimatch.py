@@ -22,10 +22,15 @@ from torch import Tensor
 
 from ..data.batch import SemiBatch
 from .base import BelowOne, Logs, Method
-from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .feature_perturbation import with_dropped_channels
 from .inter_pixel import inter_pixel_term
-from .pseudo_labels import PseudoLabels, partner_logits
+from .pseudo_labels import (
+    ConfidenceOptions,
+    PseudoLabels,
+    confident_cross_entropy,
+    kept_ratio,
+    partner_logits,
+)
 
 
 @dataclass

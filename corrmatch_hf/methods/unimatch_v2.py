@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
 from .base import BelowOne, Logs, Method, choice
-from .confidence import ConfidenceOptions, confident_cross_entropy, kept_ratio
 from .feature_perturbation import with_complementary_channels
 from .inter_pixel import inter_pixel_term
-from .pseudo_labels import PseudoLabels, taught_logits
+from .pseudo_labels import ConfidenceOptions, PseudoLabels, confident_cross_entropy, kept_ratio, taught_logits
 from .teacher import Teacher
 
 

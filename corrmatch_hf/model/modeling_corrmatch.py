@@ -20,11 +20,15 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS, CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
-from .decoder_dpt_corrmatch import DPTDecoder
-from .decoder_linear_corrmatch import LinearDecoder
-from .decoders_corrmatch import DecoderOutput, DeepLabV3PlusDecoder, brought_to, resize
-from .encoder_corrmatch import CorrMatchEncoder
-from .encoder_weights_corrmatch import pretrained_encoder_weights, weights_origin
+from .decoders_corrmatch import (
+    DecoderOutput,
+    DeepLabV3PlusDecoder,
+    DPTDecoder,
+    LinearDecoder,
+    brought_to,
+    resize,
+)
+from .encoder_corrmatch import CorrMatchEncoder, pretrained_encoder_weights, weights_origin
 
 MAX_MISSING_NUMBERS = 2**28  # a GiB: no decoder and correlation head are larger than this
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributed import per_process
+from ..distributed import per_process
 
 MIN_STD = 1e-6  # of a class's probabilities over the pixels; below it the class counts as constant
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributed import all_gather, per_process
+from ..distributed import all_gather, per_process
 
 
 def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """The Accelerate loop."""
 
 from .config import TrainingConfig
-from .failures import ProcessLostError
+from .interruption import ProcessLostError, TrainingInterrupted
 from .non_finite import NonFiniteLossError
-from .stopping import TrainingInterrupted
 from .trainer import SaveError, SemiSupervisedTrainer
 
 __all__ = [

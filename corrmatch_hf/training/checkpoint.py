@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .durable import recover_folder, remove_folder
+from .atomic_write import recover_folder, remove_folder
 
 STATE_FILE = "trainer_state.json"
 CHECKSUMS = "checksums.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .durable import write_text
+from .atomic_write import write_text
 
 
 class TrainingLog:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import timm
 import torch
+from timm.models import group_parameters
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import get_polynomial_decay_schedule_with_warmup
 
+from ..errors import InputError
+from ..model import CorrMatchForSegmentation
+from ..model.encoder_corrmatch import CorrMatchEncoder
 from .config import TrainingConfig
-from .layer_decay import layer_scales
 
 
 def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int) -> torch.optim.Optimizer:
@@ -60,3 +67,110 @@ def build_schedule(
     return get_polynomial_decay_schedule_with_warmup(
         optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power
     )
+
+
+# -------------------- Parts of a method's networks that a run leaves as they are.
+
+
+def freeze(method: nn.Module, config: TrainingConfig) -> None:
+    """Take what `config` freezes out of training: with `freeze_encoder` the encoders of all networks.
+
+    Images need no gradient, so nothing of an encoder without parameters to train is kept for the backward pass.
+    """
+    if config.freeze_encoder:
+        for encoder in _encoders(method):
+            encoder.requires_grad_(False)
+
+
+def keep_frozen(method: nn.Module, config: TrainingConfig) -> None:
+    """Put what `config` freezes into evaluation mode; to be called after `method.train()`."""
+    if config.freeze_encoder:  # its norms, and its random drops of paths, too
+        for encoder in _encoders(method):
+            encoder.eval()
+    if config.freeze_batch_norm:
+        for module in method.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def _encoders(method: nn.Module) -> Iterator[CorrMatchEncoder]:
+    """Those of a second network and of a teacher as well."""
+    return (module for module in method.modules() if isinstance(module, CorrMatchEncoder))
+
+
+# -------------------- Which layer of an encoder a weight belongs to, in timm's own order.
+
+
+def layer_scales(method: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """The share of the encoder's learning rate at which each weight of a method's encoders learns.
+
+    Weights of the last layer have 1, of the one below `decay`, then its square and so on down to the embedding or stem.
+
+    Raises:
+        InputError: timm knows no layers of this encoder.
+    """
+    scales = {}
+    for encoder in method.modules():
+        if isinstance(encoder, CorrMatchEncoder):
+            layers = _layers(encoder)
+            last = max(layers.values())
+            for name, parameter in encoder.body.named_parameters():
+                scales[parameter] = decay ** (last - layers[name])
+    return scales
+
+
+def _layers(encoder: CorrMatchEncoder) -> dict[str, int]:
+    """Number of the layer of each weight in `encoder.body`, from the image on."""
+    # timm tells the layers of whole models, whose weights are called otherwise where it makes features of them:
+    # "layer1_0.conv.weight" is "layer1.0.conv.weight" of the whole, "model.norm.bias" is its "norm.bias".
+    whole = _whole_model(encoder)
+    try:
+        found = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
+        numbers = {_plain(name): number for name, number in found.items()}
+        prefix = "model." if hasattr(encoder.body, "model") else ""
+        layers = {
+            name: numbers[_plain(name.removeprefix(prefix))] for name, _ in encoder.body.named_parameters()
+        }
+    except (AttributeError, NotImplementedError, AssertionError, KeyError, TypeError):
+        layers = {}
+    if len(set(layers.values())) < 2:
+        raise InputError(
+            f"--layer_decay: timm knows no order of the layers of encoder {encoder.encoder_name!r}; leave it out."
+        )
+    return layers
+
+
+def _whole_model(encoder: CorrMatchEncoder) -> nn.Module:
+    """The timm model that the encoder's features are of, or one like it without contents."""
+    if hasattr(encoder.body, "model"):
+        return encoder.body.model
+    # The stride dilates layers and names none; some whole models do not take it.
+    features = ("features_only", "out_indices", "output_stride")
+    options = {k: v for k, v in encoder.plan.options.items() if k not in features}
+    with torch.device("meta"):
+        return timm.create_model(**options)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")
+
+
+# -------------------- torch.compile for the networks of any method.
+
+
+def compile_networks(method: nn.Module, **options) -> None:
+    """Compile encoder, decoder and correlation head of every network of a method, in place.
+
+    Those are what a method calls, one after the other, with its own business between them; `forward` of the model is
+    called in evaluation and for the partners' labels, and is made of the same parts. Names of weights stay as they are.
+    Numbers of images and their sizes differ from call to call, so shapes are made dynamic once a second one is seen.
+
+    Args:
+        method: a `Method`; a second network and a teacher are compiled as well.
+        options: of `torch.compile`.
+    """
+    for network in method.modules():
+        if isinstance(network, CorrMatchForSegmentation):
+            for part in (network.encoder, network.decoder, network.correlation):
+                if part is not None:
+                    part.compile(**options)

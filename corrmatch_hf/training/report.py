@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..data.evaluation_set import EvaluationSet
-from ..evaluation.inference import predict_probabilities
-from ..methods.base import evaluating
-from ..publish import class_palette, overlay, prediction_grid, training_curves, write_run_card
-from ..publish.endpoint import write_endpoint
-from ..publish.percent import percent
-from ..publish.versions import library_versions
+from ..data.semi_dataset import EvaluationSet
+from ..evaluation.inference import evaluating, predict_probabilities
+from ..hub.model_card import write_run_card
+from ..hub.push import write_endpoint
+from ..pictures import class_palette, overlay, prediction_grid, training_curves
+from ..text import library_versions, percent
 
 if TYPE_CHECKING:
     from .trainer import SemiSupervisedTrainer

@@ -39,33 +39,34 @@ from torch import nn
 
 from ..data.augment import Augmentation
 from ..data.batch import SemiBatch
-from ..data.checks import check_dataset
-from ..data.evaluation_set import EvaluationSet
-from ..data.semi_dataset import SemiDataset
+from ..data.check import check_dataset
+from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..data.training_set import training_batches
+from ..distributed import all_reduce, world_size
 from ..errors import InputError
 from ..evaluation.evaluate import evaluate_segmentation
-from ..methods.base import Logs, Method, evaluating
+from ..evaluation.inference import evaluating
+from ..hub.push import UploadError, open_repository, push_folder, retry_command, upload_errors
+from ..methods.base import Logs, Method
 from ..methods.teacher import Teacher
 from ..model.image_processing_corrmatch import CorrMatchImageProcessor
-from ..ops.distributed import all_reduce, world_size
-from ..publish.percent import percent
-from ..publish.push import push_folder, retry_command
-from ..publish.tokens import without_tokens
-from ..publish.upload import UploadError, open_repository, upload_errors
+from ..text import percent, without_tokens
 from . import checkpoint as ckpt
-from .compiling import compile_networks
+from .atomic_write import (
+    WRITE_ERRORS,
+    publish_folder,
+    recover_folder,
+    replaced_files,
+    replaced_folder,
+    write_text,
+)
 from .config import TrainingConfig
-from .durable import WRITE_ERRORS, publish_folder, recover_folder, replaced_files, replaced_folder, write_text
-from .failures import explained
-from .freezing import freeze, keep_frozen
+from .interruption import StopSignals, TrainingInterrupted, explained
 from .log import Progress, TrainingLog
 from .memory import Needs, blank_batch, needs
-from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch
-from .optimizer import build_optimizer, build_schedule
+from .non_finite import REMEDY, NonFiniteLossError, NonFiniteWatch, SkippedSteps
+from .optimizer import build_optimizer, build_schedule, compile_networks, freeze, keep_frozen
 from .report import summary, write_report
-from .skipping import SkippedSteps
-from .stopping import StopSignals, TrainingInterrupted
 
 OWN_FILES = (
     "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",

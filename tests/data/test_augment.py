@@ -6,8 +6,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as F
 
-from corrmatch_hf.data.augment import Augmentation, Geometry
-from corrmatch_hf.data.cutmix import random_box
+from corrmatch_hf.data.augment import Augmentation, Geometry, random_box
 from corrmatch_hf.errors import InputError
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
-from corrmatch_hf.data.checks import check_dataset
+from corrmatch_hf.data.check import check_dataset
 from corrmatch_hf.errors import InputError
 
 from .pictures_on_disk import write_mask, write_photo

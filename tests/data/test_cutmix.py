@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from corrmatch_hf.data.cutmix import random_box
+from corrmatch_hf.data.augment import random_box
 
 
 def boxes(count: int, size: int = 100, probability: float = 1.0):

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
-from corrmatch_hf.data.export import export_folder
 from corrmatch_hf.data.masks import MaskFormat, voc_colors
 from corrmatch_hf.errors import InputError
+from corrmatch_hf.hub.dataset import export_folder
 
 from .pictures_on_disk import CLASSES, write_mask, write_photo, write_split
 

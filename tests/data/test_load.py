@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
-from corrmatch_hf.data.evaluation_set import EvaluationSet
+from corrmatch_hf.data.semi_dataset import EvaluationSet
 from corrmatch_hf.errors import InputError
 
 from .pictures_on_disk import write_mask, write_photo, write_split

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corrmatch_hf.data.folders import Pair
-from corrmatch_hf.data.partition import draw_labeled, read_list
+from corrmatch_hf.data.load import draw_labeled
+from corrmatch_hf.data.sources.lists import Pair, read_list
 from corrmatch_hf.errors import InputError
 
 from .pictures_on_disk import write_mask, write_photo

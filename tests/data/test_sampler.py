@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import pytest
 
-from corrmatch_hf.data.sampler import EndlessList, EndlessStream, Stream, generator
+from corrmatch_hf.data.endless import EndlessList, EndlessStream, Stream, generator
 from corrmatch_hf.errors import InputError
 
 

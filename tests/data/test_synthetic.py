@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data.semi_dataset import undecoded
-from corrmatch_hf.data.synthetic import synthetic_image, synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_image, synthetic_semi_dataset
 from corrmatch_hf.errors import InputError
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from corrmatch_hf.data import Augmentation, SemiDataset, training_batches
+from corrmatch_hf.data.endless import Stream, generator
 from corrmatch_hf.data.images import read_photo
-from corrmatch_hf.data.sampler import Stream, generator
 from corrmatch_hf.errors import InputError
 
 SMALL = Augmentation(crop_size=33)

@@ -9,8 +9,7 @@ import torch
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.push import push_folder, retry_command
-from corrmatch_hf.publish.upload import UploadError
+from corrmatch_hf.hub.push import UploadError, push_folder, retry_command
 from examples.push import main
 
 from .loopback_hub import OTHER_TOKEN, TOKEN

@@ -12,7 +12,7 @@ from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.publish.upload import UploadError
+from corrmatch_hf.hub.push import UploadError
 from examples.push_dataset import main
 
 from ..data.pictures_on_disk import write_photo, write_split

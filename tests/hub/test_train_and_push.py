@@ -14,7 +14,7 @@ from PIL import Image as PIL
 from safetensors.torch import save
 
 from corrmatch_hf import CorrMatchForSegmentation
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 
 from .loopback_hub import TOKEN
 

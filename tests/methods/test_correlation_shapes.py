@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from corrmatch_hf import correlation_shapes
 from corrmatch_hf.model import correlation_rows
-from corrmatch_hf.ops import row_shapes as module
-from corrmatch_hf.ops.propagate_rows import propagate_rows
+from corrmatch_hf.ops.region_propagation import rows as module
+from corrmatch_hf.ops.region_propagation.rows import propagate_rows
 
 
 def slow_shapes(query, key, index, size):

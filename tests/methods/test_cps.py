@@ -13,7 +13,7 @@ from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import cps as module
 from corrmatch_hf.methods.cps import CPS, CPSOptions
-from corrmatch_hf.ops.cutmix_mask import cutmix_mask
+from corrmatch_hf.ops.random_masks import cutmix_mask
 
 from .test_corrmatch import random_batch, tiny_model
 from .test_dgcl import INTER_PIXEL

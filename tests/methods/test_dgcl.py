@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods.base import evaluating
+from corrmatch_hf.evaluation.inference import evaluating
 from corrmatch_hf.methods.dgcl import DGCL, NO_CLASS, DGCLOptions, Pixels
 from corrmatch_hf.ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 

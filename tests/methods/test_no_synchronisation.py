@@ -12,8 +12,8 @@ from corrmatch_hf.methods import (
     corrmatch,
     method_class,
 )
-from corrmatch_hf.ops.region_propagation import _propagate_batched
-from corrmatch_hf.ops.row_shapes import row_shapes
+from corrmatch_hf.ops.region_propagation.propagate import _propagate_batched
+from corrmatch_hf.ops.region_propagation.rows import row_shapes
 
 from ..read_backs import CountReadBacks
 from .test_corrmatch import random_batch, tiny_model

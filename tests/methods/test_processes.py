@@ -23,7 +23,7 @@ from corrmatch_hf.methods import (
     method_class,
 )
 from corrmatch_hf.training.config import TrainingConfig
-from corrmatch_hf.training.freezing import freeze
+from corrmatch_hf.training.optimizer import freeze
 
 from .test_corrmatch import random_batch, tiny_model
 

@@ -8,7 +8,7 @@ import torch
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import UniMatchV2, UniMatchV2Options
-from corrmatch_hf.ops.channel_mask import complementary_channel_masks
+from corrmatch_hf.ops.random_masks import complementary_channel_masks
 
 from .test_corrmatch import random_batch, tiny_model
 from .test_fixmatch import logits_of, slow_unlabeled

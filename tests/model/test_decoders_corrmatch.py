@@ -3,8 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation, DeepLabV3PlusDecoder, resize
-from corrmatch_hf.model.decoder_dpt_corrmatch import DPTDecoder
-from corrmatch_hf.model.decoder_linear_corrmatch import LinearDecoder
+from corrmatch_hf.model.decoders_corrmatch import DPTDecoder, LinearDecoder
 
 
 def make():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from corrmatch_hf.ops import channel_mask as module
-from corrmatch_hf.ops.channel_mask import complementary_channel_masks
+from corrmatch_hf.ops import random_masks as module
+from corrmatch_hf.ops.random_masks import complementary_channel_masks
 
 
 def masks(rows=6, channels=50, *, whole=True, seed=3, step=1, use="here"):

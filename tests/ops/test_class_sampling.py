@@ -2,7 +2,7 @@
 
 import torch
 
-from corrmatch_hf.ops.class_sampling import NOTHING, best_of_all, draw_per_class, pixel_scores, take
+from corrmatch_hf.ops.dense_contrast import NOTHING, best_of_all, draw_per_class, pixel_scores, take
 
 
 def test_a_draw_holds_the_highest_scored_pixels_of_each_class():

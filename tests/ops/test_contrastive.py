@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch_hf.ops.contrastive import prototype_contrast
+from corrmatch_hf.ops.dense_contrast import prototype_contrast
 
 
 def cosine(a, b):

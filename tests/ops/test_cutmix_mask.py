@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch_hf.ops import cutmix_mask as module
-from corrmatch_hf.ops.channel_mask import step_generator
-from corrmatch_hf.ops.cutmix_mask import cutmix_mask, next_rows
+from corrmatch_hf.ops import random_masks as module
+from corrmatch_hf.ops.random_masks import cutmix_mask, next_rows, step_generator
 
 
 def slow_mask(draws, height, width):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch_hf.ops.density import NEIGHBOURS, density
+from corrmatch_hf.ops.dense_contrast import NEIGHBOURS, density
 
 
 def unit(*shape):

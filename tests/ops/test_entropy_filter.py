@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch_hf.ops.entropy_filter import entropy, entropy_threshold
+from corrmatch_hf.ops.dense_contrast import entropy, entropy_threshold
 
 
 def test_entropy_by_loops():

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from corrmatch_hf.ops.propagate_rows import _Cells, propagate_rows
-from corrmatch_hf.ops.region_propagation import _propagate_batched, region_propagation
-from corrmatch_hf.ops.row_shapes import row_shapes
+from corrmatch_hf.ops.region_propagation.propagate import _propagate_batched, region_propagation
+from corrmatch_hf.ops.region_propagation.rows import _Cells, propagate_rows, row_shapes
 
 
 def slow(labels, confident, shapes, threshold):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def compare() -> None:
     """Runs in a process of its own: Triton looks at TRITON_INTERPRET when it is imported."""
-    from corrmatch_hf.ops.region_propagation_triton import propagate_triton
+    from corrmatch_hf.ops.region_propagation.triton import propagate_triton
 
     from .test_region_propagation import random_case, slow
 
@@ -61,7 +61,7 @@ def test_in_the_interpreter():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     pytest.importorskip("triton")
-    from corrmatch_hf.ops.region_propagation import region_propagation
+    from corrmatch_hf.ops.region_propagation.propagate import region_propagation
 
     from .test_region_propagation import random_case, slow
 

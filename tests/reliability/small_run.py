@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import method_class
 from corrmatch_hf.training import TrainingInterrupted
 from corrmatch_hf.training import trainer as trainer_module

@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageFile
 
 from corrmatch_hf.data import Augmentation, load_semi_dataset, synthetic_semi_dataset, training_batches
-from corrmatch_hf.data.checks import check_dataset
-from corrmatch_hf.data.evaluation_set import EvaluationSet
-from corrmatch_hf.data.folders import pictures
+from corrmatch_hf.data.check import check_dataset
 from corrmatch_hf.data.images import read_photo
+from corrmatch_hf.data.semi_dataset import EvaluationSet
+from corrmatch_hf.data.sources.folders import pictures
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
 

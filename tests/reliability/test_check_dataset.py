@@ -13,9 +13,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset, synthetic_semi_dataset
-from corrmatch_hf.data.checks import check_dataset
-from corrmatch_hf.data.scan import scan_dataset
-from corrmatch_hf.data.scan_text import scan_text
+from corrmatch_hf.data.check import check_dataset, scan_dataset, scan_text
 from corrmatch_hf.errors import InputError
 
 from ..data.pictures_on_disk import write_mask, write_photo

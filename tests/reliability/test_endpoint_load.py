@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.endpoint_load import memory, requests, save_model, send, served, together
-from corrmatch_hf.publish.handler import EndpointHandler
+from corrmatch_hf.hub.handler import EndpointHandler
 
 SIZES = ((64, 48), (97, 65), (200, 150))
 

@@ -89,7 +89,7 @@ def before(module_name, function, trainer, count):
 
 
 def while_rotating(trainer, count):
-    from corrmatch_hf.training import durable
+    from corrmatch_hf.training import atomic_write as durable
 
     remove = shutil.rmtree
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from corrmatch_hf.data import Augmentation, load_semi_dataset, training_batches
-from corrmatch_hf.data.own_files import OwnFiles
+from corrmatch_hf.data.sources.hub import OwnFiles
 from corrmatch_hf.errors import InputError
 
 from ..data.conftest import _own_cache  # noqa: F401

@@ -18,17 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from corrmatch_hf import correlation_shapes, ohem_cross_entropy, pixel_propagation, region_propagation
-from corrmatch_hf.data.augment import Augmentation
-from corrmatch_hf.data.cutmix import random_box
-from corrmatch_hf.data.folders import Pair
-from corrmatch_hf.data.partition import read_list, rows_of_list
+from corrmatch_hf.data.augment import Augmentation, random_box
+from corrmatch_hf.data.sources.lists import Pair, read_list, rows_of_list
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import ConfusionMatrix
 from corrmatch_hf.methods import DynamicThreshold
 from corrmatch_hf.methods.pseudo_labels import PseudoLabels
-from corrmatch_hf.ops.channel_mask import step_generator
-from corrmatch_hf.ops.cutmix_mask import cutmix_mask
-from corrmatch_hf.ops.propagate_rows import propagate_rows
+from corrmatch_hf.ops.random_masks import cutmix_mask, step_generator
+from corrmatch_hf.ops.region_propagation.rows import propagate_rows
 
 from ..data.test_augment import slow_image
 from ..data.test_augment import slow_mask as slow_crop

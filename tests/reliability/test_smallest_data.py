@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data.semi_dataset import SemiDataset
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import METHODS, method_class
 
 from ..training.conftest import make_trainer, tiny_data  # noqa: F401  fixtures

@@ -32,11 +32,10 @@ from transformers import pipeline
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.data.images import open_picture
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.model import encoder_weights_corrmatch
-from corrmatch_hf.publish.endpoint import write_endpoint
-from corrmatch_hf.publish.handler import EndpointHandler
-from corrmatch_hf.publish.official import from_official
-from corrmatch_hf.publish.saved import load_saved
+from corrmatch_hf.hub.handler import EndpointHandler
+from corrmatch_hf.hub.push import load_saved, write_endpoint
+from corrmatch_hf.model import encoder_corrmatch as encoder_weights_corrmatch
+from corrmatch_hf.official.convert import from_official
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW = {"aspp_channels": 16, "low_level_channels": 8, "decoder_channels": 16, "correlation_channels": 16}

@@ -3,7 +3,7 @@
 import pytest
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
-from corrmatch_hf.data.synthetic import synthetic_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import method_class
 
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from transformers import HfArgumentParser
 
+from corrmatch_hf.commands.arguments import DataArguments, MethodArguments, ModelArguments, parse
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS, CorrMatch, Supervised
 from corrmatch_hf.training import TrainingConfig
-from corrmatch_hf.training.arguments import DataArguments, MethodArguments, ModelArguments, parse
 
 GROUPS = (MethodArguments, DataArguments, ModelArguments, TrainingConfig)
 CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"

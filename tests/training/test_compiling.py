@@ -8,7 +8,7 @@ import torch
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.methods import FixMatchOptions
 from corrmatch_hf.training import trainer as trainer_module
-from corrmatch_hf.training.compiling import compile_networks
+from corrmatch_hf.training.optimizer import compile_networks
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from corrmatch_hf.training import durable
+from corrmatch_hf.training import atomic_write as durable
 
 
 class Killed(BaseException):

@@ -9,10 +9,8 @@ from timm.optim import param_groups_layer_decay
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, TrainingConfig
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import CPS
-from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder
-from corrmatch_hf.model.encoder_weights_corrmatch import pretrained_encoder_weights
-from corrmatch_hf.training.layer_decay import layer_scales
-from corrmatch_hf.training.optimizer import build_optimizer
+from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder, pretrained_encoder_weights
+from corrmatch_hf.training.optimizer import build_optimizer, layer_scales
 
 from ..methods.test_corrmatch import tiny_model
 from ..methods.test_transformers import tiny_vit

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from corrmatch_hf.methods import corrmatch
-from corrmatch_hf.ops.region_propagation import _propagate_batched
-from corrmatch_hf.ops.row_shapes import row_shapes
+from corrmatch_hf.ops.region_propagation.propagate import _propagate_batched
+from corrmatch_hf.ops.region_propagation.rows import row_shapes
 
 from ..read_backs import CountReadBacks
 

@@ -12,7 +12,7 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS, CorrMatch, CorrMatchOptions, FixMatchOptions, method_class
 from corrmatch_hf.training.checkpoint import checkpoints
-from corrmatch_hf.training.failures import _is_lost_connection
+from corrmatch_hf.training.interruption import _is_lost_connection
 from corrmatch_hf.training.non_finite import NonFiniteLossError
 
 
@@ -461,8 +461,8 @@ def test_no_validation_images(make_trainer, tiny_data):
 
 
 def test_the_written_configuration_runs_again(make_trainer):
+    from corrmatch_hf.commands.arguments import MethodArguments, parse
     from corrmatch_hf.training import TrainingConfig
-    from corrmatch_hf.training.arguments import MethodArguments, parse
 
     trainer = make_trainer(max_steps=1)
     trainer.train()

@@ -1,0 +1,345 @@
+"""Datasets of the Hub, and whatever else `datasets` reads, with the columns this package knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from ...errors import InputError, unknown_name
+from ..semi_dataset import reason_of, rows_of_stream, undecoded
+from .folders import SPLIT_NAMES
+from .lists import rows_of_list
+
+IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "photo", "picture")
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "annotation",
+    "annotations",
+    "mask",
+    "masks",
+    "segmentation_mask",
+    "semantic_mask",
+    "segmentation",
+    "label_map",
+    "seg_map",
+)
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+AnyDataset = datasets.Dataset | datasets.IterableDataset
+
+
+class HubSource:
+    """The splits of a dataset repository, a folder or a builder that `datasets` reads; loaded when asked for.
+
+    With `streaming`, everything unlabelled is an IterableDataset; validation images are then read into
+    memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        config_name: str | None = None,
+        revision: str | None = None,
+        data_dir: str | None = None,
+        train_split: str = "train",
+        image_column: str | None = None,
+        label_column: str | None = None,
+        streaming: bool = False,
+    ):
+        self.name, self.revision = name, revision
+        self.train_split, self.image_column, self.label_column = train_split, image_column, label_column
+        self.streaming = streaming
+        self._arguments = {"name": config_name, "revision": revision, "data_dir": data_dir}
+
+    @cached_property
+    def _splits(self) -> Mapping[str, AnyDataset]:
+        if not is_saved_dataset(self.name):
+            return self._load(streaming=self.streaming)
+        with self._loading():
+            loaded = datasets.load_from_disk(self.name)
+        loaded = loaded if isinstance(loaded, dict) else {self.train_split: loaded}
+        return {k: v.to_iterable_dataset() for k, v in loaded.items()} if self.streaming else loaded
+
+    def train(self) -> datasets.Dataset:
+        """Columns image, label (None where there is no mask) and file."""
+        return _in_memory(self._split(self.train_split, "--train_split"))
+
+    def first_labeled(self, count: int | None) -> tuple[datasets.Dataset, datasets.IterableDataset]:
+        """The first `count` rows of the training stream, and the stream of what follows."""
+        if count is None:
+            raise InputError(
+                "--streaming cannot count a fraction of, or look for masks in, a stream: give "
+                "--labeled_count, or local labelled images and the stream as --extra_unlabeled."
+            )
+        stream = self._split(self.train_split, "--train_split")
+        return _in_memory(stream.take(count)), stream.skip(count)
+
+    def by_list(
+        self, labeled_list: str, unlabeled_list: str | None
+    ) -> tuple[datasets.Dataset, datasets.Dataset]:
+        """The rows whose files the lists name; without an unlabelled list, the rest is unlabelled."""
+        if self.streaming:
+            raise InputError("--labeled_list cannot be looked up in a stream: leave out --streaming.")
+        train = self.train()
+        files = train["file"][:]
+        labeled = rows_of_list(labeled_list, files, "--labeled_list")
+        if unlabeled_list is not None:
+            rest = rows_of_list(unlabeled_list, files, "--unlabeled_list")
+        else:
+            rest = sorted(set(range(len(files))) - set(labeled))
+        return train.select(labeled), train.select(rest)
+
+    def unlabeled(self) -> AnyDataset | None:
+        """The split "unlabeled", where there is one."""
+        found = next((n for n in ("unlabeled", "unlabelled") if n in self._splits), None)
+        return None if found is None else self._split(found, "", label=False)
+
+    def all_images(self) -> AnyDataset:
+        """The images of the split "unlabeled", else of the only or the training one."""
+        only = next(iter(self._splits)) if len(self._splits) == 1 else self.train_split
+        return self.unlabeled() or self._split(only, "--extra_unlabeled", label=False)
+
+    def validation(self, split: str | None) -> datasets.Dataset | None:
+        """The named split, else the usual ones: validation, then test."""
+        if split is None:
+            usual = (*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"])
+            split = next((n for n in usual if n in self._splits), None)
+        if split is None:
+            return None
+        dataset = _in_memory(self._split(split, "--validation_split"))
+        there = [row for row, given in enumerate(rows_with_label(dataset)) if given]
+        if not there:
+            raise InputError(
+                f"No image of the split {split!r} of {self.name} has a mask: name another split."
+            )
+        return dataset if len(there) == len(dataset) else dataset.select(there)
+
+    def id2label_file(self) -> str | None:
+        """The path of `id2label.json` in the repository or folder, where it has one."""
+        if self._folder is not None:
+            path = Path(self._folder, "id2label.json")
+            return str(path) if path.is_file() else None
+        try:
+            return hf_hub_download(self.name, "id2label.json", repo_type="dataset", revision=self.revision)
+        except (
+            HfHubHTTPError,
+            HFValidationError,
+            OSError,
+        ):  # none there, offline and not cached, or no repository
+            return None
+
+    @property
+    def _folder(self) -> str | None:
+        """Where the dataset is, if on this machine."""
+        return next((f for f in (self.name, self._arguments["data_dir"]) if f and os.path.isdir(f)), None)
+
+    def _load(self, **kwargs):
+        with self._loading():
+            return datasets.load_dataset(self.name, **self._arguments, **kwargs)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Whatever keeps `datasets` from loading, as one sentence."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # of `datasets`, pyarrow, pandas, the Hub's client, ...
+            raise InputError(f"The dataset {self.name!r} cannot be loaded: {reason_of(error)}.") from error
+
+    def _split(self, name: str, option: str, label: bool = True) -> AnyDataset:
+        """One split, or part of it as in "train[:80%]", with the columns image, file and perhaps label."""
+        if "[" in name and not self.streaming and not is_saved_dataset(self.name):
+            dataset = self._load(split=name)
+        elif name in self._splits:
+            dataset = self._splits[name]
+        else:
+            raise unknown_name(f"split ({option}) of {self.name}", name, self._splits)
+        if dataset.features is None:  # a stream that does not say what it holds
+            with self._loading():
+                dataset = dataset._resolve_features()
+        features = dataset.features
+        image = _find_column(
+            features, self.image_column, IMAGE_COLUMNS, "image column (--image_column)", self.name
+        )
+        if image is None:
+            raise InputError(
+                f"No column of images was found in {self.name} among {sorted(features)}: name it with "
+                "--image_column."
+            )
+        columns = {image: "image"}
+        if label:
+            mask = _find_column(
+                features, self.label_column, LABEL_COLUMNS, "label column (--label_column)", self.name
+            )
+            if mask is None:
+                one_class = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+                raise InputError(
+                    f"No column of masks was found in {self.name} among {sorted(features)}: name it with "
+                    "--label_column"
+                    + (f" ({one_class!r} holds one class for a whole image)." if one_class else ".")
+                )
+            columns[mask] = "label"
+        dataset = dataset.select_columns(list(columns))
+        pictures = [column for column in columns if isinstance(features[column], datasets.Image)]
+        for column in pictures:  # a stream decodes and encodes anew what is renamed
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+        dataset = _with_files(dataset, name, OwnFiles(self.name, self._folder))
+        for column in pictures:
+            dataset = dataset.cast_column(columns[column], datasets.Image())
+        return dataset
+
+
+def is_saved_dataset(path: str) -> bool:
+    """Whether `save_to_disk` made this folder."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def read_by_datasets(folder: str) -> bool:
+    """Whether this folder says, within two levels, that it is a dataset and not just pictures."""
+    for parent, folders, files in os.walk(folder):
+        if any(f.endswith((".parquet", ".arrow", ".tar")) or f in METADATA_FILES for f in files):
+            return True
+        if len(Path(parent).relative_to(folder).parts) == 2:
+            folders.clear()
+    return False
+
+
+def _in_memory(dataset: AnyDataset) -> datasets.Dataset:
+    """A stream that is short enough, as a dataset with a length; the pictures stay as they are stored."""
+    if isinstance(dataset, datasets.Dataset):
+        return dataset
+    features, rows = dataset.features, list(rows_of_stream(undecoded(dataset)))
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def _find_column(features, given: str | None, usual: tuple[str, ...], kind: str, name: str) -> str | None:
+    if given is not None:
+        if given not in features:
+            raise unknown_name(f"{kind} of {name}", given, features)
+        if not _holds_pictures(features[given]):
+            raise InputError(f"The {kind} {given!r} of {name} holds {features[given]}, not pictures.")
+        return given
+    return next((n for n in usual if n in features and _holds_pictures(features[n])), None)
+
+
+def _holds_pictures(feature) -> bool:
+    """Pictures, or arrays of numbers."""
+    return not isinstance(feature, datasets.ClassLabel) and not (
+        isinstance(feature, datasets.Value) and feature.dtype != "string"
+    )
+
+
+def _with_files(dataset: AnyDataset, split: str, own: OwnFiles) -> AnyDataset:
+    """Adds the column `file`: the path of the image where the dataset knows it, else its row.
+
+    The pictures are not decoded. Raises InputError, a stream when it gets there, if one is none of the `own` files.
+    """
+
+    def file_of(row: dict, index: int) -> str:
+        for column, cell in row.items():
+            own.check(cell, f"{split}[{index}]" if column == "image" else f"the mask of {split}[{index}]")
+        image = row["image"]
+        return (image.get("path") if isinstance(image, dict) else None) or f"{split}[{index}]"
+
+    if isinstance(dataset, datasets.IterableDataset):
+        features = datasets.Features({**dataset.features, "file": datasets.Value("string")})
+        return dataset.map(lambda row, i: {"file": file_of(row, i)}, with_indices=True, features=features)
+    files = [file_of(row, i) for i, row in enumerate(_named_files(dataset))]
+    return dataset.add_column("file", files)
+
+
+def _named_files(dataset: datasets.Dataset) -> Iterator[dict]:
+    """The rows as far as they name files: pictures that the dataset holds are left where they are."""
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        columns = {}
+        for name in table.column_names:
+            cells = table[name]
+            if pa.types.is_struct(cells.type) and {"bytes", "path"} <= {f.name for f in cells.type}:
+                paths = pc.struct_field(cells, "path").to_pylist()
+                held = pc.is_valid(pc.struct_field(cells, "bytes")).to_pylist()
+                columns[name] = [
+                    {"path": path, "bytes": b"" if there else None}
+                    for path, there in zip(paths, held, strict=True)
+                ]
+            elif pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+                columns[name] = cells.to_pylist()
+        for row in zip(*columns.values(), strict=True) if columns else ((),) * len(table):
+            yield {"image": None} | dict(zip(columns, row, strict=True))
+
+
+def rows_with_label(dataset: datasets.Dataset) -> list[bool]:
+    """For each row whether it has a mask, without reading the masks."""
+    there: list[bool] = []
+    for table in dataset.select_columns(["label"]).with_format("arrow").iter(batch_size=1000):
+        column = table["label"]
+        given = pc.is_valid(column)
+        if pa.types.is_struct(column.type):
+            stored = (pc.is_valid(pc.struct_field(column, field)) for field in ("bytes", "path"))
+            given = pc.and_(given, pc.or_(*stored))
+        there += given.to_pylist()
+    return there
+
+
+# -------------------- Which files a dataset may name that `datasets` reads: its own, whoever wrote it.
+#
+# A Parquet file or the metadata of a folder can name any path in place of a picture, and whoever opens it would
+# read, say, a private photo into a dataset that is then shared. `datasets` itself looks at the names in metadata
+# files only, and only since version 5.
+
+
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
+
+
+class OwnFiles:
+    """The files of one dataset: those below `folder`, if it is one of this machine, else those on the Hub; and in
+    both cases what was downloaded or unpacked.
+
+    Where a path leads is judged by how it is written, `..` resolved: links may lead anywhere.
+    """
+
+    def __init__(self, name: str, folder: str | None):
+        self.name = name
+        cached = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+        places = [constants.HF_HUB_CACHE, *cached, datasets.config.EXTRACTED_DATASETS_PATH]
+        if folder is not None:
+            places.append(folder)
+        self._roots = {os.path.join(of(p), "") for p in places for of in (os.path.abspath, os.path.realpath)}
+        self._hub = None if folder is not None else f"hf://datasets/{name}@"
+
+    def check(self, cell: Any, row: str) -> None:
+        """Raises InputError if a cell, not decoded, would be read from a file that is not the dataset's.
+
+        `row` says whose cell it is.
+        """
+        if isinstance(cell, dict):
+            cell = cell.get("path") if cell.get("bytes") is None else None
+        if isinstance(cell, str) and not self._holds(cell):
+            raise InputError(
+                f"The dataset {self.name!r} names {cell!r} as a picture of {row}, which is none of its own files, so "
+                "it is not opened: put the file into the dataset, or name it in a --labeled_list of your own."
+            )
+
+    def _holds(self, path: str) -> bool:
+        *members, place = path.split("::")  # "zip://photo.png::hf://datasets/user/name@revision/photos.zip"
+        if not all(member.partition("://")[0] in ARCHIVES for member in members):
+            return False
+        if "://" in place:
+            protocol, _, inside = place.partition("://")
+            normal = f"{protocol}://{os.path.normpath(inside)}"
+            return self._hub is not None and normal.startswith(self._hub)
+        return os.path.abspath(place).startswith(tuple(self._roots))

@@ -1,0 +1,61 @@
+"""Sums and maxima over all processes; with a single process every function hands its input back.
+
+The losses of a step are means over the total batch, whatever the number of processes. Data-parallel training averages
+the gradients of the processes, so each of them divides its own sum by `per_process(count)`, the total count over the
+number of processes: the average of the processes' losses is then the loss of the total batch.
+"""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    return dist.get_world_size() if _running() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if _running() else 0
+
+
+def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+    """The elementwise "sum" or "max" of `tensor` over all processes, detached. The input is not changed."""
+    tensor = tensor.detach()
+    if not _running():
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
+    return tensor
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """The tensors of all processes (one shape everywhere), concatenated along dimension 0, detached."""
+    tensor = tensor.detach().contiguous()
+    if not _running():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def per_process(count: Tensor) -> Tensor:
+    """The total of `count` over all processes divided by their number, at least a tiny positive value (so 0/0 is 0)."""
+    return all_reduce(count.float()).clamp(min=1.0) / world_size()
+
+
+# -------------------- What processes that load images do with signals.
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """For a `DataLoader`'s `worker_init_fn`: Ctrl-C and a cluster's SIGTERM reach all processes at once, but training
+    goes on to the end of the step, and needs its images until then. It ends its loading processes itself."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,97 @@
+"""Region propagation (CorrMatch equations 8-10, algorithm 1): confident labels spread over correlation shapes.
+
+Three forms of one algorithm, identical to the bit: packed words on a CPU, Triton kernels on a GPU, and batched tensor
+operations elsewhere. Only the first reads anything back to the host.
+
+Which shapes can pass the first test does not depend on the painting, because the confident mask does not grow while
+looping; so only those few are walked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .packed_cpu import Canvas, pack
+
+# Shapes packed at once on a CPU: few, so that they stay in the cache.
+PORTION = 16
+
+
+def region_propagation(
+    labels: Tensor,
+    confident: Tensor,
+    shapes: Tensor,
+    threshold: Tensor | float,
+    num_labels: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Paint every shape that is mostly confident, and mostly of one class, with that class.
+
+    For each image, shapes in order: `seg = shape & confident`; the shape is skipped when `seg` is empty or
+    |seg| / |shape| < threshold. `top` is the most frequent label in `seg` (the lowest id on ties); when its share of
+    `seg` exceeds the threshold the whole shape takes that label and counts as confident afterwards. Later shapes see
+    what earlier ones painted, but `confident` stays as it was at the start. Ratios are compared in float32.
+
+    Args:
+        labels: (N, H, W) int64 pseudo-labels, ids >= 0.
+        confident: (N, H, W) bool.
+        shapes: (N, S, H, W) bool, what must not be painted (padding, CutMix box) already removed.
+        threshold: scalar in [0, 1].
+        num_labels: number of classes; only asked for off the CPU, where leaving it out costs one read-back.
+
+    Returns:
+        labels (N, H, W) int64 and confident (N, H, W) bool after propagation; the inputs are not changed.
+    """
+    if labels.device.type == "cpu":
+        return _propagate_on_cpu(labels, confident, shapes, float(threshold))
+    if num_labels is None:
+        num_labels = int(labels.max()) + 1
+    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=labels.device)
+    kernels = _triton_kernels() if labels.device.type == "cuda" else None
+    return (kernels or _propagate_batched)(labels, confident, shapes, threshold, num_labels)
+
+
+@cache
+def _triton_kernels() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """None where Triton is not installed."""
+    try:
+        from .triton import propagate_triton
+    except ImportError:
+        return None
+    return propagate_triton
+
+
+def _propagate_on_cpu(
+    labels: Tensor, confident: Tensor, shapes: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    labels, result = labels.clone(memory_format=torch.contiguous_format), confident.clone()
+    for n in range(len(labels)):
+        canvas = Canvas(labels[n].view(-1).numpy(), confident[n].flatten().numpy(), threshold)
+        for portion in shapes[n].flatten(1).split(PORTION):
+            canvas.paint(pack(portion.numpy()))
+        result[n] |= torch.from_numpy(canvas.finish()).view_as(confident[n])
+    return labels, result
+
+
+def _propagate_batched(
+    labels: Tensor, confident: Tensor, shapes: Tensor, threshold: Tensor, num_labels: int
+) -> tuple[Tensor, Tensor]:
+    shape = shapes.flatten(2)  # (N, S, P)
+    seg = shape & confident.flatten(1).unsqueeze(1)
+    seg_size = seg.sum(2)
+    share = seg_size.float() / shape.sum(2).clamp(min=1).float()
+    candidate = (seg_size > 0) & ~(share < threshold)
+    current = labels.flatten(1).clone()
+    painted = torch.zeros_like(confident.flatten(1))
+    for s in range(shape.shape[1]):
+        counts = torch.zeros(labels.shape[0], num_labels, dtype=torch.int64, device=labels.device)
+        counts.scatter_add_(1, current, seg[:, s].long())
+        most, top = counts.max(1)
+        paint = candidate[:, s] & (most.float() / seg_size[:, s].clamp(min=1).float() > threshold)
+        region = shape[:, s] & paint.unsqueeze(1)
+        current = torch.where(region, top.unsqueeze(1), current)
+        painted |= region
+    return current.view_as(labels), confident | painted.view_as(confident)

@@ -1,0 +1,128 @@
+"""A training log as a picture: losses, pseudo-label selection, mean IoU and learning rate over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..errors import InputError
+
+SELECTION = ("threshold", "kept_ratio", "propagated_ratio")
+
+
+def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = None) -> Figure:
+    """A panel for each thing the log tells of: loss, its terms, pseudo-labels, mean IoU, learning rate.
+
+    Args:
+        rows: log rows with "step" and any of "loss", "loss/NAME", "threshold", "kept_ratio",
+            "propagated_ratio", "learning_rate", and rows of evaluations with "mean_iou".
+            Other keys, None and values that are not finite are passed over.
+
+    Returns:
+        A matplotlib Figure that no global state holds: `figure.savefig("curves.png")`.
+
+    Raises:
+        InputError: no row has both a step and one of these values.
+    """
+    series = _series(rows)
+    panels = {
+        "Loss": ["loss"],
+        "Loss terms": sorted(key for key in series if key.startswith("loss/")),
+        "Pseudo-labels": SELECTION,
+        "Mean IoU": ["mean_iou"],
+        "Learning rate": ["learning_rate"],
+    }
+    panels = {name: {key: series[key] for key in keys if key in series} for name, keys in panels.items()}
+    panels = {name: lines for name, lines in panels.items() if lines}
+    if not panels:
+        raise InputError(
+            "The training log has nothing to plot: its rows need 'step' and one of 'loss', 'loss/NAME', "
+            f"{', '.join(map(repr, SELECTION))}, 'mean_iou', 'learning_rate'."
+        )
+
+    columns = min(len(panels), 3)
+    rows_of_panels = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.3 * rows_of_panels), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, (name, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows_of_panels, columns, i + 1)
+        axes.set_title(name, fontsize=11)
+        axes.set_xlabel("step", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        _draw(axes, lines)
+        if name.startswith("Loss"):
+            _fit_height(axes, [values for _, values in lines.values()])
+        elif name == "Pseudo-labels":
+            axes.set_ylim(-0.02, 1.02)
+        elif name == "Mean IoU":
+            _mark_best(axes, *lines["mean_iou"])
+        else:
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+            axes.set_ylim(bottom=0)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _series(rows: Iterable[Mapping[str, object]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{key: (steps, values)}, by step; a step logged twice, as after a resumed run, counts as logged last."""
+    points: dict[str, dict[int, float]] = {}
+    wanted = {"loss", "learning_rate", "mean_iou", *SELECTION}
+    for row in rows:
+        if row.get("step") is None:
+            continue
+        for key, value in row.items():
+            if (key in wanted or key.startswith("loss/")) and value is not None and isfinite(value):
+                points.setdefault(key, {})[row["step"]] = value
+    return {key: tuple(np.array(sorted(p.items()), dtype=float).T) for key, p in points.items()}
+
+
+def _draw(axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The lines with their names; a long noisy one faintly, with its running median on it."""
+    for number, (key, (steps, values)) in enumerate(lines.items()):
+        color, label = f"C{number % 10}", key.removeprefix("loss/").replace("_", " ")
+        noisy = key.startswith("loss") or key.endswith("ratio")
+        if noisy and len(steps) >= 60:
+            axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
+            half = len(values) // 40
+            around = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, "reflect"), 2 * half + 1)
+            axes.plot(steps, np.median(around, axis=1), color=color, label=label, linewidth=1.6)
+        else:
+            marker = "." if len(steps) < 25 else None
+            axes.plot(steps, values, color=color, label=label, linewidth=1.4, marker=marker)
+    if len(lines) > 1:
+        axes.legend(fontsize=8, framealpha=0.8, ncols=2 if len(lines) > 4 else 1)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    steps = np.concatenate([steps for steps, _ in lines.values()])
+    if steps.min() == steps.max():  # else the axis of a single step would count in hundredths
+        axes.set_xlim(steps[0] - 1, steps[0] + 1)
+
+
+def _fit_height(axes: Axes, values: Sequence[np.ndarray]) -> None:
+    """From 0 to what each line reaches in 99 % of its points, so that one spike does not flatten the rest."""
+    top = max(np.quantile(line, 0.99) if len(line) >= 100 else line.max() for line in values)
+    if min(line.min() for line in values) >= 0 and top > 0:
+        axes.set_ylim(0, 1.08 * top)
+
+
+def _mark_best(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    best = int(values.argmax())
+    align = "center" if 0 < best < len(steps) - 1 or len(steps) == 1 else "left" if best == 0 else "right"
+    axes.margins(y=0.2)
+    axes.annotate(
+        f"{values[best]:.1%}",
+        (steps[best], values[best]),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha=align,
+        fontsize=9,
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -1,0 +1,93 @@
+"""A sheet of photos beside their truth, their prediction and, where given, their pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..errors import InputError
+from .overlay import TEXT, LegendEntry, color_map, draw_legend, text_font
+from .palette import IGNORED
+
+COLUMNS = {"image": "photo", "label": "truth", "prediction": "prediction", "pseudo_label": "pseudo-label"}
+
+
+def prediction_grid(
+    rows: Sequence[Mapping[str, object]],
+    id2label: Mapping[int, str],
+    palette: np.ndarray,
+    *,
+    cell_width: int = 360,
+) -> Image.Image:
+    """One row per image: photo | truth | prediction | pseudo-label; in the maps white is ignored.
+
+    Args:
+        rows: each with "image" (PIL, or uint8 (H, W, 3)) and any of "label", "prediction", "pseudo_label"
+            (integers (H, W)). A column no row has is left out; a map that a row lacks (missing or None)
+            leaves its place empty.
+        palette: uint8 (K, 3).
+        cell_width: width in pixels that every picture is scaled to; high ones to at most 4/3 of it.
+
+    Returns:
+        An RGB image with column titles, and below a legend of the classes that occur in any map.
+    """
+    if not rows:
+        raise InputError("There is no image to show: give at least one row.")
+    columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    font_size = max(12, cell_width // 22)
+    gap, title_height = max(4, cell_width // 60), round(font_size * 2)
+
+    cells = [[_cell(row.get(key), key, palette, cell_width) for key in columns] for row in rows]
+    heights = [max(cell.height for cell in line if cell is not None) for line in cells]
+    width = len(columns) * (cell_width + gap) + gap
+    legend = draw_legend(_present(rows, id2label, palette), font_size, max_width=width)
+    width = max(width, legend.width)
+    canvas = Image.new("RGB", (width, title_height + sum(heights) + len(rows) * gap + legend.height), "white")
+
+    draw = ImageDraw.Draw(canvas)
+    for i, key in enumerate(columns):
+        center = gap + i * (cell_width + gap) + cell_width // 2
+        draw.text(
+            (center, title_height // 2), COLUMNS[key], font=text_font(font_size), fill=TEXT, anchor="mm"
+        )
+    top = title_height
+    for line, height in zip(cells, heights, strict=True):
+        for i, cell in enumerate(line):
+            if cell is not None:
+                left = gap + i * (cell_width + gap) + (cell_width - cell.width) // 2
+                canvas.paste(cell, (left, top + (height - cell.height) // 2))
+        top += height + gap
+    canvas.paste(legend, (0, top))
+    return canvas
+
+
+def _cell(content: object, key: str, palette: np.ndarray, width: int) -> Image.Image | None:
+    if content is None:
+        return None
+    if key == "image":
+        picture = content if isinstance(content, Image.Image) else Image.fromarray(np.asarray(content))
+        picture, how = picture.convert("RGB"), Image.Resampling.LANCZOS
+    else:  # nearest: no colours between the classes
+        picture, how = Image.fromarray(color_map(np.asarray(content), palette)), Image.Resampling.NEAREST
+    scale = min(width / picture.width, width * 4 / 3 / picture.height)
+    picture = picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), how
+    )
+    if key != "image":  # a thin frame, or white at the edge would run into the paper
+        ImageDraw.Draw(picture).rectangle(
+            (0, 0, picture.width - 1, picture.height - 1), outline=(128, 128, 128)
+        )
+    return picture
+
+
+def _present(rows: Sequence[Mapping], id2label: Mapping[int, str], palette: np.ndarray) -> list[LegendEntry]:
+    maps = [row[key] for row in rows for key in COLUMNS if key != "image" and row.get(key) is not None]
+    ids = sorted({c for m in maps for c in np.unique(np.asarray(m)).tolist()})
+    entries = [
+        LegendEntry(tuple(palette[c].tolist()), id2label.get(c, str(c))) for c in ids if 0 <= c < len(palette)
+    ]
+    if len(entries) < len(ids):
+        entries.append(LegendEntry(IGNORED, "ignored"))
+    return entries
