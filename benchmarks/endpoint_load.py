@@ -110,7 +110,7 @@ def served(folder: Path, threads: int | None = None) -> Iterator[tuple[int, int]
     environment.pop("OMP_NUM_THREADS", None)
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    script = ROOT / "tests" / "publish" / "endpoint_server.py"
+    script = ROOT / "tests" / "hub" / "endpoint_server.py"
     with (
         tempfile.TemporaryDirectory() as home,
         subprocess.Popen(
