@@ -1,0 +1,101 @@
+"""How an option is declared: once, as a dataclass field with type, default, help, choices and range.
+
+The command line, YAML files, Python and the documentation all read that one declaration:
+
+    crop_size: int = option(321, "Side of the square training crops in pixels.", group="Augmentation", at_least=1)
+    optimizer: Literal["sgd", "adamw"] = option("sgd", "Optimiser.", group="Optimiser", common=True)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import refuse
+
+
+def option(
+    default: Any = None,
+    help: str = "",
+    *,
+    group: str = "",
+    common: bool = False,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    default_factory: Any = MISSING,
+) -> Any:
+    """A dataclass field. Choices are the field's `Literal` type; None is accepted where the default is None.
+
+    Args:
+        group: the heading under which `--help` lists the option.
+        common: list it in the short `--help`; the others appear under `--help-all`.
+        at_least, above, at_most, below: the range of a number; NaN and infinity are never accepted.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    metadata = {"help": help, "group": group, "common": common}
+    metadata |= {"bounds": {name: bound for name, bound in bounds.items() if bound is not None}}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def choices_of(hint: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, also inside `Literal[...] | None`; () for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(value for part in get_args(hint) if get_origin(part) is Literal for value in get_args(part))
+
+
+@dataclass
+class Options:
+    """Base of all option classes."""
+
+    def problems(self) -> list[str]:
+        """What cannot be used, one sentence each without the full stop. Subclasses add contradictions of options."""
+        hints = get_type_hints(type(self))
+        return [
+            text
+            for spec in fields(self)
+            if (text := _problem(spec, hints[spec.name], getattr(self, spec.name)))
+        ]
+
+    def check(self) -> None:
+        """Raise one `InputError` that lists all problems, if there are any."""
+        refuse(self.problems())
+
+
+def _problem(spec: Field, hint: Any, value: Any) -> str | None:
+    if value is None and spec.default is None:
+        return None
+    choices, bounds = choices_of(hint), spec.metadata.get("bounds", {})
+    if choices and value not in choices:
+        return f"--{spec.name} is {value!r}; choose one of {', '.join(map(str, choices))}"
+    numbers = [
+        part
+        for part in (hint, *(get_args(hint) if get_origin(hint) is not Literal else ()))
+        if part in (int, float)
+    ]
+    if not (bounds or numbers):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"--{spec.name} is {value!r}; give a number"
+    if not math.isfinite(value) or not _inside(value, bounds):
+        return f"--{spec.name} is {value}; it must be {describe_bounds(bounds)}"
+    return None
+
+
+def _inside(value: float, bounds: dict[str, float]) -> bool:
+    return (
+        value >= bounds.get("at_least", -math.inf)
+        and value > bounds.get("above", -math.inf)
+        and value <= bounds.get("at_most", math.inf)
+        and value < bounds.get("below", math.inf)
+    )
+
+
+def describe_bounds(bounds: dict[str, float]) -> str:
+    """Such as "at least 0 and below 1"; "finite" where there is no bound."""
+    return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items()) or "finite"
