@@ -1,0 +1,137 @@
+"""Where the images come from, which of them are labelled, and what the masks mean: one declaration per option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..options import Options, option
+
+SOURCES = (
+    "dataset_name",
+    "data_dir",
+    "train_images",
+    "labeled_list",
+)  # any of them replaces the synthetic set
+
+
+@dataclass
+class DataOptions(Options):
+    """A dataset with few labels. Without `dataset_name`, `data_dir`, `train_images` or `labeled_list`, it is the
+    built-in synthetic one."""
+
+    dataset_name: str | None = option(
+        None,
+        "Hub id, or anything that `datasets.load_dataset` reads; 'synthetic' is the built-in set.",
+        group="Data",
+        common=True,
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the Hub dataset.", group="Data")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the Hub dataset.", group="Data")
+    data_dir: str | None = option(
+        None,
+        "Local folder: train/images + train/masks, images/train + masks/train, or JPEGImages + SegmentationClass. "
+        "Paths in the list files are relative to it.",
+        group="Data",
+        common=True,
+    )
+    train_images: str | None = option(
+        None, "Folder of training images, for layouts that --data_dir does not know.", group="Data"
+    )
+    train_masks: str | None = option(
+        None, "Folder of training masks, matched by file name to --train_images.", group="Data"
+    )
+    validation_images: str | None = option(None, "Folder of validation images.", group="Data")
+    validation_masks: str | None = option(
+        None, "Folder of validation masks, matched by file name to --validation_images.", group="Data"
+    )
+    labeled_fraction: float | None = option(
+        None,
+        "Fraction of the training images to use with their masks, such as 0.1; the rest is used without.",
+        group="Data",
+        common=True,
+        above=0,
+        at_most=1,
+    )
+    labeled_count: int | None = option(
+        None,
+        "Number of training images to use with their masks; the rest is used without.",
+        group="Data",
+        common=True,
+        at_least=1,
+    )
+    labeled_list: str | None = option(
+        None,
+        "Text file that lists the labelled images, one per line: 'image mask' or 'image'.",
+        group="Data",
+        common=True,
+    )
+    unlabeled_list: str | None = option(
+        None,
+        "Text file that lists the unlabelled images in the same format; masks in it are not read.",
+        group="Data",
+        common=True,
+    )
+    validation_list: str | None = option(
+        None, "Text file that lists the validation images in the same format.", group="Data"
+    )
+    split_seed: int = option(0, "Seed of the random choice of labelled images.", group="Data", at_least=0)
+    extra_unlabeled: str | None = option(
+        None, "Folder, list file or dataset with more images, used without masks.", group="Data", common=True
+    )
+    streaming: bool = option(
+        False, "Stream the unlabelled images instead of downloading and listing them first.", group="Data"
+    )
+    train_split: str = option("train", "Name of the training split.", group="Data")
+    validation_split: str | None = option(
+        None, "Name of the split to evaluate on; by default validation, val or test.", group="Data"
+    )
+    image_column: str | None = option(
+        None, "Column with the images; detected from the column types by default.", group="Data"
+    )
+    label_column: str | None = option(
+        None, "Column with the masks; detected from the column types by default.", group="Data"
+    )
+    id2label: str | None = option(
+        None,
+        'JSON file with the class names, {"0": "road", ...}; by default id2label.json of the dataset.',
+        group="Data",
+        common=True,
+    )
+    num_labels: int | None = option(
+        None,
+        "Number of classes, if no file names them; by default the highest id found.",
+        group="Data",
+        at_least=1,
+    )
+    reduce_labels: bool = option(
+        False, "Mask value 0 is ignored and the classes start at 1 (ADE20K).", group="Data"
+    )
+    ignore_index: int = option(255, "Mask value of the pixels to ignore.", group="Data")
+    label_colors: str | None = option(
+        None, "JSON file with the class colours [[r, g, b], ...], for RGB-coded masks.", group="Data"
+    )
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the built-in synthetic dataset is used."""
+        return self.dataset_name == "synthetic" or all(getattr(self, name) is None for name in SOURCES)
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if sum(v is not None for v in (self.labeled_list, self.labeled_fraction, self.labeled_count)) > 1:
+            problems.append(
+                "--labeled_list, --labeled_fraction and --labeled_count exclude each other; give one"
+            )
+        if self.unlabeled_list is not None and self.labeled_list is None:
+            problems.append("--unlabeled_list needs --labeled_list, the list of the images with masks")
+        if self.train_masks is not None and self.train_images is None:
+            problems.append("--train_masks needs --train_images, the folder with the images of these masks")
+        if (self.validation_images is None) != (self.validation_masks is None):
+            problems.append("--validation_images and --validation_masks must be given together")
+        own = (self.labeled_fraction, self.validation_images, self.validation_list)
+        if self.synthetic and any(value is not None for value in own):
+            problems.append(
+                "the built-in synthetic dataset accepts --labeled_count, but not --labeled_fraction, "
+                "--validation_images or --validation_list; name a dataset with --dataset_name or --data_dir"
+            )
+        return problems
