@@ -23,23 +23,23 @@ from torchvision.transforms import functional as F
 from corrmatch_hf.data import Augmentation, SemiDataset, color, training_batches
 from corrmatch_hf.data.augment import IMAGENET_MEAN, IMAGENET_STD, random_box
 
-from .measure import Call, Row, milliseconds
+from .measure import Call, Row
 
 WIDTH, HEIGHT, CROP, PHOTOS, BATCH = 500, 375, 321, 16, 8
 
 
 def rows(device: str) -> Iterator[Row]:
-    """The loader works on the processor; only the colour work that `recolor_on_device` leaves is done on `device`."""
+    """The loader works on the CPU, whatever `device` is."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _rows(_data(Path(folder)), device)
+            yield from _rows(_data(Path(folder)))
     finally:
         torch.set_num_threads(threads)
 
 
-def _rows(data: SemiDataset, device: str) -> Iterator[Row]:
+def _rows(data: SemiDataset) -> Iterator[Row]:
     photos = [
         row["image"]["path"] for row in data.unlabeled.cast_column("image", datasets.Image(decode=False))
     ]
@@ -47,16 +47,9 @@ def _rows(data: SemiDataset, device: str) -> Iterator[Row]:
     rng = np.random.default_rng(0)
 
     # An unlabelled image cannot be had without a labelled one: the difference to batches without is its cost.
-    def batches(unlabeled: int, partner: str = "batch", on_device: bool = False) -> Iterator:
+    def batches(unlabeled: int, partner: str = "batch") -> Iterator:
         augmentation = Augmentation(crop_size=CROP, cutmix_partner=partner)
-        return training_batches(
-            data,
-            augmentation,
-            labeled_batch=BATCH,
-            unlabeled_batch=unlabeled,
-            seed=0,
-            recolor_on_device=on_device,
-        )
+        return training_batches(data, augmentation, labeled_batch=BATCH, unlabeled_batch=unlabeled, seed=0)
 
     labeled = batches(0)
     reference, alone = _processor_milliseconds(
@@ -72,21 +65,6 @@ def _rows(data: SemiDataset, device: str) -> Iterator[Row]:
         )
         name = f"unlabelled image: weak and strong view, partner from {words}"
         yield Row(name, reference / BATCH, (ours - alone) / BATCH, "ms", None, target=2.9)
-        colored, uncolored = batches(BATCH, partner), batches(BATCH, partner, on_device=True)
-        whole, left = _processor_milliseconds(
-            lambda colored=colored: next(colored), lambda uncolored=uncolored: next(uncolored), 12
-        )
-        name = f"unlabelled image, partner from {words}: loader without and with recolor_on_device"
-        yield Row(name, (whole - alone) / BATCH, (left - alone) / BATCH, "ms", None)
-        want, batch = next(colored), next(uncolored).to(device)
-        same = torch.equal(batch.recolored().strong.cpu(), want.strong)
-        spent = (
-            _processor_milliseconds(batch.recolored, batch.recolored, 12)[1]
-            if device == "cpu"
-            else milliseconds(batch.recolored, batch.recolored, device, 12)[1]
-        )
-        name = f"unlabelled image, partner from {words}: what that saves the loader and costs the {device}"
-        yield Row(name, (whole - left) / BATCH, spent / BATCH, "ms", same)
 
     opened = [Image.open(path).convert("RGB") for path in photos]
     geometries = [Augmentation(crop_size=CROP).draw_geometry(WIDTH, HEIGHT, rng) for _ in opened]

@@ -58,7 +58,7 @@ def rows(device: str) -> Iterator[Row]:
             expected = figures(one_by_one(model, samples, device))
             for way, fast in (
                 ("the model itself", model),
-                ("norms folded, channels_last", optimize_for_inference(model)),
+                ("channels_last", optimize_for_inference(model)),
                 ("channels_last, bfloat16", optimize_for_inference(model, dtype=torch.bfloat16)),
             ):
                 options = {

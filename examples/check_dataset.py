@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corrmatch_hf.commands.arguments import DataArguments, parse
-from corrmatch_hf.data.check import scan_dataset, scan_text
+from corrmatch_hf.data.check import scan_dataset
+from corrmatch_hf.data.check_report import format_report
 from corrmatch_hf.errors import InputError
 
 
@@ -49,7 +50,7 @@ def main(args: list[str] | None = None) -> bool:
 
     # Report
     report = scan_dataset(data, crop_size=arguments.crop_size, limit=arguments.limit, progress=True)
-    print(scan_text(report))
+    print(format_report(report))
     if arguments.output is not None:
         output = Path(arguments.output)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,8 @@ import timm
 import yaml
 from transformers import HfArgumentParser
 
-from ..data.load import load_semi_dataset, option_problems
+from ..data.load import load_semi_dataset
+from ..data.options import DataOptions
 from ..data.semi_dataset import SemiDataset
 from ..errors import InputError, refuse, unknown_name
 from ..methods import METHODS, Method, method_class
@@ -67,20 +68,11 @@ class DataArguments:
 
     def load(self) -> SemiDataset:
         """The dataset these arguments describe."""
-        return load_semi_dataset(**self._arguments())
+        return load_semi_dataset(**dataclasses.asdict(self))
 
     def problems(self) -> list[str]:
         """What cannot work, a sentence each without its full stop, before anything is read."""
-        return option_problems(**self._arguments())
-
-    def _arguments(self) -> dict[str, Any]:
-        renamed = {
-            "dataset_name": "name",
-            "dataset_config_name": "config_name",
-            "dataset_revision": "revision",
-            "split_seed": "seed",
-        }
-        return {renamed.get(k, k): v for k, v in dataclasses.asdict(self).items()}
+        return DataOptions(**dataclasses.asdict(self)).problems()
 
 
 JSON_OPTIONS = {"encoder_kwargs": dict, "out_indices": list, "pyramid_channels": list}

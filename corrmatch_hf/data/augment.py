@@ -1,7 +1,7 @@
-"""Weak and strong augmentation of the UniMatch family, on PIL images and one CPU core.
+"""Weak and strong augmentation and CutMix of the UniMatch family, on PIL images and one CPU core.
 
-Nothing is computed that the training batch does not show: of the resized photo only the part that the crop
-keeps (`resize(box=...)`), of a strong view that is pasted only the pixels inside the CutMix box.
+Only visible pixels are computed: of the resized photo the part inside the crop (`resize(box=...)`), of a pasted strong
+view the pixels inside the CutMix box.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from . import color
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CUTMIX_PARTNERS = ("same_image", "batch", "reversed")
+CUTMIX_AREA = (0.02, 0.4)  # of the crop
+CUTMIX_RATIO = (0.3, 1 / 0.3)  # height / width
 
 
 class Geometry(NamedTuple):
-    """What is done to a photo and its mask: resize to height x width, pad, crop at (top, left), flip."""
+    """The weak augmentation of one photo and its mask: resize to height x width, pad, crop at (top, left), flip."""
 
     height: int
     width: int
@@ -36,14 +38,14 @@ class Geometry(NamedTuple):
 
     @property
     def kept(self) -> tuple[int, int]:
-        """Rows and columns of the crop that show the photo; the rest, right and below, is padding."""
+        """Rows and columns of the crop that show the photo; the rest, at the right and bottom, is padding."""
         return min(self.size, self.height - self.top), min(self.size, self.width - self.left)
 
     def crop_image(self, image: Image.Image) -> Image.Image:
         """RGB image -> RGB crop, bilinear, padding 0."""
         rows, columns = self.kept
         x, y = image.width / self.width, image.height / self.height
-        # Rounding must not push the box outside the photo.
+        # Rounding must not move the box outside the photo.
         right, bottom = min((self.left + columns) * x, image.width), min((self.top + rows) * y, image.height)
         crop = image.resize(
             (columns, rows), Image.Resampling.BILINEAR, box=(self.left * x, self.top * y, right, bottom)
@@ -57,7 +59,7 @@ class Geometry(NamedTuple):
     def crop_mask(self, mask: np.ndarray, fill: int) -> np.ndarray:
         """(h, w) integers -> (size, size) int64, nearest neighbour, padding `fill`."""
         rows, columns = self.kept
-        # The pixel under the centre, (i + 1/2) * old / new, in integers: exact, whatever the sizes.
+        # The pixel at the centre, (i + 1/2) * old / new, in integers and thus exact for all sizes.
         y = (2 * np.arange(self.top, self.top + rows) + 1) * mask.shape[0] // (2 * self.height)
         x = (2 * np.arange(self.left, self.left + columns) + 1) * mask.shape[1] // (2 * self.width)
         crop = np.full((self.size, self.size), fill, dtype=np.int64)
@@ -65,7 +67,7 @@ class Geometry(NamedTuple):
         return crop[:, ::-1].copy() if self.flip else crop
 
     def valid(self) -> BoolTensor:
-        """(size, size), False on padding."""
+        """(size, size), False on the padding."""
         rows, columns = self.kept
         valid = torch.zeros(self.size, self.size, dtype=torch.bool)
         valid[:rows, self.size - columns if self.flip else 0 :][:, :columns] = True
@@ -73,17 +75,17 @@ class Geometry(NamedTuple):
 
 
 class Recoloring(NamedTuple):
-    """What is done to the colours of one crop: jitter steps in their order, maybe gray, maybe a blur."""
+    """The strong augmentation of one crop: jitter steps with their factors, then grayscale, then blur."""
 
     jitter: tuple[tuple[Callable[[Image.Image, float], Image.Image], float], ...]
     gray: bool
     sigma: float | None
 
     def __call__(self, crop: Image.Image, box: Box | None = None) -> Image.Image:
-        """RGB crop -> RGB crop of the same geometry; with `box` that part of it alone, bit for bit."""
+        """RGB crop -> RGB crop of the same geometry; with `box` only that part of it, bit for bit."""
         jitter = self.jitter
         if box is not None:
-            # Contrast looks at the whole picture, a blur around the box, everything else at single pixels.
+            # Contrast depends on the whole picture, blur on a margin around the box, the other steps on single pixels.
             whole = 1 + max((i for i, (step, _) in enumerate(jitter) if step is color.contrast), default=-1)
             crop, jitter = Recoloring(jitter[:whole], False, None)(crop), jitter[whole:]
             margin = 0 if self.sigma is None else color.blur_margin(self.sigma)
@@ -105,14 +107,13 @@ class Recoloring(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to every training image. The defaults are those of CorrMatch's and UniMatch's experiments.
+    """The augmentation of training images. The defaults are those of CorrMatch's and UniMatch's experiments.
 
-    Weak: long side an integer uniform in [scale_min, scale_max] times itself, padding, random crop, flip 0.5.
+    Weak: resize the long side to an integer uniform in [scale_min, scale_max] times itself, pad, crop, flip.
     Strong, on the weak crop: colour jitter, grayscale, blur; then CutMix with the partner's strong view.
-    `cutmix_partner`: "same_image" is a second, independent view of the same photo, which is what the
-    published numbers were made with; "batch" is the next photo of the total batch; "reversed" is the photo as far
-    from the end of the total batch as this one from its start, which is how UniMatch V2 mixes. A photo that would be
-    its own partner gets a second view of itself.
+    `cutmix_partner`: "same_image" is a second, independent view of the same photo, as in the published experiments of
+    CorrMatch; "batch" is the next photo of the total batch; "reversed" is photo N - 1 - i of the total batch of N, as
+    in UniMatch V2. A photo that would be its own partner is mixed with a second view of itself.
     """
 
     crop_size: int = 321
@@ -135,7 +136,7 @@ class Augmentation:
     image_std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self):
-        # A processor's configuration file gives lists, of integers perhaps.
+        # Configuration files of processors give lists, possibly of integers.
         object.__setattr__(self, "image_mean", tuple(float(v) for v in self.image_mean))
         object.__setattr__(self, "image_std", tuple(float(v) for v in self.image_std))
         if self.crop_size < 1:
@@ -165,7 +166,7 @@ class Augmentation:
             )
 
     def draw_geometry(self, width: int, height: int, rng: np.random.Generator) -> Geometry:
-        """Resize, crop and flip for one photo of `width` x `height` pixels."""
+        """A random resize, crop and flip for a photo of `width` x `height` pixels."""
         long = max(width, height)
         low, high = max(int(long * self.scale_min), 1), max(int(long * self.scale_max), 1)
         new_long = int(rng.integers(low, high, endpoint=True))
@@ -182,10 +183,10 @@ class Augmentation:
         )
 
     def draw_recoloring(self, rng: np.random.Generator) -> Recoloring:
-        """What the strong augmentation does to one crop."""
+        """A random strong augmentation."""
         jitter = []
         if rng.random() < self.jitter_probability:
-            # what it does to a picture, strength, and middle of the range of the factor
+            # step, strength, middle of the range of the factor
             steps = (
                 (color.brightness, self.brightness, 1),
                 (color.contrast, self.contrast, 1),
@@ -197,26 +198,22 @@ class Augmentation:
                 factor = rng.uniform(max(middle - strength, middle - 1), middle + strength)
                 if strength:
                     jitter.append((step, factor))
-        gray, sigma = bool(rng.random() < self.grayscale_probability), None
+        sigma = None
+        gray = bool(rng.random() < self.grayscale_probability)
         if rng.random() < self.blur_probability:
             sigma = rng.uniform(self.blur_sigma_min, self.blur_sigma_max)
         return Recoloring(tuple(jitter), gray, sigma)
 
     def strong(self, crop: Image.Image, rng: np.random.Generator, box: Box | None = None) -> Image.Image:
-        """RGB crop -> RGB crop with other colours, maybe gray, maybe blurred; with `box` that part alone."""
+        """RGB crop -> its strong view; with `box` only that part of it."""
         return self.draw_recoloring(rng)(crop, box)
-
-    @property
-    def scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalising is level * scale - offset: both (3,) float32."""
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
-        return 1 / (std * 255), mean / std
 
     def normalize(self, pixels: np.ndarray | Image.Image) -> Tensor:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, (value / 255 - mean) / std."""
         pixels = np.asarray(pixels)
         *many, height, width, _ = pixels.shape
-        scale, offset = self.scale_and_offset
+        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        scale, offset = 1 / (std * 255), mean / std  # both (3,)
         result = np.empty((*many, 3, height, width), np.float32)
         planes = result.reshape(-1, 3, height, width)
         for image, target in zip(pixels.reshape(-1, height, width, 3), planes, strict=True):
@@ -226,14 +223,9 @@ class Augmentation:
         return torch.from_numpy(result)
 
 
-# -------------------- The CutMix rectangle of the UniMatch family, which CorrMatch shares.
-
-
-AREA = (0.02, 0.4)  # of the crop
-RATIO = (0.3, 1 / 0.3)  # height / width
-
-
 class Box(NamedTuple):
+    """The CutMix rectangle of a crop, in pixels."""
+
     top: int
     left: int
     height: int
@@ -245,16 +237,16 @@ class Box(NamedTuple):
 
 
 def random_box(size: int, probability: float, rng: np.random.Generator) -> Box | None:
-    """A rectangle inside a `size` x `size` crop, or None (no mixing) with probability 1 - `probability`.
+    """A random CutMix rectangle in a `size` x `size` crop, or None (no mixing) with probability 1 - `probability`.
 
-    The area is uniform in 2-40 % of the crop, height / width uniform in 0.3-3.33, the corner uniform over the
-    whole crop, all drawn again until the rectangle fits. That favours small rectangles: the published runs
-    had it so. A crop of a single pixel has no part of that size, and gets None.
+    The area is uniform in 2-40 % of the crop, height / width uniform in 0.3-3.33, the corner uniform over the whole
+    crop, all drawn again until the rectangle fits. This favours small rectangles, as in the published experiments. A
+    crop of a single pixel is too small for a rectangle and gets None.
     """
     if rng.random() >= probability or size == 1:
         return None
     while True:
-        area, ratio = rng.uniform(*AREA) * size * size, rng.uniform(*RATIO)
+        area, ratio = rng.uniform(*CUTMIX_AREA) * size * size, rng.uniform(*CUTMIX_RATIO)
         width, height = int(math.sqrt(area / ratio)), int(math.sqrt(area * ratio))
         left, top = (int(v) for v in rng.integers(0, size, 2))
         if width and height and left + width <= size and top + height <= size:

@@ -1,4 +1,4 @@
-"""One micro batch of one process, with named fields from the loader to the loss."""
+"""One micro-batch of one process: the fields that every method trains on."""
 
 from __future__ import annotations
 
@@ -9,40 +9,34 @@ from dataclasses import dataclass, field
 import torch
 from torch import BoolTensor, Tensor
 
-from .device_color import UncoloredViews
-
 
 @dataclass
 class SemiBatch:
     """Labelled crops and the views of unlabelled crops that one process trains on in one micro-step.
 
-    B_l, B_u: labelled and unlabelled images of this process; S: strong views; P = len(partner_rows);
-    H = W: crop size.
-    Pictures are float32, normalised by the augmentation's mean and std. Without unlabelled images the fields
-    from `weak` to `partner_valid` are None; without strong views `strong` and `box` are. Where colours are left to
-    the device, `weak`, `strong` and `partner_weak` are None until `recolored`.
+    B_l, B_u: labelled and unlabelled images of this process; S: strong views; P = len(partner_rows); H = W: crop size.
+    Pictures are float32, normalised by the augmentation's mean and std. Without unlabelled images the fields from
+    `weak` to `partner_valid` are None; without strong views `strong` and `box` are.
     """
 
     step: int  # global micro-step, from 0
     image: Tensor  # (B_l, 3, H, W) float32
     label: Tensor  # (B_l, H, W) int64, padding is the ignore value
     weak: Tensor | None = None  # (B_u, 3, H, W) float32
-    strong: Tensor | None = None  # (B_u, S, 3, H, W) float32, the box already pasted
-    valid: BoolTensor | None = None  # (B_u, H, W), False where `weak` is padding; knows nothing of the box
+    strong: Tensor | None = None  # (B_u, S, 3, H, W) float32, with the partner pasted into the box
+    valid: BoolTensor | None = None  # (B_u, H, W), False where `weak` is padding, whatever the box
     box: BoolTensor | None = None  # (B_u, S, H, W), True where `strong` shows the partner
-    partner_rows: list[int] = field(default_factory=list)  # rows of the batch that have a box in any view
-    partner_places: list[int] = field(
-        default_factory=list
-    )  # of each of their partners its row in `weak`; -1: none
+    partner_rows: list[int] = field(default_factory=list)  # rows of the batch with a box in any view
+    # for each of these rows: its partner's row in `weak`, or -1 if the partner is not in this batch
+    partner_places: list[int] = field(default_factory=list)
     partner_weak: Tensor | None = None  # (P, 3, H, W) float32, weak views of those rows' partners
     partner_valid: BoolTensor | None = None  # (P, H, W), False where `partner_weak` is padding
-    uncolored: UncoloredViews | None = None  # what `recolored` makes these three of
     labeled_files: list[str] = field(default_factory=list)
     unlabeled_files: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # why a sample was replaced, a sentence with its file
+    skipped: list[str] = field(default_factory=list)  # why a sample was replaced, with its file
 
     def to(self, device: torch.device | str, non_blocking: bool = False, **kwargs) -> SemiBatch:
-        """The same batch on `device`; further arguments go to `Tensor.to` of the float32 pictures alone."""
+        """The same batch on `device`; further arguments go to `Tensor.to` of the float32 pictures only."""
 
         def move(tensor: Tensor) -> Tensor:
             extra = kwargs if tensor.is_floating_point() else {}
@@ -51,19 +45,11 @@ class SemiBatch:
         return self._map(move)
 
     def pin_memory(self) -> SemiBatch:
-        """The same batch in page-locked memory; a `DataLoader` with `pin_memory=True` calls this."""
+        """The same batch in page-locked memory; called by a `DataLoader` with `pin_memory=True`."""
         return self._map(Tensor.pin_memory)
-
-    def recolored(self) -> SemiBatch:
-        """The same batch with the colour work done that was left for the device it is on; else itself."""
-        if self.uncolored is None:
-            return self
-        weak, strong, partner_weak = self.uncolored.pictures(self.box, self.partner_rows)
-        return dataclasses.replace(self, weak=weak, strong=strong, partner_weak=partner_weak, uncolored=None)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> SemiBatch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        mapped = {k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
-        if self.uncolored is not None:
-            mapped["uncolored"] = self.uncolored.map(function)
-        return dataclasses.replace(self, **mapped)
+        return dataclasses.replace(
+            self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)}
+        )

@@ -1,7 +1,7 @@
 """Colour jitter and blur of 8-bit RGB images on one CPU core: PIL's results, two to four times as fast.
 
-Brightness, contrast, saturation and hue round after each step as PIL and torchvision's functions on PIL images
-do, and agree with them bit for bit. The blur rounds once where PIL rounds after each of its six passes.
+Brightness, contrast, saturation and hue round after each step, like PIL and torchvision's functions on PIL images, and
+agree with them bit for bit. The blur rounds once, whereas PIL rounds after each of its six passes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def contrast(image: Image.Image, factor: float) -> Image.Image:
 
 
 def _away_from(image: Image.Image, center: int, factor: float) -> Image.Image:
-    """What `Image.blend` with an image of one gray does, from a table of the 256 values."""
+    """`Image.blend` with an image of one gray, by a table of the 256 values."""
     values = center + np.float32(factor) * np.arange(-center, 256 - center, dtype=np.float32)
     return image.point(values.clip(0, 255).astype(np.uint8).tolist() * 3)
 
@@ -35,15 +35,15 @@ def saturation(image: Image.Image, factor: float) -> Image.Image:
 
 
 def hue(image: Image.Image, factor: float) -> Image.Image:
-    """RGB -> RGB, turned by `factor` in [-0.5, 0.5] of the colour circle.
+    """RGB -> RGB, with the hue shifted by `factor` in [-0.5, 0.5] of the colour circle.
 
-    HSV with 8 bits each, as PIL has it: the hue counts 255ths of the circle and is cut off, not rounded.
+    Like PIL it uses HSV of 8 bits each: the hue counts 255ths of the circle and is truncated, not rounded.
     """
     red, green, blue = (np.asarray(band) for band in image.split())
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
 
-    # Sums of masks times differences, because np.where takes ten times as long.
+    # Sums of masks times differences, because np.where takes ten times longer.
     is_red = red == value
     is_green = (green == value) & ~is_red
     is_blue = ~(is_red | is_green)
@@ -80,7 +80,7 @@ def hue(image: Image.Image, factor: float) -> Image.Image:
 def _angles() -> np.ndarray:
     """(3 * 256 * 512,) uint8: the hue for a largest channel, a chroma and a difference (+ 256) of the other two.
 
-    A table, because exactly which way PIL's mix of float and double falls at whole numbers cannot be had for less.
+    A table, because reproducing PIL's mix of float and double arithmetic exactly for each pixel would be slower.
     """
     chroma = np.maximum(np.arange(256, dtype=np.float32)[:, None], 1)
     difference = np.arange(-256, 256, dtype=np.float32)
@@ -95,8 +95,8 @@ def _angles() -> np.ndarray:
 def blur(image: Image.Image, sigma: float) -> Image.Image:
     """RGB -> RGB, PIL's GaussianBlur(sigma): three box blurs along each axis, of a fractional width to have sigma.
 
-    In float32 with unnormalised boxes; the one factor and the one rounding come last. PIL, which rounds after
-    each box, may differ by 3 levels where sigma is small.
+    In float32 with unnormalised boxes; the result is scaled and rounded once at the end. PIL rounds after each box and
+    may differ by 3 levels for small sigma.
     """
     reach, edge = _box(sigma)
     pad, height, width = reach + 1, image.height, image.width
@@ -104,7 +104,7 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
     here, there = np.zeros((2, height + 2 * pad, row), np.float32)
     here[pad:-pad, 3 * pad : -3 * pad] = np.asarray(image).reshape(height, 3 * width)
 
-    # All lines with their margins as one run of memory: three times as fast as line by line.
+    # All lines with their margins in one flat array: three times as fast as line by line.
     start, stop = pad * row, (pad + height) * row
     ends = np.empty(stop - start, np.float32)
     for step in (3, 3, 3, row, row, row):
@@ -129,12 +129,12 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
 
 
 def blur_margin(sigma: float) -> int:
-    """How many pixels away `blur` looks."""
+    """The radius of `blur` in pixels."""
     return 3 * (_box(sigma)[0] + 1)
 
 
 def _box(sigma: float) -> tuple[int, np.float32]:
-    """Pixels on each side of the middle that weigh 1, and the weight of the one beyond: variance sigma^2 / 3."""
+    """Radius of the pixels with weight 1, and the weight of the next pixel, for a variance of sigma^2 / 3."""
     variance = sigma * sigma / 3
     reach = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     edge = (2 * reach + 1) * (reach * (reach + 1) - 3 * variance) / (6 * (variance - (reach + 1) ** 2))

@@ -1,7 +1,7 @@
-"""Which sample stands at which position of an endless stream, and the randomness that belongs to it.
+"""Endless shuffled sequences of samples, and the random numbers of each sample.
 
-Everything is a function of (seed, stream, pass, index): a run is the same for any number of workers and
-processes, and one that is resumed in the middle is the run that was never interrupted.
+Everything is a function of (seed, stream, pass, index). Results therefore do not depend on the number of workers and
+processes, and a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .semi_dataset import rows_of_stream
 
 
 class Stream(IntEnum):
-    """What a random number is for."""
+    """The purpose of a random number."""
 
     ORDER_LABELED = 1
     ORDER_UNLABELED = 2
@@ -29,12 +29,12 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, number: int, index: int = 0, view: int = 0) -> np.random.Generator:
-    """The random numbers of one `view` of sample `index` in pass `number` over the data, for one purpose."""
+    """The random numbers for one purpose of one `view` of sample `index` in pass `number` over the data."""
     return np.random.default_rng([seed, int(stream), number, index, view])
 
 
 class Sample(NamedTuple):
-    """The sample at a position: its row, undecoded, and what its randomness depends on."""
+    """The sample at a position: its undecoded row, and the pass and index that determine its random numbers."""
 
     number: int  # of the pass over the data
     index: int
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
 
 class EndlessList:
-    """A dataset, shuffled anew on every pass and never ending: `samples[position]` for any position >= 0."""
+    """A dataset repeated without end, shuffled on each pass: `samples[position]` for any position >= 0."""
 
     def __init__(self, dataset: datasets.Dataset, seed: int, order: Stream):
         self.dataset, self.seed, self.order = dataset, seed, order
@@ -60,19 +60,19 @@ class EndlessList:
 
 
 class EndlessStream:
-    """The same for an `IterableDataset`, read forwards only: shuffled through a buffer on every pass.
+    """The same for an `IterableDataset`, which is only read forwards and shuffled through a buffer on each pass.
 
-    The buffer is filled before the first sample comes out, so its size is also what a start has to download.
+    The buffer is filled before the first sample is returned, so a start downloads `buffer_size` samples.
     """
 
     def __init__(self, dataset: datasets.IterableDataset, seed: int, order: Stream, buffer_size: int = 256):
         self.dataset, self.seed, self.order, self.buffer_size = dataset, seed, order, buffer_size
 
     def from_position(self, start: int) -> Iterator[Sample]:
-        """Samples from `start` on. What lies before is read but not decoded: at most one pass and a part."""
+        """Samples from `start` on. Earlier ones are read but not decoded: at most two passes of them."""
         number, skip, length = 0, start, None
         while True:
-            if length is not None:  # every pass has the same length, so whole passes need no reading
+            if length is not None:  # all passes have the same length, so whole passes are skipped unread
                 number, skip = number + skip // length, skip % length
             index = 0
             shuffle_seed = int(generator(self.seed, self.order, number).integers(2**31))

@@ -1,6 +1,6 @@
-"""Masks of every kind, as class ids.
+"""The one reader of masks: masks of every kind as class ids.
 
-A mask is never converted from one picture mode to another: palette ids would turn into brightness.
+Masks are never converted to another picture mode, because that would turn palette ids into brightness.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Color = tuple[int, int, int]
 
 
 def voc_colors(count: int = 256) -> tuple[Color, ...]:
-    """The colours PASCAL VOC gives to class ids: three bits of the id at a time, for R, G, B, top down."""
+    """PASCAL VOC's colours: bits 0, 1, 2 of a class id are the highest bits of R, G, B, bits 3, 4, 5 the next."""
     colors = []
     for class_id in range(count):
         color = [0, 0, 0]
@@ -32,11 +32,11 @@ def voc_colors(count: int = 256) -> tuple[Color, ...]:
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """How class ids are written in the masks of a dataset, and how many there may be.
+    """How the masks of a dataset code class ids, and which ids are allowed.
 
-    num_labels: ids run from 0 to num_labels - 1, after `reduce_labels`; None: any id will do.
-    reduce_labels: 0 becomes ignore_index and the others one less; not in colour-coded masks.
-    label_colors: the colour of each class in colour-coded masks; None: PASCAL VOC's, its border colour being
+    num_labels: ids run from 0 to num_labels - 1, after `reduce_labels`; None allows every id.
+    reduce_labels: 0 becomes ignore_index and every other id is lowered by one; not in colour-coded masks.
+    label_colors: the colour of each class in colour-coded masks; None means PASCAL VOC's, whose border colour is
         ignore_index. If all of them are gray, masks of one channel are read as colours too.
     ignore_colors: colours that mean ignore_index.
     """
@@ -50,7 +50,7 @@ class MaskFormat:
     def read(self, value: Any, file: str) -> np.ndarray:
         """One cell of a label column -> (H, W) uint8 or int32, every value a class id or ignore_index.
 
-        Raises InputError that names `file` and the id or colour which has no class.
+        Raises InputError that names `file` and the id or colour without a class.
         """
         values = _as_array(value, file)
         if values.ndim == 2 and self._gray_colors and values.dtype == np.uint8:
@@ -77,7 +77,7 @@ class MaskFormat:
     def _from_ids(self, values: np.ndarray) -> np.ndarray:
         """(H, W) of any integers, or of floats that are whole numbers -> ids."""
         small = values.dtype == np.uint8 and 0 <= self.ignore_index <= 255
-        whole = np.iinfo(np.int32)  # what lies beyond is no class either, and must not come out as one
+        whole = np.iinfo(np.int32)  # clipped, since wrapped-around values could be valid ids
         ids = values if small else np.clip(values, whole.min, whole.max).astype(np.int32)
         if not self.reduce_labels:
             return ids
@@ -93,7 +93,7 @@ class MaskFormat:
         if not unknown.any():
             return key_ids[place]
         gray = (values == values[..., :1]).all()
-        if gray and (self.label_colors is None or self._gray_colors):  # ids after all, saved as R = G = B
+        if gray and (self.label_colors is None or self._gray_colors):  # ids, saved as R = G = B
             return self._from_ids(values[..., 0])
         code = int(codes[unknown][0])
         color = (code >> 16, code >> 8 & 255, code & 255)
@@ -101,7 +101,7 @@ class MaskFormat:
         table = "PASCAL VOC's colours" if self.label_colors is None else "--label_colors"
         raise InputError(
             f"Mask {file} has the colour {color} at row {y}, column {x}, which {table} do not name: give the "
-            "colour of every class, and of 'ignore', with --label_colors (a mask is best saved as PNG; JPEG "
+            "colour of every class, and of 'ignore', with --label_colors (save masks as PNG, because JPEG "
             "changes colours)."
         )
 
@@ -127,7 +127,7 @@ class MaskFormat:
 
 
 def _color_codes(colors: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 -> (...) int32, one number for a colour."""
+    """(..., 3) uint8 -> (...) int32, one number per colour."""
     red, green, blue = (colors[..., i].astype(np.int32) for i in range(3))
     return red << 16 | green << 8 | blue
 
@@ -136,7 +136,7 @@ def _as_array(value: Any, file: str) -> np.ndarray:
     """One cell of a label column -> (H, W) numbers or (H, W, 3) uint8 colours."""
     if isinstance(value, dict | str | Image.Image):
         picture = open_picture(value, file)
-        if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # channels that would pass for red, green, blue
+        if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # their channels would be mistaken for RGB
             raise InputError(
                 f"Mask {file} is a picture in {picture.mode}: save it as PNG, with class ids or as RGB."
             )

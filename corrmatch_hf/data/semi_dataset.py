@@ -1,4 +1,4 @@
-"""What every source of data is turned into: labelled, unlabelled and validation images, and class names."""
+"""The common form of every data source: labelled, unlabelled and validation images, and class names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ..errors import InputError
 from .images import read_photo
 from .masks import Color, MaskFormat
 
+AnyDataset = datasets.Dataset | datasets.IterableDataset
+
 
 @dataclass(frozen=True)
 class SemiDataset:
@@ -24,13 +26,13 @@ class SemiDataset:
 
     `labeled` and `validation` are `datasets.Dataset`s with the columns `image`, `label` and `file`;
     `unlabeled` has `image` and `file` and may be a `datasets.IterableDataset`. Formats and transforms set on
-    them are not applied. The masks are described by `ignore_index`, `reduce_labels`, `label_colors` and
-    `ignore_colors` (see `MaskFormat`); `id2label` names the ids 0 ... K-1 that come out. `hub_id` is "user/name"
-    where the images come from the Hub.
+    them are not applied. `ignore_index`, `reduce_labels`, `label_colors` and `ignore_colors` describe the masks
+    (see `MaskFormat`); `id2label` names the class ids 0 ... K-1. `hub_id` is "user/name" if the images come from
+    the Hub.
     """
 
     labeled: datasets.Dataset
-    unlabeled: datasets.Dataset | datasets.IterableDataset | None
+    unlabeled: AnyDataset | None
     validation: datasets.Dataset | None
     id2label: dict[int, str]
     ignore_index: int = 255
@@ -63,27 +65,30 @@ class SemiDataset:
             self.num_labels, self.ignore_index, self.reduce_labels, self.label_colors, self.ignore_colors
         )
 
+    def missing_images(self, need_unlabeled: bool) -> list[str]:
+        """Why training cannot start, one sentence each without the full stop: a set without a single image."""
+        missing = []
+        if len(self.labeled) == 0:
+            missing.append(f"{self.name} has no labelled images: give at least one image with a mask")
+        pool = self.unlabeled
+        if need_unlabeled and (pool is None or (isinstance(pool, datasets.Dataset) and len(pool) == 0)):
+            missing.append(
+                f"{self.name} has no unlabelled images: give --labeled_fraction, --labeled_count, --unlabeled_list or "
+                "--extra_unlabeled, or train with --method supervised"
+            )
+        return missing
+
     def read_labeled(self, row: dict) -> tuple[Image.Image, np.ndarray]:
-        """A row of `labeled` or `validation` -> RGB image and (H, W) ids; InputError if sizes differ."""
+        """A row of `labeled` or `validation` -> RGB image and (H, W) class ids of the same size."""
         if row["label"] is None:
             raise InputError(f"The labelled image {row['file']} has no mask.")
         image = read_photo(row["image"], row["file"])
         mask = self.mask_format.read(row["label"], mask_file(row))
-        self.check_sizes(row, image, mask)
+        check_sizes(row, image, mask)
         return image, mask
 
-    @staticmethod
-    def check_sizes(row: dict, image: Image.Image, mask: np.ndarray) -> None:
-        """Raises InputError if image and mask of a row differ in size."""
-        if mask.shape != (image.height, image.width):
-            raise InputError(
-                f"Image {row['file']} is {image.width} x {image.height} pixels, but its mask "
-                f"{mask_file(row)} is {mask.shape[1]} x {mask.shape[0]}: they must show the same pixels "
-                "(after the photo is turned upright by its EXIF orientation)."
-            )
-
     def describe(self) -> str:
-        """A line to print: how many images of each kind, and which classes."""
+        """One line to print: the number of images of each kind, and the classes."""
         if self.unlabeled is None:
             unlabeled = "no unlabelled images"
         elif isinstance(self.unlabeled, datasets.IterableDataset):
@@ -99,61 +104,15 @@ class SemiDataset:
         return f"{self.name}: {counts}; {len(names)} classes ({listed})"
 
 
-def undecoded(dataset: datasets.Dataset | datasets.IterableDataset):
-    """The same rows with pictures left as files or bytes, so that a bad one is named when it is decoded."""
-    dataset = dataset.with_format(None)
-    for column, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset
-
-
-def spread_rows(
-    dataset: datasets.Dataset | datasets.IterableDataset, limit: int | None, stream_limit: int | None = None
-) -> Iterator[dict]:
-    """At most `limit` rows, undecoded and evenly spread; of a stream its first ones, at most `stream_limit`, too."""
-    rows = undecoded(dataset)
-    if isinstance(rows, datasets.IterableDataset):
-        limits = [number for number in (limit, stream_limit) if number is not None]
-        yield from islice(rows_of_stream(rows), min(limits, default=None))
-        return
-    count = len(rows) if limit is None else min(limit, len(rows))
-    for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist():
-        yield rows[i]
-
-
-def rows_of_stream(stream: datasets.IterableDataset) -> Iterator[dict]:
-    """Its rows; InputError where it cannot be read on, for whatever reason `datasets` and the network have."""
-    try:
-        yield from stream
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"The stream of images cannot be read on: {reason_of(error)}.") from error
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong in `datasets`, which may hide it behind "an error occurred"."""
-    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error) or type(error).__name__).rstrip(".")
-
-
-def mask_file(row: dict) -> str:
-    """What to call the mask of a row: its own path, or that of the image."""
-    label = row["label"]
-    path = label.get("path") if isinstance(label, dict) else None
-    return path or f"of {row['file']}"
-
-
-# -------------------- Whole images, one by one, for measuring and predicting.
-
-
 class EvaluationSet(Dataset):
-    """`evaluation_set[i]`: {"image": uint8 (3, H, W), "label": int64 (H, W) or None, "file": str}, full size.
+    """Whole images, one by one, for evaluating and predicting.
 
-    `dataset` has the columns image, file and, if there are masks, label (as `semi.validation` has); `semi`
-    says how to read the masks. Labels are class ids or `semi.ignore_index`. InputError names a bad file.
+    `evaluation_set[i]`: {"image": uint8 (3, H, W), "label": int64 (H, W) or None, "file": str} in full size. Labels
+    are class ids or `semi.ignore_index`. An unreadable file raises an InputError that names it.
+
+    Args:
+        dataset: with the columns `image`, `file` and, if there are masks, `label`, as `semi.validation` has them.
+        semi: describes the masks.
     """
 
     def __init__(self, dataset: datasets.Dataset, semi: SemiDataset):
@@ -171,3 +130,58 @@ class EvaluationSet(Dataset):
             label = torch.from_numpy(mask.astype(np.int64))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return {"image": pixels, "label": label, "file": row["file"]}
+
+
+def check_sizes(row: dict, image: Image.Image, mask: np.ndarray) -> None:
+    """Raises InputError if the image and the mask of a row differ in size."""
+    if mask.shape != (image.height, image.width):
+        raise InputError(
+            f"Image {row['file']} is {image.width} x {image.height} pixels, but its mask "
+            f"{mask_file(row)} is {mask.shape[1]} x {mask.shape[0]}: they must show the same pixels "
+            "(after the photo is turned upright by its EXIF orientation)."
+        )
+
+
+def mask_file(row: dict) -> str:
+    """The path of a row's mask for messages; if it has none, "of" the path of the image."""
+    label = row["label"]
+    path = label.get("path") if isinstance(label, dict) else None
+    return path or f"of {row['file']}"
+
+
+def undecoded(dataset: AnyDataset) -> AnyDataset:
+    """The same rows with pictures as paths or bytes, so that decoding errors can name the file."""
+    dataset = dataset.with_format(None)
+    for column, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+def spread_rows(dataset: AnyDataset, limit: int | None, stream_limit: int | None = None) -> Iterator[dict]:
+    """At most `limit` undecoded rows, evenly spread; of a stream the first ones, and at most `stream_limit`."""
+    rows = undecoded(dataset)
+    if isinstance(rows, datasets.IterableDataset):
+        limits = [number for number in (limit, stream_limit) if number is not None]
+        yield from islice(rows_of_stream(rows), min(limits, default=None))
+        return
+    count = len(rows) if limit is None else min(limit, len(rows))
+    for i in np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist():
+        yield rows[i]
+
+
+def rows_of_stream(stream: datasets.IterableDataset) -> Iterator[dict]:
+    """The rows of a stream; whatever `datasets` or the network raises becomes an InputError."""
+    try:
+        yield from stream
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The stream of images cannot be read on: {reason_of(error)}.") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an error of `datasets`, which may wrap the cause in "an error occurred"."""
+    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__).rstrip(".")

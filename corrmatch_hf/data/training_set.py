@@ -1,8 +1,8 @@
 """The endless sequence of training batches.
 
-One item of the data set is one whole micro batch, made from its step number alone. A `DataLoader` worker
-therefore shares no state with the others, starting in the middle costs nothing, and one photo that serves
-several rows of a batch (as itself and as a CutMix partner) is read and augmented once.
+One item of the dataset is a whole micro-batch, computed from its step number only. The workers of a `DataLoader`
+therefore share no state, resuming at any step costs nothing, and a photo that is used by several rows of a batch (as
+itself and as a CutMix partner) is read and augmented once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from torch import BoolTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..distributed import leave_signals_to_the_trainer
-from ..errors import InputError
-from .augment import Augmentation, Box, Recoloring, random_box
+from ..errors import InputError, refuse
+from .augment import Augmentation, Box, random_box
 from .batch import SemiBatch
-from .device_color import StrongView, UncoloredViews
 from .endless import EndlessList, EndlessStream, Sample, Stream, generator
 from .images import read_unlabeled
 from .semi_dataset import SemiDataset, undecoded
 
-REPLACEMENTS = 8  # how many samples in a row may be unreadable before "skip" gives up
+REPLACEMENTS = 8  # "skip" fails after so many further unreadable samples in a row
 
 Samples = EndlessList | Mapping[int, Sample]
 
@@ -44,17 +43,17 @@ def training_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     on_bad_sample: str = "error",
-    recolor_on_device: bool = False,
 ) -> Iterator[SemiBatch]:
     """The batches of process `rank`, from micro-step `start_step` on, without end.
 
-    `labeled_batch` and `unlabeled_batch` count images per process; with unlabeled_batch=0 there are only
-    labelled ones. The rows of all processes together, process after process, are the same for any
-    `world_size` with the same total batch. Both sets are endless streams, shuffled on each pass; a set
-    smaller than the batch appears more than once in it, each time in another view. `on_bad_sample="skip"`
-    puts the next sample of the stream in the place of one that cannot be read and says so in the batch's
-    `skipped`; "error" raises InputError. With `recolor_on_device` the strong views are only drawn here; the
-    batch's `recolored` makes them, with the same result.
+    The rows of all processes together, process after process, are the same for any `world_size` with the same total
+    batch. Both sets are endless and shuffled on each pass; a set smaller than the batch appears several times in it,
+    each time in another view.
+
+    Args:
+        labeled_batch, unlabeled_batch: images per process; unlabeled_batch=0 leaves the unlabelled ones out.
+        on_bad_sample: "skip" replaces an unreadable sample by the next one and lists it in the batch's `skipped`;
+            "error" raises InputError.
     """
     training_set = TrainingSet(
         semi,
@@ -65,17 +64,16 @@ def training_batches(
         world_size=world_size,
         rank=rank,
         on_bad_sample=on_bad_sample,
-        recolor_on_device=recolor_on_device,
     )
     loader = DataLoader(
         training_set,
         batch_size=None,
         sampler=StepSampler(training_set, start_step),
-        num_workers=num_workers,  # torch gives each worker one thread
+        num_workers=num_workers,  # torch runs each with one thread
         worker_init_fn=leave_signals_to_the_trainer,
         prefetch_factor=2 if num_workers else None,
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # else it would draw from the global one
+        generator=torch.Generator(),  # the default is the global one, whose state must not change
     )
     for item in loader:
         if isinstance(item, InputError):
@@ -84,9 +82,9 @@ def training_batches(
 
 
 class StepSampler(Sampler):
-    """Endless keys of a `TrainingSet`: the step and, for a stream, the undecoded unlabelled rows it needs.
+    """Endless keys of a `TrainingSet`: the step and, for a stream, the undecoded unlabelled rows that it needs.
 
-    It runs in the main process, so a stream is read once per process and in order, whatever workers decode.
+    It runs in the main process, so that a stream is read once per process and in order.
     """
 
     def __init__(self, training_set: TrainingSet, start_step: int):
@@ -112,7 +110,7 @@ class StepSampler(Sampler):
 class TrainingSet(Dataset):
     """`training_set[key]` is the SemiBatch of one step of one process, or the InputError that prevented it.
 
-    See `training_batches` for the arguments.
+    Arguments: see `training_batches`.
     """
 
     def __init__(
@@ -126,7 +124,6 @@ class TrainingSet(Dataset):
         world_size: int = 1,
         rank: int = 0,
         on_bad_sample: str = "error",
-        recolor_on_device: bool = False,
     ):
         if not 0 <= rank < world_size:
             raise InputError(
@@ -139,35 +136,26 @@ class TrainingSet(Dataset):
             )
         if on_bad_sample not in ("error", "skip"):
             raise InputError(f"on_bad_sample is {on_bad_sample!r}: choose 'error' or 'skip'.")
-        if len(semi.labeled) == 0:
-            raise InputError(f"{semi.name} has no labelled images: give at least one image with a mask.")
+        refuse(semi.missing_images(need_unlabeled=unlabeled_batch > 0))
         self.semi, self.augmentation, self.seed = semi, augmentation, seed
         self.labeled_batch, self.unlabeled_batch = labeled_batch, unlabeled_batch
         self.world_size, self.rank = world_size, rank
-        self.recolor_on_device = recolor_on_device
         self.replacements = REPLACEMENTS if on_bad_sample == "skip" else 0
 
         self.labeled = EndlessList(undecoded(semi.labeled), seed, Stream.ORDER_LABELED)
         self.unlabeled: EndlessList | None = None
         self.stream: EndlessStream | None = None
         if unlabeled_batch:
-            if semi.unlabeled is None:
-                raise InputError(
-                    f"{semi.name} has no unlabelled images: give --labeled_fraction, --labeled_count, an "
-                    "--unlabeled_list or --extra_unlabeled."
-                )
             pool = undecoded(semi.unlabeled)
             if isinstance(pool, datasets.IterableDataset):
                 self.stream = EndlessStream(pool, seed, Stream.ORDER_UNLABELED)
-            elif len(pool) == 0:
-                raise InputError(f"{semi.name} has no unlabelled images: every image is labelled.")
             else:
                 self.unlabeled = EndlessList(pool, seed, Stream.ORDER_UNLABELED)
 
     def __getitem__(self, key: tuple[int, dict[int, Sample] | None]) -> SemiBatch | InputError:
         step, window = key
         try:
-            skipped: dict[str, str] = {}  # file -> reason; a bad file may be met twice in a batch
+            skipped: dict[str, str] = {}  # file -> reason; a bad file may be drawn twice in a batch
             batch = SemiBatch(step, **self._labeled_fields(step, skipped))
             if self.unlabeled_batch:
                 views = _Views(self, self.unlabeled if window is None else window, skipped)
@@ -175,7 +163,7 @@ class TrainingSet(Dataset):
                     setattr(batch, name, value)
             batch.skipped = list(skipped.values())
             return batch
-        except InputError as error:  # returned: raised in a worker it would arrive as a traceback in a string
+        except InputError as error:  # returned, since a DataLoader would wrap it into a worker's traceback
             return error
 
     def needed_positions(self, step: int) -> set[int]:
@@ -188,9 +176,9 @@ class TrainingSet(Dataset):
         return range(first, first + self.unlabeled_batch)
 
     def _partner_position(self, step: int, position: int) -> int:
-        """The position of the total batch whose image may be pasted: the next one, cyclic, or that as far from its end.
+        """The position of the image in the total batch that may be pasted: the next one, cyclic, or the mirrored one.
 
-        Reversed, the middle one of an odd number is its own partner, as an image alone is.
+        A single image and, if reversed, the middle one of an odd number are their own partners.
         """
         total = self.world_size * self.unlabeled_batch
         place = position - step * total
@@ -199,7 +187,7 @@ class TrainingSet(Dataset):
         return step * total + (place + 1) % total
 
     def _partner(self, step: int, position: int) -> tuple[int, Stream]:
-        """Whose view is pasted into that of `position`."""
+        """The position and stream of the view that is pasted into the one of `position`."""
         other = self._partner_position(step, position)
         if self.augmentation.cutmix_partner == "same_image" or other == position:
             return position, Stream.PARTNER
@@ -221,61 +209,36 @@ class TrainingSet(Dataset):
 
     def _unlabeled_fields(self, step: int, views: _Views) -> dict:
         augmentation, positions = self.augmentation, self._positions(step)
-        size, count = augmentation.crop_size, augmentation.strong_views
+        view_count, size = augmentation.strong_views, augmentation.crop_size
         weak = np.stack([views.weak(p, Stream.UNLABELED) for p in positions])
         fields = {
+            "weak": augmentation.normalize(weak),
             "valid": torch.stack([views.valid(p, Stream.UNLABELED) for p in positions]),
             "unlabeled_files": [views.file(p) for p in positions],
         }
+        if not view_count:
+            return fields
         partners = [self._partner(step, p) for p in positions]
-        boxes = [[views.box(p, view) for view in range(count)] for p in positions]
+        boxes = [[views.box(p, view) for view in range(view_count)] for p in positions]  # [B_u][S]
         boxed = [row for row, own in enumerate(boxes) if any(own)]
-        pasted = [views.weak(*partners[row]) for row in boxed]
-        pasted = np.array(pasted, np.uint8).reshape(-1, size, size, 3)
-        if count:
-            fields["box"] = torch.zeros(len(positions), count, size, size, dtype=torch.bool)
-            for row, own in enumerate(boxes):
-                for view, box in enumerate(own):
-                    if box:
-                        fields["box"][row, view][box.slices] = True
-            valid = [views.valid(*partners[row]) for row in boxed]
-            fields["partner_rows"] = boxed
-            fields["partner_places"] = [
+        pasted = np.array([views.weak(*partners[row]) for row in boxed], np.uint8)
+        valid = [views.valid(*partners[row]) for row in boxed]
+        box_mask = torch.zeros(len(positions), view_count, size, size, dtype=torch.bool)
+        for row, own in enumerate(boxes):
+            for view, box in enumerate(own):
+                if box:
+                    box_mask[row, view][box.slices] = True
+        return fields | {
+            "strong": augmentation.normalize(self._strong(positions, partners, boxes, views)),
+            "box": box_mask,
+            "partner_rows": boxed,
+            "partner_places": [
                 positions.index(position) if stream == Stream.UNLABELED and position in positions else -1
                 for position, stream in (partners[row] for row in boxed)
-            ]
-            fields["partner_valid"] = (
-                torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool)
-            )
-        if self.recolor_on_device:
-            crops = torch.from_numpy(np.concatenate([weak, pasted]))
-            drawn = self._drawn(positions, partners, boxes, views)
-            normalizing = (tuple(v.tolist()) for v in augmentation.scale_and_offset)
-            return fields | {"uncolored": UncoloredViews(crops, drawn, *normalizing)}
-        fields["weak"] = augmentation.normalize(weak)
-        if count:
-            fields["strong"] = augmentation.normalize(self._strong(positions, partners, boxes, views))
-            fields["partner_weak"] = augmentation.normalize(pasted)
-        return fields
-
-    def _drawn(
-        self,
-        positions: range,
-        partners: list[tuple[int, Stream]],
-        boxes: list[list[Box | None]],
-        views: _Views,
-    ) -> list[list[StrongView]]:
-        """What makes the strong views, [rows][views]."""
-        return [
-            [
-                StrongView(
-                    views.recoloring(position, Stream.UNLABELED, view),
-                    views.recoloring(*partner, view) if box else None,
-                )
-                for view, box in enumerate(own)
-            ]
-            for position, partner, own in zip(positions, partners, boxes, strict=True)
-        ]
+            ],
+            "partner_weak": augmentation.normalize(pasted.reshape(-1, size, size, 3)),
+            "partner_valid": torch.stack(valid) if valid else torch.empty(0, size, size, dtype=torch.bool),
+        }
 
     def _strong(
         self,
@@ -284,11 +247,12 @@ class TrainingSet(Dataset):
         boxes: list[list[Box | None]],
         views: _Views,
     ) -> np.ndarray:
-        """(rows, views, H, W, 3) uint8, the boxes pasted."""
+        """(B_u, S, H, W, 3) uint8, with the partners pasted into the boxes."""
         size = self.augmentation.crop_size
         strong = np.empty((len(positions), self.augmentation.strong_views, size, size, 3), np.uint8)
         for row, (position, partner) in enumerate(zip(positions, partners, strict=True)):
-            a_row = partner[0] in positions and partner[1] == Stream.UNLABELED  # which needs its view whole
+            # The whole strong view of a partner that is a row of this batch is needed anyway.
+            a_row = partner[0] in positions and partner[1] == Stream.UNLABELED
             for view, box in enumerate(boxes[row]):
                 strong[row, view] = views.strong(position, Stream.UNLABELED, view)
                 if box:
@@ -300,7 +264,7 @@ class TrainingSet(Dataset):
         return strong
 
     def read(self, samples: Samples, position: int, reader, skipped: dict[str, str]):
-        """`reader(row)` and the row's file, for the row at `position` or, if allowed, the next good one."""
+        """`reader(row)` and the file of the row at `position` or, with "skip", of the next readable one."""
         for attempt in range(self.replacements + 1):
             row = samples[position + attempt].row
             try:
@@ -314,7 +278,7 @@ class TrainingSet(Dataset):
 
 
 class _Views:
-    """The views of unlabelled images that one step needs, each made once, on demand."""
+    """The views of unlabelled images for one step, each computed once, on demand."""
 
     def __init__(self, owner: TrainingSet, samples: Samples, skipped: dict[str, str]):
         self.owner, self.samples, self.skipped = owner, samples, skipped
@@ -328,28 +292,25 @@ class _Views:
         return self._photo(position)[1]
 
     def weak(self, position: int, stream: Stream) -> np.ndarray:
-        """(H, W, 3) uint8"""
+        """(H, W, 3) uint8, the weak crop."""
         return np.asarray(self._crop(position, stream)[0])
 
     def valid(self, position: int, stream: Stream) -> BoolTensor:
-        """(H, W)"""
+        """(H, W), False on the padding of the weak crop."""
         return self._crop(position, stream)[1]
 
     def strong(self, position: int, stream: Stream, view: int) -> np.ndarray:
-        """(H, W, 3) uint8, not yet mixed"""
+        """(H, W, 3) uint8, without CutMix."""
         key = ("strong", position, stream, view)
         return self._once(key, lambda: self.strong_part(position, stream, view, None))
 
     def strong_part(self, position: int, stream: Stream, view: int, box: Box | None) -> np.ndarray:
-        """The pixels of it that lie inside `box`."""
-        return np.asarray(self.recoloring(position, stream, view)(self._crop(position, stream)[0], box))
-
-    def recoloring(self, position: int, stream: Stream, view: int) -> Recoloring:
-        """What makes the strong view of the weak one."""
-        return self.owner.augmentation.draw_recoloring(self.rng(position, stream, 1 + view))
+        """(h, w, 3) uint8, only the pixels inside `box`."""
+        crop, rng = self._crop(position, stream)[0], self.rng(position, stream, 1 + view)
+        return np.asarray(self.owner.augmentation.strong(crop, rng, box))
 
     def box(self, position: int, view: int) -> Box | None:
-        """Where the strong view shows the partner."""
+        """Where the strong view shows the partner; None for no CutMix."""
         augmentation = self.owner.augmentation
         rng = self.rng(position, Stream.CUTMIX, view)
         return random_box(augmentation.crop_size, augmentation.cutmix_probability, rng)

@@ -1,4 +1,4 @@
-"""How good a model is: confusion matrix, inference on images of any size, evaluation over many processes."""
+"""Inference on images of any size, and evaluation of its results."""
 
 from .confusion_matrix import ConfusionMatrix
 from .evaluate import evaluate_segmentation

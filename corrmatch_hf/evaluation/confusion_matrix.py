@@ -1,7 +1,7 @@
-"""The confusion matrix all segmentation figures come from, and those figures.
+"""The confusion matrix and the segmentation metrics computed from it.
 
-One `bincount` over `truth * K + prediction` per image; integer counts, so sums over images and processes are
-exact and come out the same in any order.
+One `bincount` over `truth * K + prediction` per image. Counts are integers, so that sums over images and processes are
+exact in any order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class ConfusionMatrix:
     """Counts of (true class, predicted class) over all pixels whose label is not `ignore_index`.
 
     Attributes:
-        matrix: int64 (K, K), rows are the truth, columns the prediction. Lives on `device`; under NCCL that
-            must be the process's GPU for `reduce` to work.
+        matrix: int64 (K, K) on `device`; rows are the truth, columns the prediction. With NCCL, `reduce` needs it on
+            the process's GPU.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, device: torch.device | str = "cpu"):
@@ -31,10 +31,10 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Counts the pixels of two tensors of the same shape, of any shape and any integer types (or bool).
+        """Count the pixels of two tensors of equal, arbitrary shape and any integer type (or bool).
 
-        Predictions below ignored labels are not looked at. Any other id outside 0..K-1 raises `InputError`,
-        and the matrix stays as it was.
+        Predictions at ignored labels are not used. Any other id outside 0..K-1 raises `InputError` and leaves the
+        matrix unchanged.
         """
         if prediction.shape != label.shape:
             raise InputError(
@@ -50,14 +50,14 @@ class ConfusionMatrix:
             return
         k = self.num_labels
         prediction, label = (_computable(ids.flatten()) for ids in (prediction, label.to(prediction.device)))
-        # Masks of pixels cost more than counting. So every id of an 8-bit label gets a row, the ignored one too.
+        # Masking pixels is slower than counting, so every id of an 8-bit label gets a row, including the ignored one.
         rows = max(k, 256)
         if not _within(prediction, k) or not _within(label, rows):
             prediction, label = self._labelled(prediction, label)
             rows = k
             if not _within(prediction, k) or not _within(label, k):
                 raise self._outside_error(prediction, label)
-        # int32 is enough for the cells and twice as fast as int64.
+        # int32 is large enough and twice as fast as int64.
         cells = label.to(torch.int32) * k + prediction.to(torch.int32)
         counts = torch.bincount(cells, minlength=rows * k).view(rows, k)
         if 0 <= self.ignore_index < rows:
@@ -67,7 +67,7 @@ class ConfusionMatrix:
         self.matrix += counts[:k].to(self.matrix.device)
 
     def _labelled(self, prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The pixels that count, in int64: compared as bytes, 156 would be -100, and -1 would be 255."""
+        """The pixels that are not ignored, as int64: as bytes, 156 would equal -100, and -1 would equal 255."""
         label = label.long()
         counted = label != self.ignore_index
         return prediction[counted].long(), label[counted]
@@ -98,22 +98,21 @@ class ConfusionMatrix:
         return self
 
     def reduce(self) -> ConfusionMatrix:
-        """Sums over all processes, in place: called once, each holds the total. Alone, nothing changes."""
+        """Sum over all processes, in place; without distributed training nothing changes."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.matrix)
         return self
 
     def compute(self, id2label: Mapping[int, str] | None = None) -> dict:
-        """The figures, as plain Python numbers in 0..1 that `json.dump` takes; None where a ratio is 0/0.
+        """The metrics as plain Python numbers in 0..1, ready for JSON; None for 0/0.
 
         Returns:
             mean_iou: mean over the classes that occur in the truth or in a prediction.
-            mean_iou_all_classes: mean of intersection / (union + 1e-10) over all K classes, absent ones count
-                0: what papers of this family publish.
+            mean_iou_all_classes: mean of intersection / (union + 1e-10) over all K classes, absent ones counting 0, as
+                published by papers of this family.
             mean_accuracy: mean recall over the classes that occur in the truth.
-            pixel_accuracy: share of labelled pixels predicted right.
-            per_class: {name: {"iou", "accuracy", "frequency"}}, frequency being the class's share of the
-                truth.
+            pixel_accuracy: share of correctly predicted labelled pixels.
+            per_class: {name: {"iou", "accuracy", "frequency"}}; frequency is the class's share of the truth.
         """
         matrix = self.matrix.cpu().double()
         hit, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
@@ -139,12 +138,12 @@ class ConfusionMatrix:
 
 
 def _computable(ids: Tensor) -> Tensor:
-    """The same ids; torch stores unsigned integers of more than 8 bits, as 16-bit masks have, but hardly computes."""
+    """The same ids in a type that torch computes in; it hardly supports the unsigned integers of 16-bit masks."""
     return ids.long() if ids.dtype in (torch.uint16, torch.uint32, torch.uint64) else ids
 
 
 def _within(ids: Tensor, end: int) -> bool:
-    """Whether all of `ids` are in 0..end-1; no ids are."""
+    """Whether all of `ids` are in 0..end-1; True for no ids."""
     if not ids.numel():
         return True
     low, high = torch.stack(ids.aminmax()).tolist()
@@ -156,7 +155,7 @@ def _number(value: Tensor) -> float | None:
 
 
 def _names(num_labels: int, id2label: Mapping[int, str] | None) -> list[str]:
-    """One name per class; a name that several classes share gets the id behind it, so that none is lost."""
+    """One name per class; the id is appended to names that several classes share."""
     names = [str((id2label or {}).get(c, c)) for c in range(num_labels)]
     count = Counter(names)
     return [f"{name} ({c})" if count[name] > 1 else name for c, name in enumerate(names)]

@@ -1,10 +1,9 @@
-"""Evaluates a model on a set of images of any sizes, alone or over many processes.
+"""Evaluation of a model on images of any size, in one or several processes.
 
-Process r of W takes the samples r, r+W, r+2W, ...; nothing is padded or repeated, and only the confusion
-matrix travels. So the figures are those of one process, whatever W is. Images are read while the model is busy with
-earlier ones, and predicted together where their sizes are equal; counts are integers, so their order is of no
-account. Running statistics differ between
-processes that train without SyncBatchNorm: all take those of process 0, which are the ones that get saved.
+Process r of W evaluates samples r, r+W, r+2W, ... Samples are neither padded nor repeated and only integer confusion
+matrices are added up, so the metrics do not depend on W. Images are read ahead while the model computes, and images of
+equal size are predicted together. Running statistics, which differ between processes that train without SyncBatchNorm,
+are set to those of process 0, which are the saved ones.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -24,9 +22,9 @@ from tqdm.auto import tqdm
 from ..distributed import leave_signals_to_the_trainer
 from ..errors import InputError
 from .confusion_matrix import ConfusionMatrix
-from .inference import predict_probabilities
+from .inference import evaluating, predict_probabilities
 
-LOOK_AHEAD = 4  # so many batches of images may wait for others of their size, or to be read
+LOOK_AHEAD = 4  # batches of images that may be read ahead, or wait for more images of their size
 
 
 def evaluate_segmentation(
@@ -50,28 +48,29 @@ def evaluate_segmentation(
     world_size: int = 1,
     progress: bool = False,
 ) -> dict:
-    """The metrics of `ConfusionMatrix.compute` over all samples, and `num_images`. Equal on every process.
+    """The metrics of `ConfusionMatrix.compute` over all samples, and "num_images"; equal in every process.
 
     Args:
-        model: gives (N, K, H, W) logits for normalised images. Evaluated in eval mode; the training flag of
-            each of its modules is put back afterwards. Several processes must hold the same weights;
-            buffers are set to those of process 0.
+        model: returns (N, K, H, W) logits for normalised images. It is evaluated in eval mode; afterwards every module
+            has its own mode again. All processes must have the same weights; buffers are set to those of process 0.
         samples: `samples[i]` is {"image": uint8 (3, H, W), "label": int64 (H, W), "file": str}, of any size.
         image_mean, image_std: of the image processor, for pixels in 0..1.
         window, stride, scales, flip: see `predict_probabilities`.
-        device: where to run; by default where the model is.
-        batch_size: images of equal size, or windows of one image, are predicted together, at most this many. The
-            figures are those of any other batch size, but for pixels whose classes are equal up to rounding.
+        device: by default that of the model.
+        batch_size: at most so many images of equal size, or windows of one image, are predicted together. The metrics
+            do not depend on it, except for pixels whose two best classes are equal up to rounding.
         num_workers: processes that read images; with 0 a thread reads ahead.
-        autocast_dtype: torch.bfloat16 or torch.float16 for autocast; None: the model's own precision.
-        rank, world_size: this process among those that call this function together.
+        autocast_dtype: torch.bfloat16 or torch.float16 for autocast; None uses the model's own precision.
+        rank, world_size: of this process among those that call this function together.
 
     Raises:
-        InputError: a sample has no label, a label of another size than its image or with ids that are no
-            class; the model predicts another number of classes, or NaN. The message names the file.
+        InputError: a sample has no label, a label of another size than its image, or ids that are not a class; the
+            model predicts another number of classes, or NaN. The message names the file.
     """
     if isinstance(model, DistributedDataParallel):
-        model = model.module  # its first forward broadcasts, and would wait for a process without a sample
+        model = (
+            model.module
+        )  # its first forward broadcasts and would wait forever for a process without samples
     if world_size > 1 and torch.distributed.is_initialized():
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
@@ -83,7 +82,7 @@ def evaluate_segmentation(
     confusion = ConfusionMatrix(num_labels, ignore_index, device)
     own = Subset(samples, range(rank, len(samples), world_size))
 
-    with _evaluating(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+    with evaluating(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
         bar = tqdm(total=len(own), desc="evaluating", unit="image", disable=not progress)
         for group in _equal_sizes(_read(own, batch_size, num_workers), batch_size):
             pixels = torch.stack([s["image"] for s in group]).to(device, non_blocking=True)
@@ -101,13 +100,13 @@ def evaluate_segmentation(
                     f"The model predicts {probabilities.shape[1]} classes but the data set has {num_labels}: "
                     "evaluate on the data set that the model was trained for."
                 )
-            # the indices of max are those of argmax, at a fifth of its time on a CPU
+            # equal to argmax, but five times as fast on a CPU
             confidence, prediction = probabilities.max(1)
-            if confidence.sum().isnan():  # whose maximum would count as a prediction
+            if confidence.sum().isnan():  # else NaN would count as a prediction
                 names = [s["file"] for s, c in zip(group, confidence, strict=True) if c.isnan().any()]
                 raise InputError(
-                    f"The model's outputs for {', '.join(names)} are not finite: its weights are broken, or the "
-                    "precision is too low for them; evaluate an earlier checkpoint, or in float32."
+                    f"The model's outputs for {', '.join(names)} are not finite: its weights are corrupt, or the "
+                    "precision is too low. Evaluate an earlier checkpoint, or in float32."
                 )
             _count(confusion, prediction, group)
             bar.update(len(group))
@@ -119,7 +118,7 @@ def evaluate_segmentation(
 
 
 def _read(samples: Dataset, batch_size: int, num_workers: int) -> Iterator[dict]:
-    """All samples, the next ones being read while the caller works."""
+    """All samples; the next ones are read while the caller works."""
     if not num_workers:
         yield from _read_in_a_thread(samples, LOOK_AHEAD * batch_size)
         return
@@ -129,7 +128,7 @@ def _read(samples: Dataset, batch_size: int, num_workers: int) -> Iterator[dict]
         num_workers=num_workers,
         worker_init_fn=leave_signals_to_the_trainer,
         prefetch_factor=max(LOOK_AHEAD * batch_size // num_workers, 2),
-        generator=torch.Generator(),  # not the global one, or evaluating would change the training after it
+        generator=torch.Generator(),  # evaluation must not change the global one, which training uses
     )
     for sample in loader:
         if isinstance(sample, InputError):
@@ -138,7 +137,7 @@ def _read(samples: Dataset, batch_size: int, num_workers: int) -> Iterator[dict]
 
 
 class _ReturningErrors(Dataset):
-    """`InputError`s are returned: raised in a worker they would arrive as a traceback in a string."""
+    """Returns `InputError`s, since a DataLoader would wrap them into a worker's traceback."""
 
     def __init__(self, samples: Dataset):
         self.samples = samples
@@ -162,12 +161,12 @@ def _read_in_a_thread(samples: Dataset, ahead: int) -> Iterator[dict]:
                 sample = reading.popleft().result()
                 reading.extend(thread.submit(samples.__getitem__, i) for i in islice(todo, 1))
                 yield sample
-        finally:  # after an error nothing more is read
+        finally:  # after an error, stop reading
             thread.shutdown(cancel_futures=True)
 
 
 def _equal_sizes(samples: Iterable[dict], batch_size: int) -> Iterator[list[dict]]:
-    """Groups of images of equal size, full ones where so many come soon enough."""
+    """Groups of `batch_size` images of equal size; smaller groups if the others are too far ahead or at the end."""
     waiting: dict[tuple, list[dict]] = {}
     for sample in samples:
         shape = tuple(sample["image"].shape)
@@ -175,12 +174,12 @@ def _equal_sizes(samples: Iterable[dict], batch_size: int) -> Iterator[list[dict
         if len(waiting[shape]) == batch_size:
             yield waiting.pop(shape)
         elif sum(map(len, waiting.values())) >= LOOK_AHEAD * batch_size:
-            yield waiting.pop(next(iter(waiting)))  # that of the sample which has waited longest
+            yield waiting.pop(next(iter(waiting)))  # the group that has waited longest
     yield from waiting.values()
 
 
 def _count(confusion: ConfusionMatrix, predictions: Tensor, group: list[dict]) -> None:
-    """predictions (N, H, W) of the N samples of a group."""
+    """Count the (N, H, W) predictions of the N samples of a group."""
     labels = [sample["label"] for sample in group]
     for sample, label in zip(group, labels, strict=True):
         if label is None:
@@ -189,23 +188,11 @@ def _count(confusion: ConfusionMatrix, predictions: Tensor, group: list[dict]) -
             )
     if all(label.shape == predictions.shape[1:] for label in labels):
         try:
-            return confusion.update(predictions, torch.stack(labels))  # a GPU is waited for once
+            return confusion.update(predictions, torch.stack(labels))  # waits for the GPU only once
         except InputError:
-            pass  # one by one: which is it?
+            pass  # counted one by one below, to find the bad sample
     for sample, prediction in zip(group, predictions, strict=True):
         try:
             confusion.update(prediction, sample["label"])
         except InputError as error:
             raise InputError(f"{sample['file']}: {error}") from None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; then every module's own flag as before (a frozen BatchNorm stays in eval mode)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

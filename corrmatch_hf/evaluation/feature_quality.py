@@ -1,4 +1,4 @@
-"""How well features of pixels separate by class: the three cluster scores that DGCL reports. Needs scikit-learn."""
+"""How well pixel features separate by class: the three cluster scores reported by DGCL. Needs scikit-learn."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def model_feature_quality(
     world_size: int = 1,
     progress: bool = False,
 ) -> dict[str, float]:
-    """`feature_quality` of a decoder's fused features, the last ones before the classifier, over a set of images.
+    """`feature_quality` of the decoder's fused features, the last ones before the classifier, over a set of images.
 
-    The sample is uniform over all labelled pixels of all images at the features' size, and a function of the seed and
-    the images alone. No more of it than `max_pixels` is kept at a time, whatever the number of images.
+    The pixels are drawn uniformly from all labelled pixels of all images at the size of the features. The draw only
+    depends on the seed and the images, and at most `max_pixels` pixels are in memory.
 
     Args:
-        model: a `CorrMatchForSegmentation`, from whichever method. Used in evaluation mode, afterwards in the mode it
-            had. Several processes must hold the same weights.
-        samples: `samples[i]` is {"image": uint8 (3, H, W), "label": int64 (H, W), "file": str}, of any size. Each
-            image goes through the model whole; its label is shrunk to the features by the nearest neighbour.
-        ignore_index: label of the pixels that do not count.
+        model: a `CorrMatchForSegmentation`, trained by any method. It is used in eval mode; afterwards every module has
+            its own mode again. All processes must have the same weights.
+        samples: `samples[i]` is {"image": uint8 (3, H, W), "label": int64 (H, W), "file": str}, of any size. Images
+            are processed whole; labels are downsampled to the features by nearest neighbour.
+        ignore_index: label of the pixels to ignore.
         image_mean, image_std: of the image processor, for pixels in 0..1.
-        max_pixels: pixels drawn; the silhouette takes time with the square of it.
+        max_pixels: pixels drawn; the time of the silhouette score grows with its square.
         seed: of that draw.
         num_workers: processes that read images.
-        rank, world_size: this process among those that call this function together; all get the same scores.
+        rank, world_size: of this process among those that call this function together; all get the same scores.
 
     Returns:
-        Those of `feature_quality`, and "num_pixels", how many they are of.
+        The scores of `feature_quality`, and their "num_pixels".
 
     Raises:
-        InputError: as `feature_quality`; an image without a label.
+        InputError: see `feature_quality`; or an image without a label.
     """
-    require_scikit_learn()  # before the work
+    require_scikit_learn()  # fail before the long part
     _check_max_pixels(max_pixels)
     own = range(rank, len(samples), world_size)
     loader = DataLoader(
@@ -67,9 +67,7 @@ def model_feature_quality(
         bar = tqdm(loader, desc="features", unit="image", disable=not progress)
         for index, row in zip(own, bar, strict=True):
             if row["label"] is None:
-                raise InputError(
-                    f"{row['file']} has no label: the features of a class need one for every image."
-                )
+                raise InputError(f"{row['file']} has no label: feature quality needs labels for every image.")
             image = (row["image"].to(weight.device).float() / 255 - mean) / std
             fused = model.decode(model.encode(image.to(weight.dtype).unsqueeze(0))).fused[0]
             label = F.interpolate(row["label"][None, None].float(), fused.shape[-2:], mode="nearest")[
@@ -83,10 +81,10 @@ def model_feature_quality(
 
 
 class PixelSample:
-    """A uniform random sample of the pixels of many images, of which no more than `size` are held at a time.
+    """A uniform random sample of `size` pixels of many images.
 
-    Each pixel has a random number from the seed and its image; those with the highest numbers are kept. So neither the
-    order of the images nor the number of processes matters.
+    Each pixel gets a random number from the seed and its image, and those with the highest numbers are kept. The sample
+    therefore depends neither on the order of the images nor on the number of processes.
 
     Attributes:
         features: (P, C) float32 on the CPU, highest number first; P is at most `size`.
@@ -95,15 +93,15 @@ class PixelSample:
 
     def __init__(self, size: int, seed: int):
         self.size, self.seed = size, seed
-        self.numbers = torch.empty(0, dtype=torch.float64)  # which has no ties to speak of
+        self.numbers = torch.empty(0, dtype=torch.float64)  # practically without ties
         self.features, self.labels = torch.empty(0, 0), torch.empty(0, dtype=torch.long)
 
     def add(self, image: int, features: Tensor, labels: Tensor, known: Tensor) -> None:
-        """Draw from an image: features (C, h, w) of any device; labels and the pixels that count (h, w) on the CPU."""
+        """Draw from an image: features (C, h, w) on any device; labels and `known` (not ignored) (h, w) on the CPU."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{image}".encode()))
         numbers = torch.rand(labels.numel(), generator=generator, dtype=torch.float64)
         numbers, place = numbers.masked_fill(~known.flatten(), -1).topk(min(self.size, len(numbers)))
-        # Of most images nearly all pixels are out by now, and their features need not be moved.
+        # Only move the features of pixels that can still enter the sample.
         drawn = numbers > (self.numbers[-1] if len(self.numbers) == self.size else -1)
         numbers, place = numbers[drawn], place[drawn]
         chosen = features.flatten(1)[:, place.to(features.device)].T.float().cpu()
@@ -112,7 +110,7 @@ class PixelSample:
         )
 
     def gather(self, world_size: int) -> None:
-        """Make the sample that of all processes' images, on each of them."""
+        """Make it the sample of all processes' images, in each process."""
         parts = [None] * world_size
         torch.distributed.all_gather_object(parts, (self.numbers, self.features, self.labels))
         self._keep_best(*parts)
@@ -126,12 +124,12 @@ class PixelSample:
 
 
 def require_scikit_learn() -> ModuleType:
-    """`sklearn.metrics`, or an `InputError` that says how to install it."""
+    """`sklearn.metrics`, or an `InputError` with the command that installs it."""
     try:
         from sklearn import metrics
     except ImportError as error:
         raise InputError(
-            "The quality of features needs scikit-learn, which is not installed; run: pip install scikit-learn"
+            "Feature quality needs scikit-learn, which is not installed: pip install scikit-learn"
         ) from error
     return metrics
 
@@ -139,13 +137,13 @@ def require_scikit_learn() -> ModuleType:
 def feature_quality(
     features: Tensor, labels: Tensor, ignore_index: int = 255, max_pixels: int = 10_000, seed: int = 0
 ) -> dict[str, float]:
-    """Silhouette, Calinski-Harabasz and Davies-Bouldin scores of features, the classes taken as clusters.
+    """Silhouette, Calinski-Harabasz and Davies-Bouldin scores of features, with the classes as clusters.
 
     Args:
-        features: (N, C, h, w) or (P, C) float, of any device: `model.decode(model.encode(images)).fused`, for instance.
-        labels: (N, h, w) or (P,) integers, at the size of the features; nearest-neighbour shrinking keeps them labels.
-        ignore_index: label of the pixels that do not count.
-        max_pixels: as many are drawn at random; the silhouette takes time with the square of it.
+        features: (N, C, h, w) or (P, C) float on any device, such as `model.decode(model.encode(images)).fused`.
+        labels: (N, h, w) or (P,) integers, at the size of the features, downsampled by nearest neighbour.
+        ignore_index: label of the pixels to ignore.
+        max_pixels: drawn at random; the time of the silhouette score grows with its square.
         seed: of that draw.
 
     Returns:
@@ -153,8 +151,8 @@ def feature_quality(
         0, lower is better.
 
     Raises:
-        InputError: without scikit-learn; where the shapes do not fit; with features that are not finite, fewer than
-            two classes, or no more pixels than classes.
+        InputError: scikit-learn is missing, shapes do not fit, features are not finite, or there are fewer than two
+            classes or no more pixels than classes.
     """
     metrics = require_scikit_learn()
     if features.ndim == 4:
@@ -177,9 +175,7 @@ def feature_quality(
         known = known[torch.randperm(len(known), generator=generator)[:max_pixels]]
     features, labels = features[known].numpy(), labels[known].numpy()
     if not np.isfinite(features).all():
-        raise InputError(
-            "The features are not all finite and cannot be compared: the weights of the model are broken."
-        )
+        raise InputError("The features are not all finite: the weights of the model are corrupt.")
     classes = len(set(labels.tolist()))
     if not 2 <= classes < len(labels):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Class probabilities of images: whole or by sliding windows, at several scales, mirrored."""
+"""Class probabilities of images: whole or in sliding windows, averaged over scales and mirror images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..errors import InputError
+from ..errors import refuse
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module has its own mode again (frozen BatchNorm stays in eval)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()
@@ -23,28 +36,24 @@ def predict_probabilities(
     flip: bool = False,
     batch_size: int = 1,
 ) -> Tensor:
-    """Softmax probabilities at the size of the input, summing to 1 over the classes of every pixel.
+    """Softmax probabilities at the size of the input; they sum to 1 over the classes.
 
     Args:
-        model: `model(pixel_values).logits` are (N, K, h, w) logits; smaller ones are resized to the input.
-            Used in the mode it is in: call `model.eval()` first.
-        pixel_values: (N, 3, H, W) normalised images; the model sees them in the precision of its weights.
-        window: side of square windows slid over the image; None: the whole image at once. The last window of
-            a row or column is moved back to end at the border. An image smaller than the window is one
-            window.
-        stride: distance of the windows, by default int(2/3 * window) as for Cityscapes. Softmax is summed
-            over the windows a pixel lies in; dividing by their number makes it a probability and leaves the
-            argmax alone.
-        scales: image sizes to average over, as factors of the input's.
-        flip: average with the horizontally mirrored image too.
-        batch_size: so many windows go through the model together (N at the least: one of each image).
+        model: `model(pixel_values).logits` are (N, K, h, w) logits, resized to the input if smaller. Its mode is not
+            changed: call `model.eval()` first.
+        pixel_values: (N, 3, H, W) normalised images; they are converted to the precision of the model's weights.
+        window: side of square sliding windows; None uses the whole image. The last window of a row or column is moved
+            back to end at the border. An image smaller than the window is a single window.
+        stride: distance of the windows, by default int(2/3 * window) as for Cityscapes. The softmax is averaged over
+            all windows that contain a pixel.
+        scales: image sizes to average over, as factors of the input size.
+        flip: also average with the horizontally mirrored image.
+        batch_size: number of windows per forward pass (at least N: one window of each image).
 
     Returns:
-        float32 (N, K, H, W), whatever the precision of the model.
+        (N, K, H, W) float32 for any precision of the model.
     """
-    _check(window, stride, scales)
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: give 1 or more.")
+    refuse(_problems(window, stride, scales, batch_size))
     size = pixel_values.shape[-2:]
     total = None
     for scale in scales:
@@ -63,7 +72,7 @@ def predict_probabilities(
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side: every `stride`, the last one moved back to end at the border."""
+    """Starts of the windows along one side: every `stride`, the last one moved back to end at the border."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]
 
@@ -84,9 +93,11 @@ def _at_one_scale(
     total, count = None, image.new_zeros(height, width, dtype=torch.float32)
     for first in range(0, len(places), together):
         some = places[first : first + together]
-        crops = torch.cat([image[..., rows, columns] for rows, columns in some])  # all of one size
+        crops = torch.cat(
+            [image[..., rows, columns] for rows, columns in some]
+        )  # (windows * N, 3, window, window)
         for (rows, columns), probabilities in zip(some, _softmax(model, crops).chunk(len(some)), strict=True):
-            if total is None:  # only the first result tells the number of classes
+            if total is None:  # the number of classes is known after the first window
                 total = probabilities.new_zeros(*probabilities.shape[:2], height, width)
             total[..., rows, columns] += probabilities
             count[rows, columns] += 1
@@ -101,29 +112,16 @@ def _softmax(model: nn.Module, image: Tensor) -> Tensor:
     return logits.softmax(dim=1)
 
 
-def _check(window: int | None, stride: int | None, scales: Sequence[float]) -> None:
+def _problems(
+    window: int | None, stride: int | None, scales: Sequence[float], batch_size: int
+) -> Iterator[str]:
     if window is not None and window < 1:
-        raise InputError(f"window is {window}: give a side in pixels, or leave it out for the whole image.")
-    if stride is not None and window is None:
-        raise InputError(f"stride is {stride} but there is no window: give window too, or leave out stride.")
-    if stride is not None and not 1 <= stride <= window:
-        raise InputError(
-            f"stride is {stride}: it must lie between 1 and window={window}, or pixels would be skipped."
-        )
+        yield f"window is {window}: give a side in pixels, or leave it out for the whole image"
+    elif stride is not None and window is None:
+        yield f"stride is {stride}, but there is no window: give both, or leave out stride"
+    elif stride is not None and not 1 <= stride <= window:
+        yield f"stride is {stride}: it must lie between 1 and window={window}, or pixels would be skipped"
     if not scales or min(scales) <= 0:
-        raise InputError(
-            f"scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25."
-        )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; afterwards every submodule is back in the mode it had (frozen ones too)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        yield f"scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25"
+    if batch_size < 1:
+        yield f"batch_size is {batch_size}: give 1 or more"

@@ -1,12 +1,12 @@
-"""Mean IoU as a metric of the `evaluate` library, for scripts written around it. Needs no download.
+"""Mean IoU as a metric of the `evaluate` library, without a download.
 
     from corrmatch_hf.evaluation import MeanIoU
     metric = MeanIoU()
     metric.add_batch(predictions=maps, references=masks)
     metric.compute(num_labels=21, ignore_index=255)
 
-Arguments and result keys are those of the Hub's `mean_iou`. `evaluate` stores every map in an Arrow table,
-which takes some 40 ms per 512 x 512 image; `evaluate_segmentation` has no such cost.
+Arguments and result keys are those of the Hub's `mean_iou`. `evaluate` stores every map in an Arrow table, which takes
+about 40 ms per 512 x 512 image; `evaluate_segmentation` does not.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ Args:
     predictions: class id maps (H, W), integers; sizes may differ between images.
     references: masks of the same sizes.
     num_labels (int): number of classes K; ids are 0..K-1.
-    ignore_index (int, default 255): label of pixels that do not count.
-    reduce_labels (bool, default False): the masks count from 1 and 0 means "no class": 0 becomes
-    `ignore_index`, every
+    ignore_index (int, default 255): label of pixels to ignore.
+    reduce_labels (bool, default False): the classes start at 1 and 0 means "no class": 0 becomes `ignore_index`, every
         other id is lowered by one, `ignore_index` stays.
 
 Returns:
@@ -42,7 +41,7 @@ Returns:
 
 class MeanIoU(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        # int32 lists rather than images: they keep negative ignore values too
+        # int32 lists, unlike images, can contain negative ignore values
         maps = datasets.List(datasets.List(datasets.Value("int32")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

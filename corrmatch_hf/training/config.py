@@ -129,9 +129,6 @@ class TrainingConfig:
         "Processes that load and augment images; 0 loads in the training process. By default up to 4 for each GPU, and "
         "none on a CPU, whose cores the training needs.",
     )
-    recolor_on_device: bool = option(
-        False, "Make the strong views' colours on the GPU instead of in the loading processes."
-    )
     cpu_threads: int | None = option(
         None,
         "Threads of each process on a CPU; torch's choice if not given (`accelerate launch` makes that 1).",

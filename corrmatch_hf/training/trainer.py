@@ -448,7 +448,6 @@ class SemiSupervisedTrainer:
             num_workers=self._workers(),
             pin_memory=self.accelerator.device.type == "cuda",
             on_bad_sample=config.on_bad_sample,
-            recolor_on_device=config.recolor_on_device,
         )
 
     def _workers(self) -> int:
@@ -476,7 +475,7 @@ class SemiSupervisedTrainer:
             # Whatever draws from the global generator (drop path, for instance) does so by (seed, step, process).
             torch.manual_seed(zlib.crc32(f"{config.seed}/{batch.step}/{accelerator.process_index}".encode()))
             with accelerator.accumulate(self.wrapped):
-                batch = batch.to(accelerator.device, non_blocking=True).recolored()
+                batch = batch.to(accelerator.device, non_blocking=True)
                 loss, logs = self.wrapped(batch)
                 self.watch.observe(self.step + 1, loss, logs, batch.labeled_files + batch.unlabeled_files)
                 accelerator.backward(loss)

@@ -44,7 +44,7 @@ def test_sizes_that_differ(folder):
 
 def test_a_mask_of_nothing_but_ignore(folder):
     path = write_mask(folder / "train/masks/003.png", [255])
-    with pytest.raises(InputError, match=f"{path} of a labelled image holds only the ignore value 255"):
+    with pytest.raises(InputError, match=f"{path} of a labelled image contains only the ignore value 255"):
         check_dataset(load(folder), need_unlabeled=False)
 
 

@@ -163,8 +163,8 @@ def test_the_result_trains_like_the_folder(folder, aside):
     options = {"reduce_labels": True, "id2label": NAMES}
     data = export_folder(folder, aside, **options)
     data.splits.save_to_disk(aside / "saved")
-    ours = load_semi_dataset(str(aside / "saved"), id2label=NAMES, labeled_count=4, seed=3)
-    theirs = load_semi_dataset(data_dir=str(folder), **options, labeled_count=4, seed=3)
+    ours = load_semi_dataset(str(aside / "saved"), id2label=NAMES, labeled_count=4, split_seed=3)
+    theirs = load_semi_dataset(data_dir=str(folder), **options, labeled_count=4, split_seed=3)
     assert (len(ours.labeled), len(ours.unlabeled), len(ours.validation)) == (4, 5, 3)
     for part in ("labeled", "validation"):
         for one, other in zip(getattr(ours, part), getattr(theirs, part), strict=True):

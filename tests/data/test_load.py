@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
+from corrmatch_hf.data.options import DataOptions
 from corrmatch_hf.data.semi_dataset import EvaluationSet
 from corrmatch_hf.errors import InputError
 
@@ -116,9 +117,9 @@ def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
     with pytest.raises(InputError, match=r"photos \(--train_images, --train_masks\) does not exist"):
         load_semi_dataset(train_images=str(tmp_path / "photos"), train_masks=str(folder))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no folder of images that is understood"):
+    with pytest.raises(InputError, match=r"contains no known layout of images"):
         load_semi_dataset(data_dir=str(tmp_path / "empty"))
-    with pytest.raises(InputError, match=r"empty \(--extra_unlabeled\) holds no picture"):
+    with pytest.raises(InputError, match=r"empty \(--extra_unlabeled\) contains no pictures"):
         load_semi_dataset(data_dir=str(folder), extra_unlabeled=str(tmp_path / "empty"))
     with pytest.raises(InputError, match=r"an image is called '000.png', a mask '100.png'"):
         load_semi_dataset(
@@ -186,14 +187,14 @@ def test_black_and_white_masks_are_no_single_class(tmp_path):
 
 
 def test_a_drawn_share(folder):
-    semi = load_semi_dataset(data_dir=str(folder), labeled_fraction=0.5, seed=3)
+    semi = load_semi_dataset(data_dir=str(folder), labeled_fraction=0.5, split_seed=3)
     assert counts(semi) == (4, 4, 3)
     assert sorted(stems(semi.labeled) + stems(semi.unlabeled)) == [f"{i:03d}" for i in range(8)]
     assert "label" not in semi.unlabeled.column_names
-    again = load_semi_dataset(data_dir=str(folder), labeled_count=4, seed=3)
+    again = load_semi_dataset(data_dir=str(folder), labeled_count=4, split_seed=3)
     assert stems(again.labeled) == stems(semi.labeled)
     drawn = {
-        tuple(stems(load_semi_dataset(data_dir=str(folder), labeled_count=3, seed=s).labeled))
+        tuple(stems(load_semi_dataset(data_dir=str(folder), labeled_count=3, split_seed=s).labeled))
         for s in range(6)
     }
     assert len(drawn) > 1
@@ -257,17 +258,23 @@ def test_further_unlabeled_images(folder, tmp_path):
         ({"labeled_fraction": 20}, "--labeled_fraction is 20"),
         ({"labeled_count": 0}, "--labeled_count is 0"),
         ({"labeled_count": 9}, "--labeled_count is 9, but only 8 training images have a mask"),
-        ({"labeled_count": 1, "labeled_fraction": 0.5}, "not several"),
+        ({"labeled_count": 1, "labeled_fraction": 0.5}, "exclude each other"),
         ({"unlabeled_list": "x.txt"}, "--unlabeled_list needs --labeled_list"),
         ({"train_masks": "x"}, "--train_masks needs --train_images"),
         ({"validation_masks": "x"}, "must be given together"),
-        ({"seed": -1}, "--split_seed is -1"),
+        ({"split_seed": -1}, "--split_seed is -1"),
+        ({"seed": 1}, "Unknown option of load_semi_dataset 'seed': did you mean 'split_seed'"),
         ({"labeled_list": "x.txt"}, r"The list x.txt \(--labeled_list\) does not exist"),
     ],
 )
 def test_options_that_cannot_be(folder, options, message):
     with pytest.raises(InputError, match=message):
         load_semi_dataset(data_dir=str(folder), **options)
+
+
+def test_options_may_be_given_as_one_object(folder):
+    options = DataOptions(data_dir=str(folder), labeled_count=3)
+    assert counts(load_semi_dataset(options)) == (3, 5, 3)
 
 
 # ------------------------------------------------------------------------------- whatever `datasets` reads
@@ -310,7 +317,7 @@ def repository(tmp_path) -> Path:
 
 @pytest.mark.parametrize("as_name", [True, False])
 def test_a_repository(repository, as_name):
-    where = {"name": str(repository)} if as_name else {"data_dir": str(repository)}
+    where = {"dataset_name": str(repository)} if as_name else {"data_dir": str(repository)}
     semi = load_semi_dataset(**where, labeled_fraction=0.5)
     assert counts(semi) == (4, 4, 3)
     assert semi.labeled.column_names == ["image", "label", "file"]
@@ -336,7 +343,7 @@ def test_columns_may_be_named(tmp_path):
         load_semi_dataset(str(tmp_path), image_column="where")
     with pytest.raises(InputError, match=r"Unknown label column .* 'wat'.*did you mean 'what'"):
         load_semi_dataset(str(tmp_path), image_column="where", label_column="wat")
-    with pytest.raises(InputError, match=r"holds .*not pictures"):
+    with pytest.raises(InputError, match=r"contains .*not pictures"):
         load_semi_dataset(str(tmp_path), image_column="where", label_column="scene")
     assert counts(load_semi_dataset(str(tmp_path), image_column="where", label_column="what")) == (4, 0, 0)
 
@@ -362,7 +369,7 @@ def test_imagefolder_with_metadata(tmp_path):
         {"image_file_name": f"photos/{i:03d}.png", "label_file_name": f"ids/{i:03d}.png"} for i in range(3)
     ]
     (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    for where in ({"name": str(tmp_path)}, {"name": "imagefolder", "data_dir": str(tmp_path)}):
+    for where in ({"dataset_name": str(tmp_path)}, {"dataset_name": "imagefolder", "data_dir": str(tmp_path)}):
         semi = load_semi_dataset(**where)
         assert counts(semi) == (3, 0, 0) and stems(semi.labeled) == ["000", "001", "002"]
 
@@ -371,7 +378,7 @@ def test_a_dataset_of_classification_is_told_apart(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     data = datasets.Dataset.from_dict({"image": rows(2)["image"], "label": [0, 1]}, features=features)
     data.save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(InputError, match=r"'label' holds one class for a whole image"):
+    with pytest.raises(InputError, match=r"'label' contains one class per image"):
         load_semi_dataset(str(tmp_path / "saved"))
 
 

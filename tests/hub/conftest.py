@@ -14,6 +14,7 @@ import transformers
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 
+import corrmatch_hf
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 
 from .loopback_hub import TOKEN, LoopbackHub
@@ -98,7 +99,7 @@ def run_client(hub, tmp_path):
         env |= {
             "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-            "HTTPS_PROXY": NOWHERE,
+            "HTTPS_PROXY": NOWHERE, "PYTHONPATH": str(Path(corrmatch_hf.__file__).parents[1]),
         }  # fmt: skip
         python = sys.executable
         if bare:

@@ -83,7 +83,7 @@ def test_a_branch_holds_another_dataset(published, api):
     api.create_branch("user/scenes", branch="fewer", repo_type="dataset")
     published["train"].select([5, 2]).push_to_hub("user/scenes", split="train", revision="fewer")
     assert len(load_semi_dataset("user/scenes").labeled) == 6
-    fewer = load_semi_dataset("user/scenes", revision="fewer")
+    fewer = load_semi_dataset("user/scenes", dataset_revision="fewer")
     train = arrays(published["train"])
     assert_same([fewer.read_labeled(row) for row in fewer.labeled], [train[5], train[2]])
 

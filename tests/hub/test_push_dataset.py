@@ -61,7 +61,7 @@ def same(ours, theirs):
 def test_a_folder_comes_back_from_the_hub_as_it_was(hub, folder, capsys):
     main([str(folder), "user/streets"])
     same(load_semi_dataset("user/streets"), load_semi_dataset(data_dir=str(folder)))
-    drawn = {"labeled_fraction": 0.5, "seed": 1}
+    drawn = {"labeled_fraction": 0.5, "split_seed": 1}
     same(load_semi_dataset("user/streets", **drawn), load_semi_dataset(data_dir=str(folder), **drawn))
     assert json.loads(published(hub)["id2label.json"]) == NAMES
 
@@ -151,7 +151,7 @@ def test_a_branch_and_privacy_are_as_asked(hub, folder, capsys):
     assert list(published(hub)) == [".gitattributes"]
     assert "id2label.json" in published(hub, "small")
     assert capsys.readouterr().out.endswith("/datasets/user/streets/tree/small\n")
-    same(load_semi_dataset("user/streets", revision="small"), load_semi_dataset(data_dir=str(folder)))
+    same(load_semi_dataset("user/streets", dataset_revision="small"), load_semi_dataset(data_dir=str(folder)))
 
 
 def test_a_public_dataset_is_not_taken_for_private(hub, folder):
@@ -183,7 +183,7 @@ def test_a_failed_upload_names_the_command_and_repeating_it_works(hub, folder, t
     main([str(folder), "user/streets", "--revision", "a b"])
     if trouble == "commit":
         assert not any(method == "PUT" for method, _ in hub.requests), "what was uploaded is uploaded again"
-    same(load_semi_dataset("user/streets", revision="a b"), load_semi_dataset(data_dir=str(folder)))
+    same(load_semi_dataset("user/streets", dataset_revision="a b"), load_semi_dataset(data_dir=str(folder)))
 
 
 def test_a_card_that_the_hub_refuses_is_refused_before_the_pictures_are_uploaded(hub, folder):

@@ -72,8 +72,8 @@ def root(tmp_path):
 
 CANNOT_BE_READ = {
     "cut": (cut_jpeg, ".*truncated"),
-    "empty": (lambda path: put(path, b""), "it is none of JPEG, "),
-    "text": (lambda path: put(path.with_suffix(".jpg"), b"no picture"), "it is none of JPEG, "),
+    "empty": (lambda path: put(path, b""), "is none of JPEG, "),
+    "text": (lambda path: put(path.with_suffix(".jpg"), b"no picture"), "is none of JPEG, "),
     "large bomb": (lambda path: bomb(path, 60000), ".*decompression bomb"),
     "small bomb": (lambda path: bomb(path, 12000), r"12000 x 12000 pixels are more than the \d+"),
 }
@@ -335,7 +335,7 @@ def test_a_name_that_is_no_text(root):
         Path(os.fsdecode(bytes(root / "unlabeled") + b"/caf\xe9.png")).touch()
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
-    with pytest.raises(InputError, match=r"caf\\udce9.png' \(--data_dir\) is no UTF-8 text: rename it"):
+    with pytest.raises(InputError, match=r"caf\\udce9.png' \(--data_dir\) is not UTF-8 text: rename it"):
         load(root)
 
 

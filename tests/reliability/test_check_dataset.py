@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset, synthetic_semi_dataset
-from corrmatch_hf.data.check import check_dataset, scan_dataset, scan_text
+from corrmatch_hf.data.check import check_dataset, scan_dataset
+from corrmatch_hf.data.check_report import format_report
 from corrmatch_hf.errors import InputError
 
 from ..data.pictures_on_disk import write_mask, write_photo
@@ -105,7 +106,7 @@ def test_everything_wrong_is_reported_and_nothing_stops_the_scan(spoiled):
     assert odd == {"one_class": ["014", "016"], "all_ignored": ["015"], "jpeg": ["016"], "colored": ["017"]}
     assert {Path(a).stem: Path(b).stem for a, b in report.leaks.items()} == {"101": "018"}
     assert len(report.refused) == 4  # of each part the bad ones, and the mask of nothing
-    text = scan_text(report)
+    text = format_report(report)
     reasons = [reason for part in report.parts.values() for reason in part.bad.values()]
     assert len([reason for reason in reasons if reason in text]) == 9 - 3, "all of them, with their reasons"
     for mask, ids in (("train/masks/010", "7"), ("train/masks/011", "7, 9"), ("validation/masks/100", "200")):

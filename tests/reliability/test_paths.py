@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from corrmatch_hf.data import Augmentation, load_semi_dataset, training_batches
-from corrmatch_hf.data.sources.hub import OwnFiles
+from corrmatch_hf.data.sources.hub import DatasetFiles
 from corrmatch_hf.errors import InputError
 
 from ..data.conftest import _own_cache  # noqa: F401
@@ -154,13 +154,13 @@ def test_lists_from_any_system(root, content, monkeypatch):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("\n".join(pairs(0)).encode() + "\ncafé.png".encode("latin-1"), "for line 2 holds the byte 0xE9: save"),
-        ("\n".join(pairs(0)).encode("utf-16"), "for line 1 holds the byte 0xFF: save it as UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0", "for line 1 holds the byte 0x89"),
+        ("\n".join(pairs(0)).encode() + "\ncafé.png".encode("latin-1"), "line 2 holds the byte 0xE9. Save"),
+        ("\n".join(pairs(0)).encode("utf-16"), "line 1 holds the byte 0xFF. Save it as UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0", "line 1 holds the byte 0x89"),
         (b"", "is empty"),
         (b" \r\n\n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (("\n".join(pairs(0)) + "\n# the rest").encode(), "line 2 .*'# the rest' names no file: .* no comments"),
+        (("\n".join(pairs(0)) + "\n# the rest").encode(), "line 2 .*'# the rest' names no file: .* comments"),
         (("\n" + "x" * 5000 + ".png").encode(), "line 2 .*does not exist"),
         (b"train/images/\0.png", "line 1 .*does not exist"),
     ],
@@ -334,7 +334,7 @@ def test_parquet_cannot_name_files_of_this_machine(tmp_path, monkeypatch, way, c
     where = parquet(tmp_path / "set/data/train.parquet", cells["image"], cells["label"])
     for attempt in both_ways(str(Path(where).parent)):
         with pytest.raises(
-            InputError, match=r"names '.*private/.*' as a picture of .*train\[0\], which is none"
+            InputError, match=r"names '.*private/.*' as a picture of .*train\[0\], which is not one"
         ):
             attempt()
 
@@ -367,7 +367,7 @@ def test_what_belongs_to_a_dataset_of_the_hub(tmp_path, monkeypatch):
         tmp_path / "disk", tmp_path / "cache"
     )  # a cache on another disk, as it is written and as it is
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    own = OwnFiles("user/streets", None)
+    own = DatasetFiles("user/streets", None)
     for folder in ("cache", "disk"):
         own.check(str(tmp_path / folder / "datasets--user--streets/1.png"), "train[0]")
     cache = datasets.config.HF_DATASETS_CACHE
@@ -390,7 +390,7 @@ def test_what_belongs_to_a_dataset_of_the_hub(tmp_path, monkeypatch):
         f"{cache}-other/1.png",
         "1.png",
     ):
-        with pytest.raises(InputError, match="none of its own files"):
+        with pytest.raises(InputError, match="not one of its own files"):
             own.check({"path": path, "bytes": None}, "train[0]")
         own.check({"path": path, "bytes": b"held"}, "train[0]")
     own.check(np.zeros(3), "train[0]")
@@ -431,7 +431,7 @@ def test_a_downloaded_dataset_reads_its_own_files_alone(tmp_path, hub, run_clien
     for case in ("bad False", "bad True"):
         assert "private/photo.png" in result[case]
     for case in ("parquet False", "parquet True"):
-        assert f"names '{photo}' as a picture of train[0], which is none of its own files" in result[case]
+        assert f"names '{photo}' as a picture of train[0], which is not one of its own files" in result[case]
 
 
 # ------------------------------------------------------------------------------------------ what is not whole

@@ -1,4 +1,4 @@
-"""Datasets of the Hub, and whatever else `datasets` reads, with the columns this package knows."""
+"""Datasets of the Hub, and everything else that `datasets` reads, with uniform columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ...errors import InputError, unknown_name
-from ..semi_dataset import reason_of, rows_of_stream, undecoded
+from ..semi_dataset import AnyDataset, reason_of, rows_of_stream, undecoded
 from .folders import SPLIT_NAMES
 from .lists import rows_of_list
 
@@ -34,17 +34,14 @@ LABEL_COLUMNS = (
     "label_map",
     "seg_map",
 )
-
+ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-
-AnyDataset = datasets.Dataset | datasets.IterableDataset
 
 
 class HubSource:
-    """The splits of a dataset repository, a folder or a builder that `datasets` reads; loaded when asked for.
+    """The splits of a dataset repository, a folder or a builder that `datasets` reads; loaded on demand.
 
-    With `streaming`, everything unlabelled is an IterableDataset; validation images are then read into
-    memory.
+    With `streaming`, unlabelled images are an IterableDataset and validation images are read into memory.
     """
 
     def __init__(
@@ -78,11 +75,11 @@ class HubSource:
         return _in_memory(self._split(self.train_split, "--train_split"))
 
     def first_labeled(self, count: int | None) -> tuple[datasets.Dataset, datasets.IterableDataset]:
-        """The first `count` rows of the training stream, and the stream of what follows."""
+        """The first `count` rows of the training stream, and the stream of the rows after them."""
         if count is None:
             raise InputError(
-                "--streaming cannot count a fraction of, or look for masks in, a stream: give "
-                "--labeled_count, or local labelled images and the stream as --extra_unlabeled."
+                "--streaming cannot find out which images of a stream have masks: give --labeled_count, or local "
+                "labelled images with the stream as --extra_unlabeled."
             )
         stream = self._split(self.train_split, "--train_split")
         return _in_memory(stream.take(count)), stream.skip(count)
@@ -90,9 +87,9 @@ class HubSource:
     def by_list(
         self, labeled_list: str, unlabeled_list: str | None
     ) -> tuple[datasets.Dataset, datasets.Dataset]:
-        """The rows whose files the lists name; without an unlabelled list, the rest is unlabelled."""
+        """The rows named by the lists; without an unlabelled list, the remaining rows are unlabelled."""
         if self.streaming:
-            raise InputError("--labeled_list cannot be looked up in a stream: leave out --streaming.")
+            raise InputError("--labeled_list cannot be combined with --streaming: leave out one of them.")
         train = self.train()
         files = train["file"][:]
         labeled = rows_of_list(labeled_list, files, "--labeled_list")
@@ -103,17 +100,17 @@ class HubSource:
         return train.select(labeled), train.select(rest)
 
     def unlabeled(self) -> AnyDataset | None:
-        """The split "unlabeled", where there is one."""
+        """The split "unlabeled", if there is one."""
         found = next((n for n in ("unlabeled", "unlabelled") if n in self._splits), None)
         return None if found is None else self._split(found, "", label=False)
 
     def all_images(self) -> AnyDataset:
-        """The images of the split "unlabeled", else of the only or the training one."""
+        """The images of the split "unlabeled", else of the only or the training split."""
         only = next(iter(self._splits)) if len(self._splits) == 1 else self.train_split
         return self.unlabeled() or self._split(only, "--extra_unlabeled", label=False)
 
     def validation(self, split: str | None) -> datasets.Dataset | None:
-        """The named split, else the usual ones: validation, then test."""
+        """The split of this name, by default validation or test."""
         if split is None:
             usual = (*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"])
             split = next((n for n in usual if n in self._splits), None)
@@ -128,22 +125,18 @@ class HubSource:
         return dataset if len(there) == len(dataset) else dataset.select(there)
 
     def id2label_file(self) -> str | None:
-        """The path of `id2label.json` in the repository or folder, where it has one."""
+        """The local path of the repository's or folder's `id2label.json`, if it has one."""
         if self._folder is not None:
             path = Path(self._folder, "id2label.json")
             return str(path) if path.is_file() else None
         try:
             return hf_hub_download(self.name, "id2label.json", repo_type="dataset", revision=self.revision)
-        except (
-            HfHubHTTPError,
-            HFValidationError,
-            OSError,
-        ):  # none there, offline and not cached, or no repository
-            return None
+        except (HfHubHTTPError, HFValidationError, OSError):
+            return None  # no such file, offline and not cached, or not a repository
 
     @property
     def _folder(self) -> str | None:
-        """Where the dataset is, if on this machine."""
+        """The folder of a local dataset."""
         return next((f for f in (self.name, self._arguments["data_dir"]) if f and os.path.isdir(f)), None)
 
     def _load(self, **kwargs):
@@ -152,23 +145,23 @@ class HubSource:
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        """Whatever keeps `datasets` from loading, as one sentence."""
+        """Turns every error of loading into an InputError."""
         try:
             yield
         except InputError:
             raise
-        except Exception as error:  # of `datasets`, pyarrow, pandas, the Hub's client, ...
+        except Exception as error:  # from `datasets`, pyarrow, pandas, huggingface_hub ...
             raise InputError(f"The dataset {self.name!r} cannot be loaded: {reason_of(error)}.") from error
 
     def _split(self, name: str, option: str, label: bool = True) -> AnyDataset:
-        """One split, or part of it as in "train[:80%]", with the columns image, file and perhaps label."""
+        """A split, or part of one such as "train[:80%]", with the columns image, file and, if asked for, label."""
         if "[" in name and not self.streaming and not is_saved_dataset(self.name):
             dataset = self._load(split=name)
         elif name in self._splits:
             dataset = self._splits[name]
         else:
             raise unknown_name(f"split ({option}) of {self.name}", name, self._splits)
-        if dataset.features is None:  # a stream that does not say what it holds
+        if dataset.features is None:  # a stream of unknown columns
             with self._loading():
                 dataset = dataset._resolve_features()
         features = dataset.features
@@ -190,27 +183,27 @@ class HubSource:
                 raise InputError(
                     f"No column of masks was found in {self.name} among {sorted(features)}: name it with "
                     "--label_column"
-                    + (f" ({one_class!r} holds one class for a whole image)." if one_class else ".")
+                    + (f" ({one_class!r} contains one class per image)." if one_class else ".")
                 )
             columns[mask] = "label"
         dataset = dataset.select_columns(list(columns))
         pictures = [column for column in columns if isinstance(features[column], datasets.Image)]
-        for column in pictures:  # a stream decodes and encodes anew what is renamed
+        for column in pictures:  # else renaming a column of a stream would re-encode its pictures
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
         dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-        dataset = _with_files(dataset, name, OwnFiles(self.name, self._folder))
+        dataset = _with_files(dataset, name, DatasetFiles(self.name, self._folder))
         for column in pictures:
             dataset = dataset.cast_column(columns[column], datasets.Image())
         return dataset
 
 
 def is_saved_dataset(path: str) -> bool:
-    """Whether `save_to_disk` made this folder."""
+    """Whether `Dataset.save_to_disk` wrote this folder."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
 
 
 def read_by_datasets(folder: str) -> bool:
-    """Whether this folder says, within two levels, that it is a dataset and not just pictures."""
+    """Whether a folder contains, within two levels, tables, archives or metadata that `datasets` reads."""
     for parent, folders, files in os.walk(folder):
         if any(f.endswith((".parquet", ".arrow", ".tar")) or f in METADATA_FILES for f in files):
             return True
@@ -220,7 +213,7 @@ def read_by_datasets(folder: str) -> bool:
 
 
 def _in_memory(dataset: AnyDataset) -> datasets.Dataset:
-    """A stream that is short enough, as a dataset with a length; the pictures stay as they are stored."""
+    """A short stream as a dataset with a length; the pictures stay encoded."""
     if isinstance(dataset, datasets.Dataset):
         return dataset
     features, rows = dataset.features, list(rows_of_stream(undecoded(dataset)))
@@ -232,39 +225,38 @@ def _find_column(features, given: str | None, usual: tuple[str, ...], kind: str,
         if given not in features:
             raise unknown_name(f"{kind} of {name}", given, features)
         if not _holds_pictures(features[given]):
-            raise InputError(f"The {kind} {given!r} of {name} holds {features[given]}, not pictures.")
+            raise InputError(f"The {kind} {given!r} of {name} contains {features[given]}, not pictures.")
         return given
     return next((n for n in usual if n in features and _holds_pictures(features[n])), None)
 
 
 def _holds_pictures(feature) -> bool:
-    """Pictures, or arrays of numbers."""
+    """Whether the column can contain pictures or arrays of numbers."""
     return not isinstance(feature, datasets.ClassLabel) and not (
         isinstance(feature, datasets.Value) and feature.dtype != "string"
     )
 
 
-def _with_files(dataset: AnyDataset, split: str, own: OwnFiles) -> AnyDataset:
-    """Adds the column `file`: the path of the image where the dataset knows it, else its row.
+def _with_files(dataset: AnyDataset, split: str, files: DatasetFiles) -> AnyDataset:
+    """Adds the column `file`: the path of the image if the dataset names it, else split[row].
 
-    The pictures are not decoded. Raises InputError, a stream when it gets there, if one is none of the `own` files.
+    The pictures are not decoded. Raises InputError (a stream: when it is read) if a picture is outside of `files`.
     """
 
     def file_of(row: dict, index: int) -> str:
         for column, cell in row.items():
-            own.check(cell, f"{split}[{index}]" if column == "image" else f"the mask of {split}[{index}]")
+            files.check(cell, f"{split}[{index}]" if column == "image" else f"the mask of {split}[{index}]")
         image = row["image"]
         return (image.get("path") if isinstance(image, dict) else None) or f"{split}[{index}]"
 
     if isinstance(dataset, datasets.IterableDataset):
         features = datasets.Features({**dataset.features, "file": datasets.Value("string")})
         return dataset.map(lambda row, i: {"file": file_of(row, i)}, with_indices=True, features=features)
-    files = [file_of(row, i) for i, row in enumerate(_named_files(dataset))]
-    return dataset.add_column("file", files)
+    return dataset.add_column("file", [file_of(row, i) for i, row in enumerate(_file_rows(dataset))])
 
 
-def _named_files(dataset: datasets.Dataset) -> Iterator[dict]:
-    """The rows as far as they name files: pictures that the dataset holds are left where they are."""
+def _file_rows(dataset: datasets.Dataset) -> Iterator[dict]:
+    """The rows with the paths of their pictures; embedded pictures are not loaded, their bytes become b""."""
     for table in dataset.with_format("arrow").iter(batch_size=1000):
         columns = {}
         for name in table.column_names:
@@ -283,7 +275,7 @@ def _named_files(dataset: datasets.Dataset) -> Iterator[dict]:
 
 
 def rows_with_label(dataset: datasets.Dataset) -> list[bool]:
-    """For each row whether it has a mask, without reading the masks."""
+    """Whether each row has a mask, without reading the masks."""
     there: list[bool] = []
     for table in dataset.select_columns(["label"]).with_format("arrow").iter(batch_size=1000):
         column = table["label"]
@@ -295,21 +287,13 @@ def rows_with_label(dataset: datasets.Dataset) -> list[bool]:
     return there
 
 
-# -------------------- Which files a dataset may name that `datasets` reads: its own, whoever wrote it.
-#
-# A Parquet file or the metadata of a folder can name any path in place of a picture, and whoever opens it would
-# read, say, a private photo into a dataset that is then shared. `datasets` itself looks at the names in metadata
-# files only, and only since version 5.
+class DatasetFiles:
+    """The files that a dataset may refer to: those below its `folder` if it is local, else those of its Hub
+    repository; and everything in the caches for downloaded and unpacked files.
 
-
-ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
-
-
-class OwnFiles:
-    """The files of one dataset: those below `folder`, if it is one of this machine, else those on the Hub; and in
-    both cases what was downloaded or unpacked.
-
-    Where a path leads is judged by how it is written, `..` resolved: links may lead anywhere.
+    A Parquet file or a folder's metadata can name any path instead of a picture. Opening such a path could copy, say, a
+    private photo into a dataset that is then shared. `datasets` itself only checks metadata files, and only since
+    version 5. Paths are judged as written, with `..` resolved: links may lead anywhere.
     """
 
     def __init__(self, name: str, folder: str | None):
@@ -322,19 +306,16 @@ class OwnFiles:
         self._hub = None if folder is not None else f"hf://datasets/{name}@"
 
     def check(self, cell: Any, row: str) -> None:
-        """Raises InputError if a cell, not decoded, would be read from a file that is not the dataset's.
-
-        `row` says whose cell it is.
-        """
+        """Raises InputError if an undecoded cell names a file outside of the dataset; messages mention `row`."""
         if isinstance(cell, dict):
             cell = cell.get("path") if cell.get("bytes") is None else None
-        if isinstance(cell, str) and not self._holds(cell):
+        if isinstance(cell, str) and not self._contains(cell):
             raise InputError(
-                f"The dataset {self.name!r} names {cell!r} as a picture of {row}, which is none of its own files, so "
-                "it is not opened: put the file into the dataset, or name it in a --labeled_list of your own."
+                f"The dataset {self.name!r} names {cell!r} as a picture of {row}, which is not one of its own files "
+                "and is not opened: move the file into the dataset, or name it in a --labeled_list of your own."
             )
 
-    def _holds(self, path: str) -> bool:
+    def _contains(self, path: str) -> bool:
         *members, place = path.split("::")  # "zip://photo.png::hf://datasets/user/name@revision/photos.zip"
         if not all(member.partition("://")[0] in ARCHIVES for member in members):
             return False

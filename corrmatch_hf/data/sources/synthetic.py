@@ -1,9 +1,9 @@
-"""A made-up dataset that needs no download: things with a pattern on a blotchy ground, five classes.
+"""A generated dataset of five classes that needs no download: patterned shapes on a blotchy background.
 
-What a pixel is follows from outline and pattern (disc with rings, square with stripes, triangle with dots,
-cross with checks). The hue of a thing is a hint, blurred by shade, light, colour cast and gamma, which differ
-from image to image as size, turn and noise do. A dozen labelled images let a small network start from the
-hint; many unlabelled ones, with strong colour augmentation, teach it the rest.
+The class follows from outline and pattern (disc with rings, square with stripes, triangle with dots, cross with
+checks). The hue is a hint, weakened by shade, light, colour cast and gamma, which vary from image to image, like size,
+rotation and noise. With a dozen labelled images a small network learns the hint; many unlabelled images with strong
+colour augmentation teach it the rest.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SPLITS = ("labeled", "unlabeled", "validation")
 def synthetic_semi_dataset(
     labeled: int = 12, unlabeled: int = 400, validation: int = 100, image_size: int = 96, seed: int = 0
 ) -> SemiDataset:
-    """The built-in set, in memory: the same validation images for every `seed`, and each class in the
-    labelled images if there are 4 or more."""
+    """The built-in dataset, in memory. The validation images are the same for every `seed`; four or more labelled
+    images contain every class."""
     if min(labeled, unlabeled, validation) < 0 or labeled == 0:
         raise InputError(
             f"The synthetic set cannot have {labeled} labelled, {unlabeled} unlabelled and {validation} "
@@ -48,7 +48,7 @@ def synthetic_semi_dataset(
 def synthetic_image(
     split: str, index: int, image_size: int = 96, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 picture and (H, W) uint8 ids: a function of the arguments alone."""
+    """(H, W, 3) uint8 picture and (H, W) uint8 class ids, determined by the arguments."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     axis = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
     y, x = axis[:, None], axis[None, :]
@@ -67,7 +67,7 @@ def synthetic_image(
         dy, dx = (y[rows] - center_y) / radius, (x[:, columns] - center_x) / radius
         u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
         outside, pattern = _thing(class_id, u, v, rng.uniform(1.4, 2.0), rng.uniform(0, 2 * np.pi))
-        cover = np.clip(0.5 - outside * radius * image_size, 0, 1)  # anti-aliased outline, one pixel wide
+        cover = np.clip(0.5 - outside * radius * image_size, 0, 1)  # outline, anti-aliased over one pixel
         first, second = _thing_colors(class_id, rng)
         paint = second + (first - second) * pattern[..., None]
         around = picture[rows, columns]
@@ -84,7 +84,7 @@ def synthetic_image(
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(H, W, 3) float32: two colours, mixed by coarse and fine blotches."""
+    """(H, W, 3) float32: two colours mixed by coarse and fine blotches."""
     mix = np.zeros((size, size), dtype=np.float32)
     for cells, weight in ((4, 0.5), (int(rng.integers(8, 24)), rng.uniform(0.1, 0.5))):
         noise = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
@@ -95,7 +95,7 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two random colours that differ enough in brightness for a pattern of them to be seen."""
+    """Two random colours whose brightness differs enough for a visible pattern."""
     while True:
         first, second = rng.random((2, 3), dtype=np.float32)
         if abs(first.mean() - second.mean()) > 0.3:
@@ -103,7 +103,7 @@ def _two_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thing_colors(class_id: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A bright and a dark shade of the class's hue, in any order."""
+    """A bright and a dark shade of the class's hue, in random order."""
     hue = (HUES[class_id] + rng.normal(0, 0.06)) % 1
     shades = [
         colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 0.9), rng.uniform(low, high))
@@ -116,7 +116,7 @@ def _thing_colors(class_id: int, rng: np.random.Generator) -> tuple[np.ndarray, 
 def _thing(
     class_id: int, u: np.ndarray, v: np.ndarray, frequency: float, phase: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance outside the outline, in radii (negative inside), and the pattern, 0 to 1, at each (u, v)."""
+    """Signed distance to the outline in radii (negative inside), and the pattern in 0..1, at each (u, v)."""
     turn = 2 * np.pi * frequency
     if class_id == 1:
         distance = np.hypot(u, v)
