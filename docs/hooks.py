@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import corrmatch_hf
-from corrmatch_hf.commands.arguments import DataArguments, MethodArguments, ModelArguments
+from corrmatch_hf.commands import train
 from corrmatch_hf.methods import METHODS
-from corrmatch_hf.options import choices_of, describe_bounds
-from corrmatch_hf.training import TrainingConfig
+from corrmatch_hf.options import GROUPS, choices_of, describe_bounds
 
 MARKER = re.compile(r"^<!-- (options|citation|api):? ?(.*?) -->$", re.MULTILINE)
 API = {
@@ -37,17 +36,22 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return MARKER.sub(lambda match: {"options": options, "citation": citation, "api": api}[match[1]](match[2]), markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Shows the cross-references of docstrings in the style of transformers, [`Name`], as plain names."""
+    return re.sub(r"\[(<code>[^<]*</code>)\]", r"\1", html)
+
+
 def options(what: str) -> str:
     """Option tables in Markdown: of a method, of all of `train`, or of one group of it."""
     if what in METHODS:
-        return "\n\n".join(table(fields) for fields in grouped(METHODS[what].Options).values())
-    groups: dict[str, list[str]] = {}
-    for cls in (MethodArguments, DataArguments, ModelArguments, TrainingConfig):
-        for group, fields in grouped(cls).items():
-            groups.setdefault(group, []).extend(fields)
+        return "\n\n".join(table(rows) for rows in grouped(METHODS[what].Options).values())
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for cls in train.GROUPS:
+        for group, rows in grouped(cls).items():
+            groups.setdefault(group or "Other", []).extend(rows)
     if what.startswith("group "):
         return table(groups[what.removeprefix("group ")])
-    return "\n\n".join(f"## {group}\n\n{table(fields)}" for group, fields in groups.items())
+    return "\n\n".join(f"## {group}\n\n{table(rows)}" for group, rows in groups.items() if rows)
 
 
 def grouped(cls: type) -> dict[str, list[str]]:
@@ -59,42 +63,36 @@ def grouped(cls: type) -> dict[str, list[str]]:
 
 
 def table(rows: list[str]) -> str:
-    return "\n".join(["| option | default | values | |", "|---|---|---|---|", *rows])
+    return "\n".join(["| option | default | |", "|---|---|---|", *rows])
 
 
 def row(spec: dataclasses.Field, hint: Any) -> str:
-    name = f"`--{spec.name}`"
-    if spec.metadata.get("common"):
-        name = f"**{name}**"
+    """One line of a table; options of the short `--help` are bold."""
+    name = f"**`--{spec.name}`**" if spec.metadata.get("common") else f"`--{spec.name}`"
     default = spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()
-    cells = (name, "" if default is None else f"`{default}`", values(spec, hint), spec.metadata.get("help", ""))
-    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+    help_text = re.sub(r"(--\w+)", r"`\1`", spec.metadata.get("help", ""))
+    cells = (name, "" if default is None else f"`{default}`", f"{help_text} {values(spec, hint)}")
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def values(spec: dataclasses.Field, hint: Any) -> str:
-    """What an option accepts: choices, or a type and its range."""
+    """The choices or the range of an option, in italics; nothing where its default shows what it accepts."""
     if choices := choices_of(hint):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    kinds = [part for part in (hint, *get_args(hint)) if part in (bool, int, float, str)]
-    kind = {bool: "True or False", int: "integer", float: "number", str: "text"}[kinds[0]] if kinds else ""
+        return f"*One of* {', '.join(f'`{choice}`' for choice in choices)}."
     bounds = spec.metadata.get("bounds")
-    return f"{kind} {describe_bounds(bounds)}" if bounds else kind
-
-
-def escape(text: str) -> str:
-    """Text as a table's cell; the asterisks and quotation marks of help texts are no Markdown."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return f"*{describe_bounds(bounds).capitalize()}.*" if bounds else ""
 
 
 def citation(method: str) -> str:
-    reference = METHODS[method].reference
+    from corrmatch_hf.methods.citations import REFERENCES
+    reference = REFERENCES[method]
     return f"{reference.text}\n\n```bibtex\n{reference.bibtex}\n```"
 
 
 def api(_: str) -> str:
     """One entry for each public name, by the place where it is defined; names not in `API` come last."""
     listed = {name for names in API.values() for name in names}
-    others = [name for name in corrmatch_hf.__all__ if name not in listed and not name.startswith("_")]
+    others = [name for name in corrmatch_hf.__all__ if name not in listed and not re.match(r"_|.*Options$", name)]
     sections = []
     for title, names in {**API, "Further names": others}.items():
         entries = []
