@@ -1,15 +1,15 @@
 """corrmatch-hf: semi-supervised semantic segmentation, as easy as any Hugging Face model.
 
-Importing the package makes the model known to transformers' Auto classes and imports nothing heavy: everything is
-imported when it is first used.
+Importing the package is fast: its parts are imported when they are first used. transformers' Auto classes and pipelines
+know the model once `corrmatch_hf.model` is imported, which using anything that needs a model does, as in
+
+    from corrmatch_hf import CorrMatchForSegmentation
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
-
-from .registration import register as _register
 
 __version__ = "0.1.0"
 
@@ -64,8 +64,6 @@ _ROOMS = {
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]
-
-_register()
 
 
 def __getattr__(name: str) -> Any:

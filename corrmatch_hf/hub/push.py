@@ -19,10 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-import corrmatch_hf.model  # noqa: F401  registers CorrMatch with the Auto classes
-
 from ..errors import InputError
-from ..model import CorrMatchForSegmentation
+from ..model import CorrMatchForSegmentation  # registers it with the Auto classes
+from ..model.configuration_corrmatch import REQUIREMENTS
 from ..text import presentable, without_tokens
 from .model_card import card_for_push, record_for_push
 
@@ -205,9 +204,6 @@ def open_repository(
 
 
 # -------------------- The two files that let an Inference Endpoint run a published model.
-
-
-REQUIREMENTS = ("torch>=2.6", "torchvision>=0.21", "timm>=1.0.20", "transformers>=5.17", "pillow>=11.0")
 
 
 def endpoint_files() -> dict[str, bytes]:

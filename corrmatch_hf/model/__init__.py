@@ -1,4 +1,7 @@
-"""The network: everything that travels with the weights, and its registration with the Auto classes."""
+"""The network. All files of this folder are saved with the weights and load without the package.
+
+Importing it registers the model with transformers' Auto classes.
+"""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, AutoVideoProcessor
 
@@ -36,10 +39,10 @@ AutoModelForSemanticSegmentation.register(CorrMatchConfig, CorrMatchForSegmentat
 AutoImageProcessor.register(
     CorrMatchConfig, image_processor_classes={"torchvision": CorrMatchImageProcessor}, exist_ok=True
 )
-# There is no video processor. Where that is not known, `pipeline` takes the code of the image processor in a repository
-# for one, and asks at the keyboard whether it may run.
+# There is no video processor. Unless this is registered, `pipeline` mistakes the image processor's code in a repository
+# for one, and asks at the keyboard whether to run it.
 AutoVideoProcessor.register(CorrMatchConfig, None, exist_ok=True)
-# So that save_pretrained and push_to_hub put this folder beside the weights.
+# save_pretrained and push_to_hub then copy this folder's files next to the weights.
 CorrMatchConfig.register_for_auto_class()
 CorrMatchForSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 CorrMatchImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -1,7 +1,7 @@
-"""What a CorrMatch segmentation network is made of: encoder, decoder, correlation head.
+"""The configuration of a CorrMatch segmentation network: encoder, decoder and correlation head.
 
-A configuration may come from anybody's file, so every value has bounds: one outside them is named before anything is
-built from it, and none makes a program take gigabytes or hours.
+A configuration may come from an untrusted file, so every value has bounds. They are checked before anything is built
+from it, and no accepted value makes a program take gigabytes or hours.
 """
 
 import math
@@ -10,6 +10,12 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+# The packages that this folder needs, as in pyproject.toml of corrmatch-hf. A pushed model lists them in requirements.txt.
+TIMM_REQUIREMENT = (
+    "timm>=1.0.24"  # before, DINOv2 and ConvNeXt fail to build, and EVA02 loads as NaN without an error
+)
+REQUIREMENTS = ("torch>=2.6", "torchvision>=0.21", TIMM_REQUIREMENT, "transformers>=5.17", "pillow>=11.0")
+
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}
 DECODERS = ("deeplabv3plus", "dpt", "linear")
@@ -17,15 +23,15 @@ DPT_LEVELS = 4
 CORRELATION_POSITIONS = ("encoder", "aspp", "fusion", "classifier")
 CORRELATION_SCALES = ("scores", "rows")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-# Far above what is of use (the widest encoders have 4096 channels), far below what fills a memory.
+# Far above useful values (the widest encoders have 4096 channels), far below what exhausts memory.
 MAX_CHANNELS = 8192
 MAX_CLASSES = 32_767  # label maps are 16-bit integers in places
 MAX_RATES, MAX_RATE = 32, 1024
-MAX_LEVELS, MAX_BLOCKS = 16, 1024  # of plain transformers
+MAX_LEVELS, MAX_BLOCKS = 16, 1024  # plain transformers
 MAX_STRIDE = 256
 MAX_NAME = 256  # characters
 MAX_NUMBER, MAX_ENTRIES, MAX_DEPTH = 16_384, 64, 4  # in encoder_kwargs
-# Arguments of create_model that the encoder sets itself, or that would read a file or the network.
+# Arguments of create_model that the encoder sets itself, or that would read a file or access the network.
 RESERVED_ENCODER_KWARGS = (
     "model_name",
     "pretrained",
@@ -45,39 +51,38 @@ class CorrMatchConfig(PreTrainedConfig):
     r"""Configuration of [`CorrMatchForSegmentation`]: a decoder on a timm encoder, with a correlation head.
 
     Args:
-        encoder_name: name of a timm model with a pyramid of features or of a plain vision transformer, with or without
-            a pretrained tag ("resnet101s", "vit_small_patch14_dinov2"). Building a model never downloads anything.
+        encoder_name: name of a timm model, with or without a pretrained tag: a pyramid encoder ("resnet101s") or a
+            plain vision transformer ("vit_small_patch14_dinov2"). Building a model never downloads anything.
         encoder_kwargs: further arguments for `timm.create_model`, for example `{"drop_path_rate": 0.1}`.
-        out_indices: of a plain transformer, the blocks whose outputs the decoder sees; `None` means four evenly over
+        out_indices: plain transformers only: the blocks whose outputs the decoder uses; `None` means four evenly over
             its depth, 2/5/8/11 of twelve.
-        output_stride: image pixels per pixel of the deepest feature map: 8, 16 or 32 where the encoder has a pyramid
-            and can; the side of its patches where it is a plain transformer. `None` means 16 where it can, else its
-            own, and is replaced by that when the model is built.
-        decoder: "deeplabv3plus", for encoders with a pyramid; "dpt", for plain transformers; "linear", one 1x1
-            convolution on all levels of either.
-        pyramid_channels: of "dpt", the channels of its four levels, the finest first; `None` means an eighth, a
-            quarter, a half and all of the encoder's.
+        output_stride: image pixels per pixel of the deepest feature map: 8, 16 or 32 for pyramid encoders that support
+            it, the patch size for plain transformers. `None` means 16 where possible, else the encoder's own stride,
+            and is replaced by that value when the model is built.
+        decoder: "deeplabv3plus", for pyramid encoders; "dpt", for plain transformers; "linear", one 1x1 convolution on
+            all levels, for both.
+        pyramid_channels: "dpt" only: channels of its four levels, the finest first; `None` means an eighth, a quarter,
+            a half and all of the encoder's channels.
         atrous_rates: dilation rates of the ASPP branches; `None` means 12/24/36 at output stride 8,
             6/12/18 at 16, 3/6/9 at 32.
         aspp_channels: channels of each ASPP branch and of the ASPP output.
         low_level_channels: channels the low-level features are reduced to before the fusion.
         decoder_channels: channels of the fused features of "deeplabv3plus" and "dpt".
-        correlation_head: whether the network has one; CorrMatch needs it, other methods do not.
+        correlation_head: whether the network has one; only CorrMatch needs it.
         correlation_channels: channels of the correlation head's 3x3 projection.
         correlation_dim: channels of query and key, the paper's D; `None` means the number of classes.
         correlation_dropout: probability of dropping a channel of the projected features, in [0, 1).
-        correlation_position: what the correlation head looks at: the deepest features of the "encoder" (the
-            paper's choice), the output of the "aspp" (of "deeplabv3plus" alone), what the decoder has made of all
-            levels before it classifies ("fusion"), or the logits of the "classifier" (the paper's table of feature
-            positions).
+        correlation_position: input of the correlation head: the deepest features of the "encoder" (the paper's
+            choice), the output of the "aspp" ("deeplabv3plus" only), the decoder's fused features before the classifier
+            ("fusion"), or the logits of the "classifier" (the paper's table of feature positions).
         correlation_scale: what is divided by sqrt(D): the "scores" before the softmax (the published runs), or the
             "rows" after it (equation 4 as printed).
         ignore_index: label id of pixels without a class; must not be a class id.
-        encoder_origin: for information: where the weights came from that the encoder started with, a Hub id or the name
-            of a file; `None` where it started from random ones, or nobody knows. Never read or downloaded.
+        encoder_origin: for information only: the Hub id or file name of the weights that the encoder was initialised
+            with; `None` if they were random or are unknown. Never read or downloaded.
 
     Raises:
-        ValueError: a value outside what is said above, naming the field.
+        ValueError: a value outside its bounds; the message names the field.
     """
 
     model_type = "corrmatch"
@@ -102,7 +107,7 @@ class CorrMatchConfig(PreTrainedConfig):
     encoder_origin: str | None = None
 
     def __post_init__(self, **kwargs):
-        # Before transformers makes names for as many classes as are asked for.
+        # Before transformers makes names for that many classes.
         if wrong := [
             *_class_problems(self.id2label, kwargs.get("num_labels")),
             *_other_problems(self, kwargs),
@@ -148,9 +153,7 @@ class CorrMatchConfig(PreTrainedConfig):
                 f"not {_short(self.pyramid_channels)}."
             )
         if self.correlation_position == "aspp" and self.decoder in ("dpt", "linear"):
-            wrong.append(
-                f"correlation_position 'aspp' is of decoder 'deeplabv3plus', and decoder is {self.decoder!r}."
-            )
+            wrong.append(f"correlation_position 'aspp' needs decoder 'deeplabv3plus', not {self.decoder!r}.")
         rates = self.atrous_rates
         if rates is not None and not (
             0 < len(rates) <= MAX_RATES and 1 <= min(rates) <= max(rates) <= MAX_RATE
@@ -182,15 +185,15 @@ class CorrMatchConfig(PreTrainedConfig):
                 )
         if 0 <= self.ignore_index < self.num_labels:
             wrong.append(
-                f"ignore_index {self.ignore_index} is the id of a class, for there are {self.num_labels}; "
-                "give one that is not, such as -100."
+                f"ignore_index {self.ignore_index} is the id of one of the {self.num_labels} classes; "
+                "use another value, such as -100."
             )
         if not -(2**31) <= self.ignore_index < 2**31:
-            wrong.append(f"ignore_index must be an integer of 32 bits, not {_short(self.ignore_index)}.")
+            wrong.append(f"ignore_index must be a 32-bit integer, not {_short(self.ignore_index)}.")
         if reserved := sorted(set(self.encoder_kwargs or ()).intersection(RESERVED_ENCODER_KWARGS)):
             wrong.append(
-                f"encoder_kwargs must not hold {', '.join(reserved)}: "
-                "set output_stride itself, and load pretrained weights with from_encoder_pretrained."
+                f"encoder_kwargs must not contain {', '.join(reserved)}: set output_stride and out_indices in the "
+                "configuration, and load pretrained weights with from_encoder_pretrained."
             )
         if self.encoder_kwargs is not None and not _moderate(self.encoder_kwargs):
             wrong.append(
@@ -201,21 +204,21 @@ class CorrMatchConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, but a file that holds no JSON object is a ValueError, too."""
+        """As in transformers, but a file without a JSON object is a ValueError, too."""
         try:
             return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except (AttributeError, TypeError, RecursionError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"The config.json of {pretrained_model_name_or_path} is no configuration of a model "
+                f"The config.json of {pretrained_model_name_or_path} is not a model configuration "
                 f"({type(error).__name__}): it must be one JSON object, {{...}}, with plain values."
             ) from error
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but what a file can get wrong is a ValueError.
+        """As in transformers, but every mistake in a file is a ValueError.
 
         Raises:
-            ValueError: no dictionary; a value of a wrong type or outside its range, naming the field.
+            ValueError: not a dictionary; a value of a wrong type or outside its bounds; the message names the field.
         """
         try:
             if not isinstance(config_dict, dict):
@@ -223,16 +226,16 @@ class CorrMatchConfig(PreTrainedConfig):
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, AttributeError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(f"This is no configuration of CorrMatch: {reason}.") from error
+            raise ValueError(f"This is not a CorrMatch configuration: {reason}.") from error
 
     @property
     def aspp_rates(self) -> list[int]:
-        """The dilation rates in use: `atrous_rates`, or those that go with the output stride. None go with a patch."""
+        """The dilation rates in use: `atrous_rates`, or those of the output stride; empty for other strides."""
         return list(self.atrous_rates or ATROUS_RATES.get(self.output_stride or 16, ()))
 
 
 def _class_problems(id2label, num_labels) -> list[str]:
-    """What is wrong with the classes; checked on what a file says, of which types are not yet known."""
+    """Problems of the classes, in values from a file whose types have not been checked."""
     if id2label is not None:
         ids = list(id2label) if isinstance(id2label, dict) else []
         if not 1 <= len(ids) <= MAX_CLASSES or {str(each) for each in ids} != {
@@ -243,14 +246,14 @@ def _class_problems(id2label, num_labels) -> list[str]:
                 f"not {_short(id2label)}."
             ]
         if wrong := [name for name in id2label.values() if not isinstance(name, str)]:
-            return [f"id2label must give each class a name, which {_short(wrong[0])} is not."]
+            return [f"id2label must map each class id to a name, but {_short(wrong[0])} is not a string."]
     elif num_labels is not None and (type(num_labels) is not int or not 1 <= num_labels <= MAX_CLASSES):
         return [f"num_labels must be an integer from 1 to {MAX_CLASSES}, not {_short(num_labels)}."]
     return []
 
 
 def _other_problems(config: PreTrainedConfig, extra: dict) -> list[str]:
-    """What is wrong with fields that transformers uses, and with names that would hide its methods."""
+    """Problems of fields that transformers uses, and of names that would hide its methods."""
     wrong = []
     for name, dtype in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
         if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
@@ -261,13 +264,13 @@ def _other_problems(config: PreTrainedConfig, extra: dict) -> list[str]:
         key for key in extra if key.startswith("__") or callable(getattr(type(config), key, None))
     ):
         wrong.append(
-            f"{_short(', '.join(hidden))} cannot be set, for the configuration has methods of these names."
+            f"{_short(', '.join(hidden))} cannot be set: the configuration has methods of these names."
         )
     return wrong
 
 
 def _moderate(value, depth: int = 0) -> bool:
-    """Whether plain data of a file, with no number, text, list or nesting that is out of proportion."""
+    """Whether a value is plain data without excessive numbers, texts, lists or nesting."""
     if isinstance(value, dict):
         texts = all(isinstance(key, str) and len(key) <= MAX_NAME for key in value)
         return texts and _moderate(list(value.values()), depth)
@@ -285,6 +288,6 @@ def _moderate(value, depth: int = 0) -> bool:
 
 
 def _short(value) -> str:
-    """A value as it stands in a message."""
+    """A value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

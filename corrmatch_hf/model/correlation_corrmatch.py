@@ -1,10 +1,10 @@
-"""Correlation matching: which pixels look alike, and what follows from it for their labels.
+"""Correlation matching: the similarity of all pairs of pixels of an image, and logits propagated along it.
 
 The correlation map of an image with n = h*w pixels is the n x n matrix
 
     C[p, q] = softmax over q of  query[:, p] . key[:, q] / sqrt(D)       (equation 4; every row sums to 1)
 
-Row p says where the image looks like its pixel p. All of this is computed in float32, under autocast too.
+Row p shows where the image looks like its pixel p. All of this is computed in float32, under autocast too.
 """
 
 import math
@@ -15,17 +15,17 @@ from torch import nn
 
 from .decoders_corrmatch import ConvNormAct
 
-# Numbers of a block of the correlation map: 2 MiB of float32 for each CPU thread, to stay in its cache and yet
-# leave few moments when threads wait for each other. A GPU takes the largest block, 32 MiB: fewer, larger kernels.
+# Numbers in a block of the correlation map: 2 MiB of float32 for each CPU thread, which fit its cache and keep the
+# threads busy. A GPU uses the largest block, 32 MiB: fewer, larger kernels.
 BLOCK, LARGEST_BLOCK = 2**19, 2**23
 
 
 def pixel_propagation(
     query: torch.Tensor, key: torch.Tensor, logits: torch.Tensor, scale: str = "scores"
 ) -> torch.Tensor:
-    """Every pixel hands its logits to those it looks like: z[:, q] = sum over p of logits[:, p] C[p, q].
+    """Every pixel passes its logits to similar pixels: z[:, q] = sum over p of logits[:, p] C[p, q].
 
-    Equation 5 of the paper. C is never held whole: memory grows with h*w, not with its square. There is no
+    Equation 5 of the paper. C is never stored as a whole: memory grows with h*w, not with its square. There is no
     second derivative.
 
     Args:
@@ -60,7 +60,7 @@ def _check(query: torch.Tensor, key: torch.Tensor, scale: str) -> None:
         raise ValueError(f"scale is {scale!r}: choose 'scores' or 'rows'.")
 
 
-# Blocks of rows of C are computed, used and forgotten, in the forward pass and again in the backward pass. With query
+# Blocks of rows of C are computed, used and discarded, in the forward pass and again in the backward pass. With query
 # a (D,n), key b (D,n), values v (K,n) and S = a^T b, row p of C is the softmax of row p of S, and for rows p in a block
 #
 #     forward     z += v[:, p] C[p]                                   z = v C, a sum over p
@@ -68,8 +68,8 @@ def _check(query: torch.Tensor, key: torch.Tensor, scale: str) -> None:
 #                 that of S is  E = C * (v^T g - t),  t[p] = sum over q of C[p, q] (v^T g)[p, q]
 #                 that of a is  b E^T, column by column, and that of b is  a E, a sum over p.
 #
-# A softmax needs its whole row and nothing else, so blocks of rows are exact. As operators of their own, the two passes
-# stay one node each for torch.compile, which would unroll the loops.
+# A softmax needs its whole row and nothing else, so blocks of rows are exact. Both passes are custom operators, so that
+# each is one node for torch.compile, which would otherwise unroll the loops.
 
 
 @torch.library.custom_op("corrmatch_hf::propagate", mutates_args=())
@@ -100,7 +100,7 @@ def _propagate_backward(
 def _blocks(
     query: torch.Tensor, key: torch.Tensor
 ) -> Iterator[tuple[slice, slice, torch.Tensor, torch.Tensor]]:
-    """C in blocks: slices of images and of rows p, C there (images,p,n), and a tensor of that size to write into.
+    """C in blocks: slices of images and of rows p, that part of C (images,p,n), and a tensor of this shape to write to.
 
     The next block overwrites both tensors.
     """
@@ -108,7 +108,7 @@ def _blocks(
     numbers = LARGEST_BLOCK
     if query.device.type == "cpu":
         numbers = min(BLOCK * torch.get_num_threads(), LARGEST_BLOCK)
-    rows = min(n, max(numbers // n, 16))  # fewer make slow matrix products
+    rows = min(n, max(numbers // n, 16))  # matrix products of fewer rows are slow
     at_once = max(1, min(images, numbers // (rows * n)))
     work = query.new_empty(2, at_once * rows * n)
     for i in range(0, images, at_once):
@@ -147,9 +147,9 @@ _propagate.register_autograd(_backward, setup_context=_save)
 def correlation_rows(
     query: torch.Tensor, key: torch.Tensor, index: torch.Tensor, scale: str = "scores"
 ) -> torch.Tensor:
-    """Rows of the correlation map as pictures: where the image looks like the pixels `index`. No gradient.
+    """Rows of the correlation map as images: where the image looks like the pixels `index`. No gradient.
 
-    Only the rows asked for are computed.
+    Only these rows are computed.
 
     Args:
         query, key: (N,D,h,w), any floating dtype.
@@ -190,8 +190,8 @@ class CorrelationHead(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """features (N,C,h,w) -> query, key (N,dim,h,w).
 
-        channel_mask: (N,channels) factors for the projected channels, in place of the random dropout: for a
-            mask drawn elsewhere, which then need not depend on how images are spread over processes.
+        channel_mask: (N,channels) factors for the projected channels, instead of the random dropout: a mask drawn
+            by the caller need not depend on how images are distributed over processes.
         """
         projected = self.project(features)
         if channel_mask is None:

@@ -1,4 +1,8 @@
-"""The DeepLabV3+ decoder, and what all decoders share: the interpolation, and what they give."""
+"""The decoders: DeepLabV3+ for pyramid encoders, DPT for plain vision transformers, and a linear one for both.
+
+`build_decoder` makes the one that a configuration names. A decoder maps the encoder's levels (N,C_i,h_i,w_i) to a
+`DecoderOutput` and has the attribute `fused_channels`.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,26 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
+from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS, CorrMatchConfig
+
 
 def resize(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners: the one interpolation of this
-    network."""
+    """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners, as everywhere in this network."""
     return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-def brought_to(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`resize`, spared where the size is that already. In a graph for any size never: there it changes nothing then."""
+def resize_if_needed(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`resize`, skipped if the tensor already has that size.
+
+    A graph for any size always resizes, which does not change a tensor that has the size already.
+    """
     if not torch.compiler.is_compiling() and tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
     return resize(tensor, size)
 
 
 class DecoderOutput(NamedTuple):
-    """aspp (N,A,h,w), of DeepLabV3+ alone; fused (N,F,H',W'), what the classifier sees; logits (N,K,H',W')."""
+    """aspp (N,A,h,w), DeepLabV3+ only; fused (N,F,H',W'), the input of the classifier; logits (N,K,H',W')."""
 
     aspp: torch.Tensor | None
     fused: torch.Tensor
@@ -33,7 +41,7 @@ class DecoderOutput(NamedTuple):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution that keeps the size, BatchNorm, ReLU."""
+    """Convolution that keeps the size, BatchNorm, ReLU: (N,in_channels,h,w) -> (N,out_channels,h,w)"""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, bias: bool = False
@@ -48,7 +56,7 @@ class ConvNormAct(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x, norm = self.conv(x), self.norm
         if self.training and x.numel() == x.shape[1] and not _synchronised(norm):
-            # One value per channel (one image, 1x1 map) has no variance: running statistics, as in eval mode.
+            # One value per channel (one image, 1x1 map) has no variance: use running statistics, as in eval mode.
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:
             x = norm(x)
@@ -62,6 +70,9 @@ def _synchronised(norm: nn.Module) -> bool:
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
     )
+
+
+# ---------------------------------------------------------------------------- DeepLabV3+ (Chen et al. 2018)
 
 
 class AtrousPyramid(nn.Module):
@@ -82,8 +93,7 @@ class AtrousPyramid(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Low-level features, reduced to few channels, and the enlarged ASPP output through two 3x3
-    convolutions."""
+    """Two 3x3 convolutions on the low-level features, reduced to few channels, and the upsampled ASPP output."""
 
     def __init__(self, low_channels: int, reduced_channels: int, aspp_channels: int, channels: int):
         super().__init__()
@@ -104,7 +114,7 @@ class DeepLabV3PlusDecoder(nn.Module):
     (low (N,L,H/4,W/4), high (N,C,h,w)) -> aspp (N,aspp_channels,h,w), fused (N,channels,H/4,W/4) and logits of that
     size.
 
-    In train mode it also takes a single image, whose pooled features BatchNorm cannot normalise.
+    It can train on a single image, although BatchNorm cannot normalise that image's pooled features.
 
     Attributes:
         fused_channels: channels of the fused features.
@@ -133,10 +143,10 @@ class DeepLabV3PlusDecoder(nn.Module):
         return DecoderOutput(aspp, fused, self.classify(fused))
 
 
-# -------------------- The DPT decoder (Ranftl et al. 2021) for plain vision transformers, as UniMatch V2 uses it.
+# ---------------------------------------------------------- DPT (Ranftl et al. 2021), as UniMatch V2 uses it
 #
-# Four levels of a transformer have the same grid; DPT makes a pyramid of them (4, 2, 1 and 1/2 times the grid) and fuses
-# it from coarse to fine. There is no BatchNorm anywhere, so a batch of one is like any other.
+# Four levels of a transformer have the same grid; DPT rescales them to a pyramid (4, 2, 1 and 1/2 times the grid) and
+# fuses it from coarse to fine. It has no BatchNorm, so a batch of one needs no special treatment.
 
 
 class ResidualUnit(nn.Module):
@@ -152,9 +162,9 @@ class ResidualUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """What came from the coarser levels, plus this level, refined and enlarged.
+    """Adds a level to the fused coarser levels, refines and upsamples the sum.
 
-    coarsest: there is no coarser level; the block has no unit for its own level then, for only a sum needs one.
+    coarsest: the block has no coarser input to add to its level, and so no residual unit for that level.
     """
 
     def __init__(self, channels: int, coarsest: bool = False):
@@ -164,7 +174,7 @@ class FusionBlock(nn.Module):
         self.project = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: torch.Tensor, level: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
-        """x (N,C,h,w), level (N,C,h,w) -> (N,C,*size)"""
+        """x (N,C,h,w), the coarser levels, and level (N,C,h,w) -> (N,C,*size)"""
         if self.level is not None:
             x = x + self.level(level)
         return self.project(resize(self.refine(x), size))
@@ -176,8 +186,8 @@ class DPTDecoder(nn.Module):
     Args:
         level_channels: D of each level.
         num_labels: number of classes.
-        channels: of the fused features.
-        pyramid_channels: of the four levels once they form a pyramid, the finest first.
+        channels: channels of the fused features.
+        pyramid_channels: channels of the four levels of the pyramid, the finest first.
 
     Attributes:
         fused_channels: channels of the fused features.
@@ -206,7 +216,7 @@ class DPTDecoder(nn.Module):
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
         self.classify = nn.Conv2d(channels, num_labels, 1)
         self.fused_channels = channels
-        # As torch initialises them: these sums of residual units, without any norm, want small weights.
+        # torch's own initialisation: without norms, these sums of residual units need small weights.
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 module.keeps_torch_initialisation = True
@@ -214,6 +224,7 @@ class DPTDecoder(nn.Module):
     def forward(self, levels: Sequence[torch.Tensor]) -> DecoderOutput:
         parts = zip(levels, self.project, self.rescale, self.narrow, strict=True)
         pyramid = [narrow(rescale(project(level))) for level, project, rescale, narrow in parts]
+        # From h/2 over h, 2h and 4h to 8h.
         x = self.fuse[3](pyramid[3], None, pyramid[2].shape[-2:])
         x = self.fuse[2](x, pyramid[2], pyramid[1].shape[-2:])
         x = self.fuse[1](x, pyramid[1], pyramid[0].shape[-2:])
@@ -222,14 +233,16 @@ class DPTDecoder(nn.Module):
         return DecoderOutput(None, fused, self.classify(fused))
 
 
-# -------------------- The lightest decoder: one linear map on the features of each position.
+# ----------------------------------------------------------------------------------------------------- linear
 
 
 class LinearDecoder(nn.Module):
-    """Levels (N,C_i,h_i,w_i) of any encoder -> fused, all of them side by side at the finest level's size, and logits.
+    """A 1x1 convolution on the concatenated levels of any encoder, resized to the first level's resolution.
+
+    Levels (N,C_i,h_i,w_i) -> fused (N,sum C_i,h_0,w_0) and logits (N,K,h_0,w_0).
 
     Attributes:
-        fused_channels: channels of the fused features, the sum of all levels'.
+        fused_channels: sum of the channels of all levels.
     """
 
     def __init__(self, level_channels: Sequence[int], num_labels: int):
@@ -241,3 +254,56 @@ class LinearDecoder(nn.Module):
         size = levels[0].shape[-2:]
         fused = torch.cat([levels[0], *(resize(level, size) for level in levels[1:])], dim=1)
         return DecoderOutput(None, fused, self.classify(fused))
+
+
+# -------------------------------------------------------------------------------------------- choosing the decoder
+
+
+def build_decoder(
+    config: CorrMatchConfig, channels: Sequence[int], plain: bool
+) -> DeepLabV3PlusDecoder | DPTDecoder | LinearDecoder:
+    """The decoder that `config` names, for an encoder whose levels have these `channels`.
+
+    Args:
+        config: with the output stride in use, not None.
+        channels: of each level of the encoder.
+        plain: whether the encoder is a plain transformer.
+
+    Raises:
+        ValueError: the decoder cannot be combined with this encoder.
+    """
+    if config.decoder == "linear":
+        return LinearDecoder(channels, config.num_labels)
+    if config.decoder == "dpt":
+        if not plain:
+            raise ValueError(
+                f"Decoder 'dpt' needs a plain transformer, but encoder {config.encoder_name!r} has a pyramid of "
+                "features: use decoder 'deeplabv3plus' or 'linear', or an encoder such as 'vit_small_patch14_dinov2'."
+            )
+        if len(channels) != DPT_LEVELS:
+            raise ValueError(
+                f"Decoder 'dpt' needs {DPT_LEVELS} levels, but encoder {config.encoder_name!r} has "
+                f"{len(channels)}: use decoder 'linear', or an encoder of at least {DPT_LEVELS} blocks."
+            )
+        width = channels[-1]
+        pyramid = config.pyramid_channels or [width // 8, width // 4, width // 2, width]
+        return DPTDecoder(channels, config.num_labels, config.decoder_channels, pyramid)
+    if plain:
+        raise ValueError(
+            f"Decoder 'deeplabv3plus' needs a pyramid of features, but encoder {config.encoder_name!r} is a plain "
+            "transformer: use decoder 'dpt' or 'linear', or an encoder such as 'resnet50'."
+        )
+    if config.output_stride not in ATROUS_RATES:
+        raise ValueError(
+            f"Decoder 'deeplabv3plus' needs output stride 8, 16 or 32, but that of encoder {config.encoder_name!r} is "
+            f"{config.output_stride}: use decoder 'linear', or an encoder such as 'resnet50'."
+        )
+    return DeepLabV3PlusDecoder(
+        low_channels=channels[0],
+        high_channels=channels[-1],
+        num_labels=config.num_labels,
+        atrous_rates=config.aspp_rates,
+        aspp_channels=config.aspp_channels,
+        low_level_channels=config.low_level_channels,
+        channels=config.decoder_channels,
+    )

@@ -1,8 +1,8 @@
-"""Finding out how a timm model is to be built as an encoder, and what images it takes.
+"""How to build a timm model as an encoder, and which image sizes it accepts.
 
-timm tells little of this without building the model, and its thousand models reject what they cannot do in
-many ways. So everything is tried on the meta device, where tensors have shapes and no contents: trying costs
-neither memory nor random numbers.
+timm reports little of this before a model is built, and its thousand models reject what they cannot do in many ways. So
+candidates are built and run on the meta device, where tensors have shapes but no contents: trying costs neither memory
+nor random numbers.
 """
 
 import difflib
@@ -20,43 +20,12 @@ from timm.models import FeatureInfo, FeatureListNet
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-
-class TransformerLevels(nn.Module):
-    """Outputs of the blocks `indices` of a timm transformer, each through its final norm, without class and register
-    tokens: (N,3,H,W) -> [(N,D,H/patch,W/patch), ...]
-
-    What lies behind the last of these blocks is removed.
-
-    Attributes:
-        channels: of each level.
-    """
-
-    def __init__(self, model: nn.Module, indices: Sequence[int]):
-        super().__init__()
-        self.indices = list(indices)
-        if isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm"):
-            # Models that average their tokens have the final norm behind that; it would go with the head.
-            model.norm, model.fc_norm = model.fc_norm, nn.Identity()
-        model.prune_intermediate_layers(self.indices, prune_norm=False, prune_head=True)
-        self.model = model
-        self.pretrained_cfg = model.pretrained_cfg
-        levels = [model.feature_info[i] for i in self.indices]
-        # Where the final norm is more than a norm, it gives other channels than the blocks (SAM's).
-        self.channels = [level.get("num_chs_norm", level["num_chs"]) for level in levels]
-
-    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        return self.model.forward_intermediates(
-            pixel_values, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
-        )
-
-
 OUTPUT_STRIDES = (8, 16, 32)
 DEFAULT_OUTPUT_STRIDE = 16
 LOW_LEVEL_STRIDE = 4
-PLAIN_LEVELS = 4  # of a plain transformer, evenly over its depth
+PLAIN_LEVELS = 4  # levels of a plain transformer, evenly over its depth
 SUGGESTIONS = "'resnet50', 'convnext_tiny', 'efficientnet_b0', 'swin_tiny_patch4_window7_224' or 'pvt_v2_b2'"
-SQUARES = (32, 64, 96, 128, 224, 256, 384, 512)  # image sizes to name in a message
-REJECTIONS = (
+REJECTIONS = (  # what timm's models raise for arguments or image sizes that they cannot handle
     TypeError,
     ValueError,
     AttributeError,
@@ -72,12 +41,12 @@ MAX_MODULES = 10_000  # timm's largest models have 2,000; a number in encoder_kw
 class EncoderPlan(NamedTuple):
     """How to build and use an encoder.
 
-    options: arguments of `build`; the features are those of the levels in use, the finest or earliest first.
-    strides: image pixels per pixel of each level.
-    size_multiple: heights and widths of images must be multiples of this.
+    options: arguments of `build`; its features are the levels in use, the finest or earliest first.
+    strides: image pixels per feature pixel, for each level.
+    size_multiple: image heights and widths must be multiples of this.
     unused: names of parameters that no level depends on.
-    plain: whether all levels have one stride, as those of plain vision transformers.
-    only_size: height and width of the images, where a plain transformer takes no others.
+    plain: whether all levels have the same stride, as in plain vision transformers.
+    only_size: (height, width), where a plain transformer accepts images of one size only.
     """
 
     options: dict
@@ -93,11 +62,11 @@ def plan_encoder(
 ) -> EncoderPlan:
     """The plan of an encoder whose last level has `output_stride`.
 
-    Two levels of an encoder with a pyramid of features, near stride 4 and at the output stride; of a plain transformer
-    the outputs of the blocks `out_indices`, by default of four evenly over its depth, each through the final norm.
+    A pyramid encoder has two levels, near stride 4 and at the output stride. A plain transformer has the outputs of the
+    blocks `out_indices`, by default four evenly over its depth, each through the final norm.
 
     Raises:
-        ValueError: unknown name; impossible stride or indices; arguments that timm does not take.
+        ValueError: unknown name; impossible stride or indices; arguments that timm does not accept.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.6)
@@ -109,147 +78,57 @@ def plan_encoder(
 
 @functools.lru_cache(maxsize=64)
 def _plan(name: str, output_stride: int | None, kwargs: str, indices: tuple[int, ...] | None) -> EncoderPlan:
-    options = {"model_name": name, "features_only": True, **json.loads(kwargs)}
-    options, info = _own_features(options)
+    """`plan_encoder` with hashable arguments: `kwargs` is JSON."""
+    options, info = _all_features({"model_name": name, "features_only": True, **json.loads(kwargs)})
     strides = info.reduction()
     if len(set(strides)) == 1:
         return _plan_plain(name, output_stride, json.loads(kwargs), indices, strides[0], depth=len(info.info))
     if indices is not None:
         raise ValueError(
-            f"out_indices choose blocks of a plain transformer, but encoder {name!r} has a pyramid of features: leave "
+            f"out_indices select blocks of a plain transformer, but encoder {name!r} has a pyramid of features: leave "
             "them out."
         )
-    options, strides = _at_stride(options, strides, output_stride)
-    distance = [abs(math.log2(stride / LOW_LEVEL_STRIDE)) for stride in strides]
-    low = distance.index(min(distance))
-    # Only the two levels in use, so that timm leaves out what the others alone need.
-    options["out_indices"] = (low, len(strides) - 1)
-    encoder = _build_for_use(options)
-
-    own = own_size(options, encoder)[-1]
-    in_channels = options.get("in_chans", 3)
-    # The least of 1, 32 and the encoder's own image size of which it takes every multiple. HRNet, for one,
-    # wants multiples of 32, MaxViT of 224. Where it takes its own size only, it will say so when it sees
-    # another.
-    trials = ((1, 129, 193), (32, 128, 192), (own, own, 2 * own))
-    multiple = next((m for m, height, width in trials if takes(encoder, in_channels, height, width)), 1)
-    unused = frozenset()
-    if not isinstance(encoder, FeatureListNet) and takes(encoder, in_channels, own, own):
-        # HRNet computes more than is asked for. (A FeatureListNet holds nothing that it does not use.)
-        unused, _ = _without_gradient(encoder, in_channels, own, own)
-    return EncoderPlan(options, (strides[low], strides[-1]), multiple, unused, plain=False)
+    return _plan_pyramid(options, strides, output_stride)
 
 
-def _plan_plain(
-    name: str,
-    output_stride: int | None,
-    kwargs: dict,
-    indices: tuple[int, ...] | None,
-    patch: int,
-    depth: int,
-) -> EncoderPlan:
-    """The plan of a plain transformer of `depth` blocks."""
-    if output_stride not in (None, patch):
-        raise ValueError(
-            f"Encoder {name!r} cannot have output_stride {output_stride}: that of a plain transformer is the side of "
-            f"its patches. Give {patch}, or none."
-        )
-    if indices is None:
-        indices = tuple(
-            dict.fromkeys(max((i + 1) * depth // PLAIN_LEVELS - 1, 0) for i in range(PLAIN_LEVELS))
-        )
-    elif not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
-        raise ValueError(
-            f"out_indices must be rising numbers of the blocks of encoder {name!r}, 0 to {depth - 1}, not "
-            f"{list(indices)}."
-        )
-    options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
+# ---------------------------------------------------------------------------------------- pyramids of features
+
+
+def _all_features(options: dict) -> tuple[dict, FeatureInfo]:
+    """Options for images of any size where possible, and timm's description of all features of the encoder."""
     try:
-        # Where it can, any number of patches, with position embeddings interpolated by timm.
-        any_size = {"dynamic_img_size": True, **options}
-        encoder, options = _build_for_use(any_size), any_size
-    except ValueError:
-        encoder = _build_for_use(options)
-    height, width = own = own_size(options, encoder)
-    takes_others = takes(encoder, options.get("in_chans", 3), height + patch, width + patch)
-    unused = _unused_of_plain(encoder, options, patch)
-    only_size = None if takes_others else own
-    return EncoderPlan(options, (patch,) * len(indices), patch, unused, plain=True, only_size=only_size)
-
-
-def _unused_of_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset[str]:
-    """As `_without_gradient`, at the encoder's own size.
-
-    Raises:
-        ValueError: the blocks do not give what timm says.
-    """
-    height, width = own_size(options, encoder)
-    try:
-        unused, features = _without_gradient(encoder, options.get("in_chans", 3), height, width)
-    except REJECTIONS as error:
-        raise ValueError(
-            f"Encoder {options['model_name']!r} cannot be used: timm gives no levels of it at its own size of "
-            f"{height}x{width} pixels ({' '.join(str(error).split())[:200]})."
-        ) from error
-    grid = (height // patch, width // patch)
-    if [level.shape[1:] for level in features] != [(channels, *grid) for channels in encoder.channels]:
-        raise ValueError(
-            f"Encoder {options['model_name']!r} cannot be used: its levels are no plain grid of patches of "
-            f"{patch} pixels."
-        )
-    return unused
-
-
-def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
-    """Height and width of the images that an encoder was made for."""
-    own = options.get("img_size") or encoder.pretrained_cfg.get("input_size") or 224
-    return (own, own) if isinstance(own, int) else tuple(own[-2:])
-
-
-def _without_gradient(
-    encoder: nn.Module, in_channels: int, height: int, width: int
-) -> tuple[frozenset[str], list[torch.Tensor]]:
-    """Names of the parameters that the features do not depend on, and the features."""
-    with torch.enable_grad():
-        features = encoder(torch.empty(1, in_channels, height, width, device="meta"))
-        sum(each.sum() for each in features).backward()
-    return frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None), features
-
-
-def _own_features(options: dict) -> tuple[dict, FeatureInfo]:
-    """The options that build an encoder for any size of image, and timm's description of all features that it has by
-    itself."""
-    try:
-        # Where it exists (Swin): attention masks for the image at hand instead of for one size.
+        # Swin: attention masks for the image at hand instead of for one size.
         any_size = {"strict_img_size": False, **options}
         return any_size, build_on_meta(any_size).feature_info
     except REJECTIONS:
-        return options, _build_for_use(options).feature_info
+        return options, _build_checked(options).feature_info
 
 
-def _build_for_use(options: dict) -> nn.Module:
-    """`build_on_meta`, of which every failure is a ValueError, as is an encoder that could not be saved."""
-    name = options["model_name"]
-    try:
-        encoder = build_on_meta(options)
-    except REJECTIONS as error:
-        given = {key: options[key] for key in options.keys() - {"model_name", "features_only", "out_indices"}}
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"timm cannot build {name!r} as an encoder with arguments {given}: {reason}"
-        ) from error
-    if len(list(encoder.named_parameters(remove_duplicate=False))) > len(list(encoder.parameters())):
-        raise ValueError(
-            f"Encoder {name!r} cannot be used: parts of it share their weights, which could not be saved. Use for "
-            f"example {SUGGESTIONS}."
-        )
-    return encoder
+def _plan_pyramid(options: dict, strides: list[int], output_stride: int | None) -> EncoderPlan:
+    options, strides = _at_stride(options, strides, output_stride)
+    distance = [abs(math.log2(stride / LOW_LEVEL_STRIDE)) for stride in strides]
+    low = distance.index(min(distance))
+    # Only the two levels in use, so that timm leaves out what only the others need.
+    options["out_indices"] = (low, len(strides) - 1)
+    encoder = _build_checked(options)
+
+    own = own_size(options, encoder)[-1]
+    in_channels = options.get("in_chans", 3)
+    # The smallest of 1, 32 and the encoder's own size that works: HRNet needs multiples of 32, MaxViT of 224. An
+    # encoder that accepts its own size only raises an error when it gets another.
+    trials = ((1, 129, 193), (32, 128, 192), (own, own, 2 * own))
+    multiple = next((m for m, height, width in trials if accepts(encoder, in_channels, height, width)), 1)
+    unused = frozenset()
+    if not isinstance(encoder, FeatureListNet) and accepts(encoder, in_channels, own, own):
+        # HRNet computes more than these levels. (A FeatureListNet keeps only what it uses.)
+        unused, _ = _find_unused(encoder, in_channels, own, own)
+    return EncoderPlan(options, (strides[low], strides[-1]), multiple, unused, plain=False)
 
 
 def _at_stride(options: dict, strides: list[int], output_stride: int | None) -> tuple[dict, list[int]]:
-    """The options with those added that give `output_stride`, and the strides of all features they give.
+    """Options that give `output_stride`, and the resulting strides of all features.
 
-    None: the default stride where the encoder can have it, else its own.
+    None: the default stride where the encoder supports it, else its own.
     """
     if output_stride is None:
         try:
@@ -274,15 +153,108 @@ def _at_stride(options: dict, strides: list[int], output_stride: int | None) -> 
     raise ValueError(f"Encoder {name!r} cannot have output_stride {output_stride}: {can}")
 
 
+# ------------------------------------------------------------------------------------------ plain transformers
+
+
+def _plan_plain(
+    name: str,
+    output_stride: int | None,
+    kwargs: dict,
+    indices: tuple[int, ...] | None,
+    patch: int,
+    depth: int,
+) -> EncoderPlan:
+    """The plan of a plain transformer of `depth` blocks and patches of `patch` pixels."""
+    if output_stride not in (None, patch):
+        raise ValueError(
+            f"Encoder {name!r} cannot have output_stride {output_stride}: the stride of a plain transformer is its "
+            f"patch size. Set output_stride to {patch}, or leave it out."
+        )
+    if indices is None:
+        indices = tuple(
+            dict.fromkeys(max((i + 1) * depth // PLAIN_LEVELS - 1, 0) for i in range(PLAIN_LEVELS))
+        )
+    elif not indices or list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < depth:
+        raise ValueError(
+            f"out_indices must be increasing block numbers of encoder {name!r}, 0 to {depth - 1}, not {list(indices)}."
+        )
+    options = {"model_name": name, "num_classes": 0, **kwargs, "out_indices": indices}
+    try:
+        # Any number of patches where possible; timm interpolates the position embeddings.
+        any_size = {"dynamic_img_size": True, **options}
+        encoder, options = _build_checked(any_size), any_size
+    except ValueError:
+        encoder = _build_checked(options)
+    height, width = own = own_size(options, encoder)
+    any_grid = accepts(encoder, options.get("in_chans", 3), height + patch, width + patch)
+    unused = _check_plain(encoder, options, patch)
+    only_size = None if any_grid else own
+    return EncoderPlan(options, (patch,) * len(indices), patch, unused, plain=True, only_size=only_size)
+
+
+def _check_plain(encoder: nn.Module, options: dict, patch: int) -> frozenset[str]:
+    """Names of the unused parameters, after a run at the encoder's own size.
+
+    Raises:
+        ValueError: the levels do not have the shapes that timm reports.
+    """
+    height, width = own_size(options, encoder)
+    try:
+        unused, features = _find_unused(encoder, options.get("in_chans", 3), height, width)
+    except REJECTIONS as error:
+        raise ValueError(
+            f"Encoder {options['model_name']!r} cannot be used: timm cannot extract its features at its own size of "
+            f"{height}x{width} pixels ({' '.join(str(error).split())[:200]})."
+        ) from error
+    grid = (height // patch, width // patch)
+    if [level.shape[1:] for level in features] != [(channels, *grid) for channels in encoder.channels]:
+        raise ValueError(
+            f"Encoder {options['model_name']!r} cannot be used: its features are not a grid of {patch}-pixel patches."
+        )
+    return unused
+
+
+class TransformerLevels(nn.Module):
+    """Outputs of the blocks `indices` of a timm transformer, each through its final norm, without class and register
+    tokens: (N,3,H,W) -> [(N,D,H/patch,W/patch), ...]
+
+    Later blocks are removed.
+
+    Attributes:
+        channels: of each level.
+    """
+
+    def __init__(self, model: nn.Module, indices: Sequence[int]):
+        super().__init__()
+        self.indices = list(indices)
+        if isinstance(getattr(model, "norm", None), nn.Identity) and hasattr(model, "fc_norm"):
+            # Models that average their tokens apply the final norm after that; it would be removed with the head.
+            model.norm, model.fc_norm = model.fc_norm, nn.Identity()
+        model.prune_intermediate_layers(self.indices, prune_norm=False, prune_head=True)
+        self.model = model
+        self.pretrained_cfg = model.pretrained_cfg
+        levels = [model.feature_info[i] for i in self.indices]
+        # SAM's final norm contains convolutions that change the number of channels.
+        self.channels = [level.get("num_chs_norm", level["num_chs"]) for level in levels]
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        return self.model.forward_intermediates(
+            pixel_values, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+# --------------------------------------------------------------------------------------- building and trying
+
+
 def build(options: dict, pretrained: bool = False, **pretrained_options) -> nn.Module:
-    """The timm encoder that these options make: a pyramid of features, or levels of a plain transformer."""
+    """The timm encoder with these options: a pyramid of features, or levels of a plain transformer."""
     if "features_only" not in options:
         model = timm.create_model(
             **{key: value for key, value in options.items() if key != "out_indices"},
             pretrained=pretrained,
             **pretrained_options,
         )
-        # timm's own features of transformers are those before the final norm, which it leaves out.
+        # timm's own features_only wrapper omits the final norm.
         return TransformerLevels(model, options["out_indices"])
     encoder = timm.create_model(**options, pretrained=pretrained, **pretrained_options)
     for module in encoder.modules():
@@ -292,10 +264,10 @@ def build(options: dict, pretrained: bool = False, **pretrained_options) -> nn.M
 
 
 def build_on_meta(options: dict) -> nn.Module:
-    """The same without contents, in eval mode.
+    """`build` without contents, in eval mode.
 
     Raises:
-        ValueError: it has more than `MAX_MODULES` parts. Without contents these cost no memory to speak of, but hours.
+        ValueError: more than `MAX_MODULES` modules, which would take hours to build even without contents.
     """
     count, thread = 0, threading.get_ident()
 
@@ -309,7 +281,36 @@ def build_on_meta(options: dict) -> nn.Module:
         return build(options).eval()
 
 
-def takes(encoder: nn.Module, in_channels: int, height: int, width: int) -> bool:
+def _build_checked(options: dict) -> nn.Module:
+    """`build_on_meta`.
+
+    Raises:
+        ValueError: timm cannot build the encoder, or its weights could not be saved.
+    """
+    name = options["model_name"]
+    try:
+        encoder = build_on_meta(options)
+    except REJECTIONS as error:
+        given = {key: options[key] for key in options.keys() - {"model_name", "features_only", "out_indices"}}
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"timm cannot build {name!r} as an encoder with arguments {given}: {reason}"
+        ) from error
+    if len(list(encoder.named_parameters(remove_duplicate=False))) > len(list(encoder.parameters())):
+        raise ValueError(
+            f"Encoder {name!r} cannot be used: some of its layers share their weights, which could not be saved. Use "
+            f"for example {SUGGESTIONS}."
+        )
+    return encoder
+
+
+def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
+    """(height, width) of the images that an encoder was designed for."""
+    own = options.get("img_size") or encoder.pretrained_cfg.get("input_size") or 224
+    return (own, own) if isinstance(own, int) else tuple(own[-2:])
+
+
+def accepts(encoder: nn.Module, in_channels: int, height: int, width: int) -> bool:
     """Whether an encoder on the meta device can process images of this size."""
     try:
         with torch.no_grad():
@@ -317,3 +318,13 @@ def takes(encoder: nn.Module, in_channels: int, height: int, width: int) -> bool
     except REJECTIONS:
         return False
     return True
+
+
+def _find_unused(
+    encoder: nn.Module, in_channels: int, height: int, width: int
+) -> tuple[frozenset[str], list[torch.Tensor]]:
+    """Names of the parameters that the features do not depend on, and the features."""
+    with torch.enable_grad():
+        features = encoder(torch.empty(1, in_channels, height, width, device="meta"))
+        sum(each.sum() for each in features).backward()
+    return frozenset(key for key, parameter in encoder.named_parameters() if parameter.grad is None), features

@@ -19,9 +19,9 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 # 65535 = 255 * 257: a 16-bit value divided by 257 is the 8-bit value of the same brightness.
 SIXTEEN_TO_EIGHT = 257
-MAX_SIDE = 16_384  # of an image after resizing; far above what is of use
+MAX_SIDE = 16_384  # of an image after resizing; far above useful values
 SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
-RESAMPLINGS = range(6)  # PIL's numbers
+RESAMPLINGS = range(6)  # PIL's codes
 
 
 class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):
@@ -34,7 +34,7 @@ class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class CorrMatchImageProcessor(TorchvisionBackend):
-    """Prepares images and segmentation maps for [`CorrMatchForSegmentation`], and reads its output.
+    """Prepares images and segmentation maps for [`CorrMatchForSegmentation`], and decodes its output.
 
     Images are PIL images of every mode, or arrays and tensors (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4
     channels. Gray becomes RGB, palettes are looked up, alpha is dropped, and 16-bit values (PIL modes I;16
@@ -65,14 +65,14 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[CorrMatchImageProcessorKwargs]):
         try:
             super().__init__(**kwargs)
-        except (AttributeError, LookupError, TypeError) as error:  # sizes that are none
+        except (AttributeError, LookupError, TypeError) as error:  # invalid sizes
             reason = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(f"The image processor cannot have such options: {reason}.") from error
+            raise ValueError(f"The image processor does not accept these options: {reason}.") from error
         if wrong := self._problems(kwargs):
             raise ValueError(" ".join(wrong))
 
     def _problems(self, given: dict) -> list[str]:
-        """A sentence for each option outside its range; they may come from anybody's preprocessor_config.json."""
+        """A sentence for each option outside its bounds; they may come from an untrusted preprocessor_config.json."""
         wrong = []
         for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if type(getattr(self, name)) is not bool:
@@ -84,13 +84,13 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             values = list(value) if isinstance(value, list | tuple) else [value]
             if len(values) not in (1, 3) or not all(_is_number(v) and least <= v <= 1e6 for v in values):
                 wrong.append(
-                    f"{name} must be three numbers of a usual size"
-                    f"{', above 0' if name == 'image_std' else ''}, not {_short(value)}."
+                    f"{name} must be three {'positive ' if name == 'image_std' else ''}numbers of moderate size, "
+                    f"not {_short(value)}."
                 )
         if not isinstance(self.resample, int) or self.resample not in RESAMPLINGS:
-            wrong.append(f"resample must be one of PIL's numbers 0 to 5, not {_short(self.resample)}.")
+            wrong.append(f"resample must be one of PIL's codes 0 to 5, not {_short(self.resample)}.")
         if type(self.ignore_index) is not int or not -(2**31) <= self.ignore_index < 2**31:
-            wrong.append(f"ignore_index must be an integer of 32 bits, not {_short(self.ignore_index)}.")
+            wrong.append(f"ignore_index must be a 32-bit integer, not {_short(self.ignore_index)}.")
         sides = {name: getattr(self.size, name, None) for name in SIDES} if self.size else {}
         sides = {name: side for name, side in sides.items() if side is not None}
         if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides.values()):
@@ -100,36 +100,36 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         for name in ("device", "return_tensors", "input_data_format"):
             if given.get(name) is not None:
                 wrong.append(
-                    f"{name} belongs to a call, not to an image processor's configuration: leave it out."
+                    f"{name} is an argument of a call, not of an image processor's configuration: leave it out."
                 )
         if hidden := sorted(n for n in given if n.startswith("__") or callable(getattr(type(self), n, None))):
             wrong.append(
-                f"{_short(', '.join(hidden))} cannot be set, for the image processor has methods of these names."
+                f"{_short(', '.join(hidden))} cannot be set: the image processor has methods of these names."
             )
         return wrong
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, but a file that holds no JSON object is a ValueError, too."""
+        """As in transformers, but a file without a JSON object is a ValueError, too."""
         try:
             options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
             if not isinstance(options, dict):
                 raise TypeError
         except (AttributeError, TypeError, RecursionError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"The preprocessor_config.json of {pretrained_model_name_or_path} is no configuration of an image "
+                f"The preprocessor_config.json of {pretrained_model_name_or_path} is not the configuration of an image "
                 f"processor ({type(error).__name__}): it must be one JSON object, {{...}}, with plain values."
             ) from error
         return options, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
-        """As in transformers, but values nested without end are a ValueError."""
+        """As in transformers, but deeply nested values are a ValueError."""
         try:
             return super().from_dict(image_processor_dict, **kwargs)
         except RecursionError as error:
             raise ValueError(
-                "An image processor's configuration must be plain values, not nested hundreds deep."
+                "An image processor's configuration must be plain values, not nested hundreds of levels deep."
             ) from error
 
     def preprocess(
@@ -138,15 +138,14 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         segmentation_maps: ImageInput | None = None,
         **kwargs: Unpack[CorrMatchImageProcessorKwargs],
     ) -> BatchFeature:
-        """One image or several, with their segmentation maps or without.
+        """One image or several, with or without segmentation maps.
 
         Returns:
             pixel_values: (N,3,H,W) float32 with `return_tensors="pt"`, else a list of (3,H,W).
-            labels: (N,H,W) int64, or a list of (H,W), where segmentation maps were given.
+            labels: (N,H,W) int64, or a list of (H,W), if segmentation maps were given.
 
         Raises:
-            ValueError: an image or a segmentation map of a kind that is not named above; a map of another
-                size than its image.
+            ValueError: an image or a segmentation map of an unsupported kind; a map of another size than its image.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -158,7 +157,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             elif do_convert_rgb:
                 image = image.convert("RGB")
         if isinstance(image, np.ndarray):
-            # a copy, for torch reads neither other byte orders nor negative strides
+            # a copy, since torch supports neither other byte orders nor negative strides
             image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
             image = image.to(torch.float32).div(SIXTEEN_TO_EIGHT).round().to(torch.uint8)
@@ -166,7 +165,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             image, do_convert_rgb=False, input_data_format=input_data_format, device=device
         )
         if do_convert_rgb:
-            image = image[:3].expand(3, -1, -1)  # without alpha; gray three times
+            image = image[:3].expand(3, -1, -1)  # drops alpha; repeats gray three times
         return image
 
     def _preprocess_image_like_inputs(
@@ -248,7 +247,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             return list(logits.argmax(dim=1))
         if len(target_sizes) != len(logits):
             raise ValueError(
-                f"target_sizes must name one size for each of {len(logits)} images, not {len(target_sizes)}."
+                f"target_sizes must contain one size for each of {len(logits)} images, not {len(target_sizes)}."
             )
         results = []
         for each, (height, width) in zip(logits, target_sizes, strict=True):
@@ -266,7 +265,7 @@ def _is_number(value) -> bool:
 
 
 def _short(value) -> str:
-    """A value as it stands in a message."""
+    """A value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -285,7 +284,7 @@ def _class_ids(segmentation_map) -> torch.Tensor:
     if isinstance(segmentation_map, torch.Tensor):
         ids = segmentation_map
     else:
-        array = np.asarray(segmentation_map)  # of a palette image: the indices
+        array = np.asarray(segmentation_map)  # for a palette image, the indices
         ids = (
             torch.from_numpy(array.astype(np.int64)) if array.dtype.kind in "biu" else torch.from_numpy(array)
         )
@@ -294,7 +293,7 @@ def _class_ids(segmentation_map) -> torch.Tensor:
     if ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(
             f"A segmentation map must be (height, width) integers, not {tuple(ids.shape)} {ids.dtype}; "
-            "turn colours into class ids first."
+            "convert colours to class ids first."
         )
     return ids.to(torch.int64)
 

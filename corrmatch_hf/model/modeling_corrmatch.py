@@ -1,6 +1,6 @@
 """The CorrMatch segmentation network: a decoder on a timm encoder, and the correlation head that trains it.
 
-Inference runs encoder and decoder only; the correlation head is computed for a loss or on request.
+Inference runs encoder and decoder only; the correlation head runs for a loss or on request.
 """
 
 import copy
@@ -18,24 +18,17 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS, CorrMatchConfig
+from .configuration_corrmatch import CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
-from .decoders_corrmatch import (
-    DecoderOutput,
-    DeepLabV3PlusDecoder,
-    DPTDecoder,
-    LinearDecoder,
-    brought_to,
-    resize,
-)
+from .decoders_corrmatch import DecoderOutput, build_decoder, resize, resize_if_needed
 from .encoder_corrmatch import CorrMatchEncoder, pretrained_encoder_weights, weights_origin
 
-MAX_MISSING_NUMBERS = 2**28  # a GiB: no decoder and correlation head are larger than this
+MAX_MISSING_NUMBERS = 2**28  # 1 GiB: larger than any decoder with a correlation head
 
 
 class CorrMatchFeatures(tuple):
-    """The levels that the encoder gives: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or those of a plain
-    transformer, all (N,C,h,w)."""
+    """The encoder's levels: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or several (N,C,h,w) of a plain
+    transformer."""
 
     def __new__(cls, *levels: torch.Tensor):
         return super().__new__(cls, levels)
@@ -54,10 +47,10 @@ class CorrMatchOutput(SemanticSegmenterOutput):
     """Output of [`CorrMatchForSegmentation`].
 
     Args:
-        loss: scalar, where labels were given.
+        loss: scalar, if labels were given.
         logits: (N,K,H,W), at the size of the image.
         correlation_logits: (N,K,H,W) float32, the logits after pixel propagation; with labels or on request.
-        query, key: (N,D,h,w), from which correlation maps are made; with labels or on request.
+        query, key: (N,D,h,w), whose products are the correlation maps; with labels or on request.
     """
 
     correlation_logits: torch.FloatTensor | None = None
@@ -75,23 +68,28 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = []  # noqa: RUF012  (transformers reads it from the class)
 
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # transformers before 5.23
+        activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
+        activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
+        is_activation_checkpointing = PreTrainedModel.is_gradient_checkpointing
+
     @torch.no_grad()
     def _init_weights(self, module):
         if getattr(module, "keeps_torch_initialisation", False):
-            module.reset_parameters()  # transformers has taught torch's functions to leave alone what was loaded
+            module.reset_parameters()  # transformers patches torch.nn.init to skip tensors that were loaded
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-        # Tables that timm computes and does not save; from_pretrained leaves them as uninitialised memory.
+        # Tables that timm computes and does not save. from_pretrained leaves them as uninitialised memory.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, every_n_layers=1):
         self.encoder.set_grad_checkpointing(enable)
-        self.encoder.gradient_checkpointing = enable  # where transformers looks for it
+        self.encoder.gradient_checkpointing = enable  # read by transformers
 
     @classmethod
     def from_pretrained(
@@ -102,14 +100,16 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
         ignore_mismatched_sizes=False,
         **kwargs,
     ):
-        """As [`PreTrainedModel.from_pretrained`], for files that nobody vouches for.
+        """As [`PreTrainedModel.from_pretrained`], safe for untrusted files.
 
-        An incomplete encoder is an error, not a warning. Weights are read from .safetensors files alone, unless
-        `use_safetensors=False` asks for pytorch_model.bin; even then as plain tensors, and no code of the file runs.
+        An incomplete encoder is an error, not a warning. Only .safetensors files are read, unless
+        `use_safetensors=False` selects pytorch_model.bin; that file, too, is read as plain tensors, and no code in it
+        runs.
 
         Raises:
-            ValueError: weights that cannot be read as such, or that do not fit the configuration; an encoder that is
-                not complete; a configuration with values that cannot be.
+            ImportError: timm is too old.
+            ValueError: weights that are corrupt or do not fit the configuration; an incomplete encoder; an invalid
+                configuration.
             OSError: no such folder, repository or file.
         """
         name = pretrained_model_name_or_path
@@ -122,20 +122,20 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
         except OSError as error:
             if kwargs["use_safetensors"] and Path(str(name), "pytorch_model.bin").is_file():
                 raise ValueError(
-                    f"{name} holds its weights as pytorch_model.bin, a format that can carry programs, and no "
-                    "model.safetensors: save them in that one, or pass use_safetensors=False where you trust the file."
+                    f"{name} has its weights in pytorch_model.bin, a format that can contain code, and not in "
+                    "model.safetensors: save them as the latter, or pass use_safetensors=False if you trust the file."
                 ) from error
             raise
         except (ValueError, ImportError):
             raise
-        except Exception as error:  # a broken or hostile file can raise anything
-            raise ValueError(_unreadable(name, error)) from error
+        except Exception as error:  # a corrupt or malicious file can raise anything
+            raise ValueError(_explain_unreadable(name, error)) from error
         mismatched = {key: shapes for key, *shapes in info["mismatched_keys"]}
         wrong = [key for key in {*info["missing_keys"], *mismatched} if key.startswith("encoder.")]
         if wrong:
             raise ValueError(
                 f"{name} lacks weights of encoder {model.config.encoder_name!r}, or has them in another shape: "
-                f"{_some(sorted(wrong))}."
+                f"{_first(sorted(wrong))}."
             )
         if mismatched and not ignore_mismatched_sizes:
             shown = (
@@ -143,21 +143,21 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
                 for key, (found, expected) in sorted(mismatched.items())
             )
             raise ValueError(
-                f"The weights of {name} do not fit its configuration: {_some(shown)}. To start these anew, as for "
-                "other classes, pass ignore_mismatched_sizes=True."
+                f"The weights of {name} do not fit its configuration: {_first(shown)}. To initialise these weights "
+                "anew, for other classes say, pass ignore_mismatched_sizes=True."
             )
         model.encoder.freeze_unused()  # loading made all parameters trainable
         return (model, info) if output_loading_info else model
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
-        # Where transformers takes memory for what a file of weights lacks. What the configuration asks for is not
-        # bounded by the size of that file, so it is bounded here.
+        # transformers allocates here what the weights file lacks. The amount depends on the configuration, which may come
+        # from an untrusted file, so it is limited.
         buffers = [buffer for _, buffer in self.named_non_persistent_buffers()]
         numbers = sum(each.numel() for each in (*map(self.get_parameter_or_buffer, missing_keys), *buffers))
         if numbers > MAX_MISSING_NUMBERS:
             raise ValueError(
-                f"The configuration asks for {numbers:,} numbers that the weights do not hold, such as "
-                f"{_some(sorted(missing_keys), 3) or 'tables of the encoder'}: it belongs to another model."
+                f"The configuration needs {numbers:,} numbers that the weights file does not contain, such as "
+                f"{_first(sorted(missing_keys), 3) or 'tables of the encoder'}: it belongs to another model."
             )
         return super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
 
@@ -175,8 +175,8 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
     ```
 
     Raises:
-        ValueError: the configuration's encoder does not exist, cannot have its output stride, or does not go with its
-            decoder.
+        ImportError: timm is too old.
+        ValueError: the encoder does not exist, or cannot be combined with the output stride or the decoder.
     """
 
     def __init__(self, config: CorrMatchConfig):
@@ -184,8 +184,8 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         self.encoder = CorrMatchEncoder(
             config.encoder_name, config.output_stride, config.encoder_kwargs, config.out_indices
         )
-        config.output_stride = self.encoder.output_stride  # what None meant
-        self.decoder = self._make_decoder()
+        config.output_stride = self.encoder.output_stride  # replaces None
+        self.decoder = build_decoder(config, self.encoder.channels, self.encoder.plan.plain)
         self.correlation = None
         if config.correlation_head:
             channels = {
@@ -202,57 +202,17 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             )
         self.post_init()
 
-    def _make_decoder(self) -> DeepLabV3PlusDecoder | DPTDecoder | LinearDecoder:
-        config, channels, plain = self.config, self.encoder.channels, self.encoder.plan.plain
-        if config.decoder == "linear":
-            return LinearDecoder(channels, config.num_labels)
-        if config.decoder == "dpt":
-            if not plain:
-                raise ValueError(
-                    f"Decoder 'dpt' needs a plain transformer, and encoder {config.encoder_name!r} has a pyramid of "
-                    "features: take decoder 'deeplabv3plus' or 'linear', or an encoder such as "
-                    "'vit_small_patch14_dinov2'."
-                )
-            if len(channels) != DPT_LEVELS:
-                raise ValueError(
-                    f"Decoder 'dpt' needs {DPT_LEVELS} levels, and encoder {config.encoder_name!r} gives "
-                    f"{len(channels)}: take decoder 'linear', or an encoder of at least {DPT_LEVELS} blocks."
-                )
-            width = channels[-1]
-            pyramid = config.pyramid_channels or [width // 8, width // 4, width // 2, width]
-            return DPTDecoder(channels, config.num_labels, config.decoder_channels, pyramid)
-        if plain:
-            raise ValueError(
-                f"Decoder 'deeplabv3plus' needs a pyramid of features, and encoder {config.encoder_name!r} is a plain "
-                "transformer: take decoder 'dpt' or 'linear', or an encoder such as 'resnet50'."
-            )
-        if self.encoder.output_stride not in ATROUS_RATES:
-            raise ValueError(
-                f"Decoder 'deeplabv3plus' needs output stride 8, 16 or 32, and that of encoder {config.encoder_name!r} "
-                f"is {self.encoder.output_stride}: take decoder 'linear', or an encoder such as 'resnet50'."
-            )
-        return DeepLabV3PlusDecoder(
-            low_channels=channels[0],
-            high_channels=channels[-1],
-            num_labels=config.num_labels,
-            atrous_rates=config.aspp_rates,
-            aspp_channels=config.aspp_channels,
-            low_level_channels=config.low_level_channels,
-            channels=config.decoder_channels,
-        )
-
     @classmethod
     def from_encoder_pretrained(cls, config: CorrMatchConfig, weights: str | Path | None = None):
-        """A new model whose encoder has pretrained weights; the only place that loads such.
+        """A new model with a pretrained encoder; nothing else loads pretrained encoder weights.
 
         Args:
-            config: of the model.
-            weights: a .safetensors, .pth, .pt or .bin file of the whole timm model (its classifier is
-                ignored); `None` downloads the weights of the encoder's pretrained tag through the Hub.
+            config: configuration of the model.
+            weights: a .safetensors, .pth, .pt or .bin file of the whole timm model (its classifier is ignored); `None`
+                downloads the weights of the encoder's pretrained tag from the Hub.
 
         Raises:
-            ValueError: weights that do not exist, cannot be read safely, lack something or have another
-                shape.
+            ValueError: weights that do not exist, cannot be read safely, are incomplete or have another shape.
         """
         model = cls(config)
         model.encoder.body.load_state_dict(pretrained_encoder_weights(model.encoder.plan.options, weights))
@@ -268,15 +228,14 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         inference_only: bool = False,
         **kwargs,
     ):
-        """As [`PreTrainedModel.save_pretrained`], with or without what only training needs.
+        """As [`PreTrainedModel.save_pretrained`], optionally without the parts that only training needs.
 
         Args:
             save_directory: folder to write to.
-            inference_only: leave the correlation head out and say so in the saved config
-                (`correlation_head: false`). The logits are the same, the files smaller; propagated logits
-                and correlation maps cannot be had from them. The model itself stays as it is.
-            is_main_process, state_dict, args, kwargs: as in transformers; with `push_to_hub=True` what is pushed is
-                what was saved.
+            inference_only: leave out the correlation head and set `correlation_head: false` in the saved config. The
+                logits are the same and the files smaller, but the saved model has no propagated logits or correlation
+                maps. This model itself does not change.
+            is_main_process, state_dict, args, kwargs: as in transformers; `push_to_hub=True` pushes what was saved.
         """
         arguments = (save_directory, is_main_process)
         if not inference_only or self.correlation is None:
@@ -293,11 +252,11 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             self.config = whole
 
     def encode(self, pixel_values: torch.Tensor) -> CorrMatchFeatures:
-        """pixel_values (N,C,H,W) float, normalised -> features."""
+        """pixel_values (N,C,H,W) float, normalised -> the encoder's levels."""
         return CorrMatchFeatures(*self.encoder(pixel_values))
 
     def decode(self, features: CorrMatchFeatures) -> DecoderOutput:
-        """Features -> ASPP output (of DeepLabV3+), fused features and logits at the decoder's resolution."""
+        """Features -> ASPP output (DeepLabV3+ only), fused features and logits at the decoder's resolution."""
         return self.decoder(features)
 
     def correlate(
@@ -305,7 +264,7 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Query and key (N,D,h,w) of the features at `config.correlation_position`, at the output stride.
 
-        channel_mask: (N,correlation_channels) factors in place of the head's random channel dropout.
+        channel_mask: (N,correlation_channels) factors instead of the head's random channel dropout.
 
         Raises:
             ValueError: the network has no correlation head.
@@ -327,12 +286,11 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
     def upsample(self, tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """tensor (N,C,h,w) -> (N,C,*size), bilinear with aligned corners.
 
-        For an image that was resized to whole patches by way of that size, as UniMatch V2 evaluates.
+        Plain transformers see an image resized to whole patches: the tensor is resized to that size first and then to
+        `size`, as UniMatch V2 evaluates.
         """
         if self.encoder.plan.plain:
-            # Nothing lies between where the image had that size already.
-            taken = self.encoder.taken_size(*size)
-            return brought_to(resize(tensor, taken), size)
+            return resize_if_needed(resize(tensor, self.encoder.input_size(*size)), size)
         return resize(tensor, size)
 
     @can_return_tuple
@@ -343,22 +301,22 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         output_correlation: bool = False,
         **kwargs,
     ) -> CorrMatchOutput:
-        """Segment images, and score the result where labels are given.
+        """Segment images, and compute the loss if labels are given.
 
         Args:
-            pixel_values: (N,C,H,W) float, normalised; any height and width that the encoder takes.
+            pixel_values: (N,C,H,W) float, normalised; any height and width that the encoder accepts.
             labels: (N,H,W) integers, class ids or `config.ignore_index`. The loss is the cross-entropy of the
                 logits or, with a correlation head, its mean with that of the propagated logits (the paper's
                 L_s); 0 if every pixel is ignored.
-            output_correlation: return query, key and propagated logits even without labels.
+            output_correlation: return query, key and propagated logits without labels, too.
 
         Raises:
-            ValueError: inputs of other shapes; correlation asked of a network without a correlation head.
+            ValueError: inputs of other shapes; `output_correlation` without a correlation head.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.encoder.in_channels:
             raise ValueError(
                 f"pixel_values must be (batch, {self.encoder.in_channels}, height, width), "
-                f"not {tuple(pixel_values.shape)}; CorrMatchImageProcessor makes them so."
+                f"not {tuple(pixel_values.shape)}; prepare images with CorrMatchImageProcessor."
             )
         size = pixel_values.shape[-2:]
         if labels is not None and labels.shape != (len(pixel_values), *size):
@@ -398,22 +356,22 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         return total / (labels != self.config.ignore_index).sum().clamp_min(1)
 
 
-def _unreadable(name: str | Path, error: Exception) -> str:
-    """What to say of a model whose files made reading fail with neither an OSError nor a ValueError."""
+def _explain_unreadable(name: str | Path, error: Exception) -> str:
+    """The message for model files that raised neither an OSError nor a ValueError."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL (\S+)", str(error))
-        return f"The weights pytorch_model.bin of {name} are refused, and nothing of them was run: they " + (
-            f"would run {found[1]} when loaded." if found else "are damaged, or hold more than tensors."
+        return f"The weights pytorch_model.bin of {name} are rejected and no code in them was run: they " + (
+            f"would run {found[1]} when loaded." if found else "are corrupt, or contain more than tensors."
         )
-    if type(error).__name__ == "SafetensorError":  # of a package that code beside weights cannot name
+    if type(error).__name__ == "SafetensorError":  # this file must not import safetensors
         return (
-            f"The weights model.safetensors of {name} are damaged, cut off or something else ({reason}); "
-            "load or copy them again."
+            f"The weights model.safetensors of {name} are corrupt, incomplete or in another format ({reason}); "
+            "download or copy them again."
         )
-    return f"{name} cannot be loaded, for its configuration or weights are damaged: {type(error).__name__}, {reason}."
+    return f"{name} cannot be loaded: its configuration or weights are corrupt ({type(error).__name__}: {reason})."
 
 
-def _some(names: Iterable[str], most: int = 8) -> str:
+def _first(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

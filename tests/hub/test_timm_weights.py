@@ -27,7 +27,7 @@ def test_encoder_weights_come_by_name_and_the_model_says_so(hub):
 
 def test_weights_that_cannot_be_had_are_named(hub):
     config = CorrMatchConfig(encoder_name="test_resnet", num_labels=3)
-    with pytest.raises(ValueError, match="'test_resnet' could not be had from the Hub"):
+    with pytest.raises(ValueError, match="'test_resnet' could not be downloaded from the Hub"):
         CorrMatchForSegmentation.from_encoder_pretrained(config)
 
 

@@ -38,8 +38,8 @@ def test_saved_and_loaded_unchanged(tmp_path):
         ({"correlation_dim": 0}, "correlation_dim must be at least 1"),
         ({"correlation_dropout": 1.0}, r"correlation_dropout must be in \[0, 1\)"),
         ({"correlation_position": "head"}, "one of encoder, aspp, fusion, classifier, not 'head'"),
-        ({"num_labels": 300}, "ignore_index 255 is the id of a class, for there are 300"),
-        ({"encoder_kwargs": {"pretrained": True}}, "must not hold pretrained"),
+        ({"num_labels": 300}, "ignore_index 255 is the id of one of the 300 classes"),
+        ({"encoder_kwargs": {"pretrained": True}}, "must not contain pretrained"),
         ({"encoder_kwargs": {"checkpoint_path": "x", "output_stride": 8}}, "checkpoint_path, output_stride"),
     ],
 )

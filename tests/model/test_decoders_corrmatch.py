@@ -143,11 +143,11 @@ PLAIN = {"encoder_name": "test_vit", "output_stride": None}
     [
         (
             {"decoder": "dpt"},
-            "'dpt' needs a plain transformer, and encoder 'resnet18' has a pyramid.*take decoder",
+            "'dpt' needs a plain transformer, but encoder 'resnet18' has a pyramid.*use decoder",
         ),
         (
             {**PLAIN, "decoder": "deeplabv3plus"},
-            "'deeplabv3plus' needs a pyramid.*'test_vit' is a plain trans.*take",
+            "'deeplabv3plus' needs a pyramid.*'test_vit' is a plain trans.*use",
         ),
         (
             {**PLAIN, "decoder": "dpt", "out_indices": [0, 1]},
@@ -155,18 +155,18 @@ PLAIN = {"encoder_name": "test_vit", "output_stride": None}
         ),
         (
             {**PLAIN, "decoder": "dpt", "encoder_kwargs": {"depth": 3}},
-            "'dpt' needs 4 levels, and encoder 'test_vit' gives 3",
+            "'dpt' needs 4 levels, but encoder 'test_vit' has 3",
         ),
         ({**PLAIN, "decoder": "dpt", "pyramid_channels": [4, 4]}, "pyramid_channels must be 4 "),
         (
             {**PLAIN, "decoder": "linear", "output_stride": 8},
-            "cannot have output_stride 8: .* Give 16, or none",
+            "cannot have output_stride 8: .* Set output_stride to 16, or leave it out",
         ),
-        ({**PLAIN, "decoder": "dpt", "correlation_position": "aspp"}, "'aspp' is of decoder 'deeplabv3plus'"),
-        ({"decoder": "linear", "correlation_position": "aspp"}, "'aspp' is of decoder 'deeplabv3plus'"),
+        ({**PLAIN, "decoder": "dpt", "correlation_position": "aspp"}, "'aspp' needs decoder 'deeplabv3plus'"),
+        ({"decoder": "linear", "correlation_position": "aspp"}, "'aspp' needs decoder 'deeplabv3plus'"),
         (
             {"encoder_name": "efficientvit_m0", "output_stride": None},
-            "'deeplabv3plus' needs output stride 8, 16 or 32, and that of encoder 'efficientvit_m0' is 64: take",
+            "'deeplabv3plus' needs output stride 8, 16 or 32, but that of encoder 'efficientvit_m0' is 64: use",
         ),
         ({"decoder": "fpn"}, "decoder must be one of deeplabv3plus, dpt, linear, not 'fpn'"),
     ],

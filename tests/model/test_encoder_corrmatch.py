@@ -111,20 +111,28 @@ def test_padding_does_not_move_the_features():
     [
         ("resnet81", 16, "no model named 'resnet81': did you mean .*'resnet18'"),
         ("zzzzzz", 16, "no model named 'zzzzzz': use for example 'resnet50'"),
-        ("vit_tiny_patch16_224", 8, "cannot have output_stride 8: .* the side of its patches. Give 16"),
-        ("vit_small_patch14_dinov2", 16, "the side of its patches. Give 14, or none"),
-        ("volo_d1_224", None, "cannot be used: its levels are no plain grid of patches of 16 pixels"),
+        (
+            "vit_tiny_patch16_224",
+            8,
+            "cannot have output_stride 8: .* is its patch size. Set output_stride to 16",
+        ),
+        ("vit_small_patch14_dinov2", 16, "is its patch size. Set output_stride to 14, or leave it out"),
+        ("volo_d1_224", None, "cannot be used: its features are not a grid of 16-pixel patches"),
         (
             "gemma4_vit_167m",
             None,
-            "cannot be used: timm gives no levels of it at its own size of 768x768 pixels",
+            "cannot be used: timm cannot extract its features at its own size of 768x768 pixels",
         ),
         (
             "tresnet_m",
             None,
             "timm cannot build 'tresnet_m' as an encoder with arguments .*not present in model",
         ),
-        ("coat_lite_tiny", None, "cannot be used: parts of it share their weights, which could not be saved"),
+        (
+            "coat_lite_tiny",
+            None,
+            "cannot be used: some of its layers share their weights, which could not be saved",
+        ),
         ("swin_tiny_patch4_window7_224", 8, "cannot have output_stride 8: it can have 32"),
         ("hrnet_w18_small", 16, "cannot have output_stride 16: it can have 32"),
         ("levit_128s", 32, "cannot have output_stride 32: its own is 64"),
@@ -152,9 +160,9 @@ def test_bad_arguments_are_explained():
         (
             "pvt_v2_b0",
             (16, 97),
-            "an image of 16x97 pixels; the smallest square that it takes has a side of 32",
+            "an image of 16x97 pixels; the smallest square that it accepts has a side of 32",
         ),
-        ("coatnet_0_rw_224", (65, 97), "that it takes has a side of 224"),
+        ("coatnet_0_rw_224", (65, 97), "that it accepts has a side of 224"),
     ],
 )
 def test_impossible_image_sizes_are_explained(name, size, message):
@@ -179,5 +187,5 @@ def test_other_errors_are_left_alone():
 def test_encoders_without_checkpointing_say_so():
     encoder = CorrMatchEncoder("hrnet_w18_small", 32)
     encoder.set_grad_checkpointing(False)
-    with pytest.raises(ValueError, match="'hrnet_w18_small' has no gradient checkpointing"):
+    with pytest.raises(ValueError, match="'hrnet_w18_small' does not support gradient checkpointing"):
         encoder.set_grad_checkpointing(True)

@@ -116,7 +116,7 @@ def test_unusable_files(name, content, message, tmp_path, config):
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)])
 def test_files_without_weights(content, tmp_path, config):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"holds no weights|cannot be read as plain weights"):
+    with pytest.raises(ValueError, match=r"contains no weights|cannot be read as plain weights"):
         CorrMatchForSegmentation.from_encoder_pretrained(config(), tmp_path / "w.pth")
 
 

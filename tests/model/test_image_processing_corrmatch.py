@@ -123,7 +123,7 @@ def test_sizes_may_differ():
 
 def test_bad_segmentation_maps_are_explained():
     processor = CorrMatchImageProcessor()
-    with pytest.raises(ValueError, match="turn colours into class ids first"):
+    with pytest.raises(ValueError, match="convert colours to class ids first"):
         processor(RGB, Image.fromarray(RGB))
     with pytest.raises(ValueError, match="integers"):
         processor(RGB, GRAY / 255)

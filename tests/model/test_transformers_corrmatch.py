@@ -131,7 +131,7 @@ def test_other_sizes_are_resized_to_whole_patches(network):
     encoder = small(network, "vit_small_patch14_dinov2").encoder.eval()
     image = torch.randn(1, 3, 34, 50)
     resized = torch.nn.functional.interpolate(image, (28, 56), mode="bilinear", align_corners=True)
-    assert encoder.taken_size(34, 50) == (28, 56) and encoder.taken_size(35, 49) == (42, 56)
+    assert encoder.input_size(34, 50) == (28, 56) and encoder.input_size(35, 49) == (42, 56)
     for one, other in zip(encoder(image), encoder(resized), strict=True):
         assert torch.equal(one, other)
 
@@ -178,9 +178,9 @@ def test_blocks_of_ones_own(network, tmp_path):
     model.save_pretrained(tmp_path)
     assert CorrMatchForSegmentation.from_pretrained(tmp_path).config.out_indices == [0, 2, 3, 4]
     for wrong in ([0, 2, 3, 6], [2, 0, 3, 4], [0, 0, 1, 2]):
-        with pytest.raises(ValueError, match=r"rising numbers of the blocks of encoder .*, 0 to 5, not \["):
+        with pytest.raises(ValueError, match=r"increasing block numbers of encoder .*, 0 to 5, not \["):
             small(network, "vit_tiny_patch16_224", encoder_kwargs={"depth": 6}, out_indices=wrong)
-    with pytest.raises(ValueError, match=r"out_indices choose blocks.*'resnet18' has a pyramid"):
+    with pytest.raises(ValueError, match=r"out_indices select blocks.*'resnet18' has a pyramid"):
         network(out_indices=[0, 1])
 
 

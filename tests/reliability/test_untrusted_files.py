@@ -148,7 +148,7 @@ def test_pytorch_model_bin_runs_nothing(folder, trap, writer, place, asked):
     path = folder / "pytorch_model.bin"
     WRITERS[writer](PLACES[place](state, Payload(trap)), path)
     options = {"use_safetensors": False} if asked else {}
-    reason = "refused, and nothing of them was run" if asked else "pass use_safetensors=False where you trust"
+    reason = "rejected and no code in them was run" if asked else "pass use_safetensors=False if you trust"
     with pytest.raises(ValueError, match=rf"pytorch_model\.bin.*{reason}") as caught:
         CorrMatchForSegmentation.from_pretrained(folder, **options)
     assert "\n" not in str(caught.value)
@@ -172,7 +172,9 @@ def test_a_harmless_pytorch_model_bin_loads_where_asked_for(folder):
 def test_a_pickle_that_is_called_safetensors_runs_nothing(folder, trap, writer):
     path = folder / "model.safetensors"
     WRITERS[writer]({"note": Payload(trap)}, path)
-    with pytest.raises(ValueError, match=r"model\.safetensors of .* are damaged, cut off or something else"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors of .* are corrupt, incomplete or in another format"
+    ):
         CorrMatchForSegmentation.from_pretrained(folder)
     with pytest.raises(InputError, match=r"model\.safetensors"):
         load_saved(str(folder))
@@ -282,7 +284,9 @@ def test_damaged_safetensors_are_named_at_once(folder, damage, tmp_path):
     path = folder / "model.safetensors"
     path.write_bytes(DAMAGED[damage](path.read_bytes()))
     start, before = time.perf_counter(), peak_mib()
-    with pytest.raises(ValueError, match=rf"model\.safetensors of {folder} are damaged, cut off") as caught:
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors of {folder} are corrupt, incomplete"
+    ) as caught:
         CorrMatchForSegmentation.from_pretrained(folder)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"encoder\.safetensors cannot be read as plain weights"):
@@ -297,7 +301,7 @@ def peak_mib() -> float:
 
 
 def test_compressed_weights_do_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder_weights_corrmatch, "MODERATE", 2**20)
+    monkeypatch.setattr(encoder_weights_corrmatch, "SMALL_IN_MEMORY", 2**20)
     torch.save({"conv1.weight": torch.zeros(10**7)}, tmp_path / "whole.pth")
     path = tmp_path / "bomb.pth"
     with (
@@ -316,7 +320,7 @@ def test_compressed_weights_do_not_fill_the_memory(tmp_path, monkeypatch):
         lambda: from_official(path),
     ):
         with pytest.raises(
-            ValueError, match=r"bomb\.pth is refused, for its [\d,]+ bytes stand for 40,\d+,\d+ in memory"
+            ValueError, match=r"bomb\.pth is rejected: its [\d,]+ bytes would take 40,\d+,\d+ bytes of memory"
         ):
             load()
 
@@ -338,7 +342,7 @@ def test_tensors_larger_than_their_file_are_refused(tmp_path, tensor):
         lambda: from_official(path),
     ):
         with pytest.raises(
-            ValueError, match=r"huge\.pth is refused, for its [\d,]+ bytes stand for [\d,]+ in memory"
+            ValueError, match=r"huge\.pth is rejected: its [\d,]+ bytes would take [\d,]+ bytes of memory"
         ):
             load()
 
