@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..model.encoder_corrmatch import inflation
+from ..model.encoder_corrmatch import find_oversize
 
 
 def read_checkpoint(path: Path, key: str | None) -> dict[str, torch.Tensor]:
@@ -40,8 +40,8 @@ def read_checkpoint(path: Path, key: str | None) -> dict[str, torch.Tensor]:
         hint = " (UniMatch V2's published figures are of model_ema)" if "model_ema" in sets else ""
         raise InputError(f"{path} {given}: choose one of {some(map(str, sets))} by --key{hint}.")
     state = sets[key] if key in sets else next(iter(sets.values()))
-    if inflated := inflation(path, state.values()):
-        raise InputError(f"{path} is refused, for {inflated}.")
+    if oversize := find_oversize(path, state.values()):
+        raise InputError(f"{path} is rejected: {oversize}.")
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)
@@ -80,8 +80,8 @@ def _load(path: Path):
     """What a checkpoint file holds: tensors, mapped rather than read where the format allows, and plain values."""
     if not path.is_file():
         raise InputError(f"There is no checkpoint file {path}: check its name.")
-    if inflated := inflation(path):
-        raise InputError(f"{path} is refused, for {inflated}.")
+    if oversize := find_oversize(path):
+        raise InputError(f"{path} is rejected: {oversize}.")
     try:
         with torch.serialization.safe_globals(NUMPY):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
