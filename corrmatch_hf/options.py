@@ -10,9 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import refuse
+
+# The order of the headings in --help. A method's own options come after "Method", under the method's name.
+GROUPS = (
+    "Data", "Model", "Method", "Schedule", "Batch", "Augmentation", "Optimiser", "Evaluation", "Saving", "Hub",
+    "Hardware", "Reliability",
+)  # fmt: skip
 
 
 def option(
@@ -21,6 +28,8 @@ def option(
     *,
     group: str = "",
     common: bool = False,
+    positional: bool = False,
+    metavar: str = "",
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -30,23 +39,32 @@ def option(
     """A dataclass field. Choices are the field's `Literal` type; None is accepted where the default is None.
 
     Args:
+        default: `MISSING` makes it a required option.
         group: the heading under which `--help` lists the option.
         common: list it in the short `--help`; the others appear under `--help-all`.
+        positional: the value is given without the option's name.
+        metavar: what stands for the value in `--help`; by default it follows from the type.
         at_least, above, at_most, below: the range of a number; NaN and infinity are never accepted.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help, "group": group, "common": common}
+    metadata = {"help": help, "group": group, "common": common, "positional": positional, "metavar": metavar}
     metadata |= {"bounds": {name: bound for name, bound in bounds.items() if bound is not None}}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+def plain_type(hint: Any) -> Any:
+    """The type without its None: int for `int | None`."""
+    if get_origin(hint) in (Union, UnionType):
+        return next(part for part in get_args(hint) if part is not NoneType)
+    return hint
+
+
 def choices_of(hint: Any) -> tuple[Any, ...]:
     """The values of a `Literal`, also inside `Literal[...] | None`; () for other types."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    return tuple(value for part in get_args(hint) if get_origin(part) is Literal for value in get_args(part))
+    plain = plain_type(hint)
+    return get_args(plain) if get_origin(plain) is Literal else ()
 
 
 @dataclass
@@ -70,20 +88,20 @@ class Options:
 def _problem(spec: Field, hint: Any, value: Any) -> str | None:
     if value is None and spec.default is None:
         return None
-    choices, bounds = choices_of(hint), spec.metadata.get("bounds", {})
+    choices, bounds, plain = choices_of(hint), spec.metadata.get("bounds", {}), plain_type(hint)
     if choices and value not in choices:
         return f"--{spec.name} is {value!r}; choose one of {', '.join(map(str, choices))}"
-    numbers = [
-        part
-        for part in (hint, *(get_args(hint) if get_origin(hint) is not Literal else ()))
-        if part in (int, float)
-    ]
-    if not (bounds or numbers):
+    if get_origin(plain) is list:
+        numbers, plain = value, get_args(plain)[0]
+    else:
+        numbers = [value]
+    if not (bounds or plain in (int, float)):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"--{spec.name} is {value!r}; give a number"
-    if not math.isfinite(value) or not _inside(value, bounds):
-        return f"--{spec.name} is {value}; it must be {describe_bounds(bounds)}"
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return f"--{spec.name} is {value!r}; give a number"
+        if not math.isfinite(number) or not _inside(number, bounds):
+            return f"--{spec.name} is {value}; it must be {describe_bounds(bounds)}"
     return None
 
 

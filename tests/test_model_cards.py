@@ -10,10 +10,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 import corrmatch_hf.pictures
-from corrmatch_hf.commands.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from corrmatch_hf.commands.arguments import RECIPES, parse
+from corrmatch_hf.commands.train import GROUPS
 from corrmatch_hf.methods import METHODS, method_class
 from corrmatch_hf.methods.citations import REFERENCES
-from corrmatch_hf.training import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 HOUSEKEEPING = {"output_dir", "num_workers", "eval_steps", "save_steps"}  # no part of the recipe
@@ -27,7 +27,7 @@ def card(name):
 
 def recipe(name):
     """The options of a recipe file, without those of other methods than the one it names."""
-    values = yaml.safe_load((ROOT / "examples" / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     own = method_class(values.get("method", "corrmatch")).Options.__dataclass_fields__
     others = {option for cls in METHODS.values() for option in cls.Options.__dataclass_fields__} - set(own)
     return {option: value for option, value in values.items() if option not in others}
@@ -65,8 +65,7 @@ def test_its_command_runs_the_recipe_with_the_papers_batch(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     block = re.search(r"```bash\n(.*?)```", card(name).text, re.S).group(1).replace("\\\n", "")
     launcher, arguments = block.split("examples/train_semi.py")
-    groups = (MethodArguments, DataArguments, ModelArguments, TrainingConfig)
-    _, data, _, config, method, _ = parse(*groups, args=shlex.split(arguments))
+    _, data, _, config, method, _ = parse("train", *GROUPS, args=shlex.split(arguments))
     config.check()
     processes = int(re.search(r"--num_processes (\d+)", launcher).group(1))
     assert config.per_device_batch_size * processes == 16
@@ -75,7 +74,7 @@ def test_its_command_runs_the_recipe_with_the_papers_batch(name, monkeypatch):
 
 @both
 def test_its_numbers_are_those_that_the_recipe_quotes(name):
-    text = (ROOT / "examples" / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     quoted = re.search(r"Published mean IoU .*: ([\d. ]+)\.", text).group(1).split()
     assert f"| {' | '.join(quoted)} |" in card(name).text
 

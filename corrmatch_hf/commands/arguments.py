@@ -1,275 +1,264 @@
-"""What the example commands accept: dataclasses read from the command line and from YAML alike."""
+"""From the command line and YAML to option classes. Only this room knows about argv and YAML."""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-import timm
 import yaml
-from transformers import HfArgumentParser
 
-from ..data.load import load_semi_dataset
-from ..data.options import DataOptions
-from ..data.semi_dataset import SemiDataset
+from ..data.options import SOURCES, DataOptions
 from ..errors import InputError, refuse, unknown_name
-from ..methods import METHODS, Method, method_class
-from ..model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
-from ..model.configuration_corrmatch import DECODERS
-from ..training.config import option
+from ..options import Options, choices_of, option, plain_type
+from .help import help_text
+
+RECIPES = Path(__file__).with_name("recipes")
+BOOLEANS = {"true": True, "yes": True, "y": True, "t": True, "1": True} | {
+    "false": False, "no": False, "n": False, "f": False, "0": False,
+}  # fmt: skip
+# On the command line, one of a pair replaces the other of the YAML file.
+ALTERNATIVES = (("max_steps", "num_epochs"), ("labeled_count", "labeled_fraction"))
+REMOVED = ("cpu_threads", "recolor_on_device", "card_pictures")  # options of version 0.1
+
+
+class UsageError(InputError):
+    """Arguments are missing; the exit status is 2, as of other commands."""
+
+    exit_status = 2
 
 
 @dataclass
-class DataArguments:
-    """Where the images are. Without a dataset the built-in synthetic one is made."""
+class MethodChoice(Options):
+    """Which method; its own options follow from the choice."""
 
-    dataset_name: str | None = option(
-        None,
-        "Hub id, or anything `datasets.load_dataset` reads; the built-in synthetic set if nothing is named.",
-    )
-    dataset_config_name: str | None = option(None, "Configuration of the Hub dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of the Hub dataset.")
-    data_dir: str | None = option(
-        None,
-        "Local folder: split/{images,masks}, or JPEGImages + SegmentationClass; root of the lists' entries.",
-    )
-    train_images: str | None = option(None, "Folder of training images, if the layout is another.")
-    train_masks: str | None = option(None, "Folder of training masks.")
-    validation_images: str | None = option(None, "Folder of validation images.")
-    validation_masks: str | None = option(None, "Folder of validation masks.")
-    labeled_list: str | None = option(
-        None, "Text file with an 'image mask' or 'image' a line: the labelled images."
-    )
-    unlabeled_list: str | None = option(None, "The same for the unlabelled images; masks in it are not read.")
-    validation_list: str | None = option(None, "The same for validation.")
-    labeled_fraction: float | None = option(None, "Share of the training images to use with their masks.")
-    labeled_count: int | None = option(None, "Number of training images to use with their masks.")
-    split_seed: int = option(0, "Seed of the draw of labelled images.")
-    extra_unlabeled: str | None = option(None, "Folder or dataset with further images, without masks.")
-    streaming: bool = option(False, "Read the unlabelled images as a stream (pools too large to list).")
-    train_split: str = option("train", "Name of the training split.")
-    validation_split: str | None = option(None, "Name of the split to evaluate on; found if not given.")
-    image_column: str | None = option(None, "Column of the images; found if not given.")
-    label_column: str | None = option(None, "Column of the masks; found if not given.")
-    id2label: str | None = option(None, 'JSON file with the classes\' names, {"0": "road", ...}.')
-    num_labels: int | None = option(None, "Number of classes, where no file names them; found if not given.")
-    reduce_labels: bool = option(False, "Mask value 0 means ignored, and classes start at 1 (ADE20K).")
-    ignore_index: int = option(255, "Mask value of the pixels that do not count.")
-    label_colors: str | None = option(
-        None, "JSON file with the classes' colours [[r, g, b], ...] for RGB-coded masks."
-    )
-
-    def load(self) -> SemiDataset:
-        """The dataset these arguments describe."""
-        return load_semi_dataset(**dataclasses.asdict(self))
-
-    def problems(self) -> list[str]:
-        """What cannot work, a sentence each without its full stop, before anything is read."""
-        return DataOptions(**dataclasses.asdict(self)).problems()
-
-
-JSON_OPTIONS = {"encoder_kwargs": dict, "out_indices": list, "pyramid_channels": list}
-
-
-@dataclass
-class ModelArguments:
-    """The network."""
-
-    encoder_name: str = option(
-        "resnet50", "timm name of an encoder with a pyramid of features, or of a plain vision transformer."
-    )
-    encoder_weights: str = option(
-        "timm", "'timm' for timm's pretrained weights from the Hub, 'none', or a .safetensors or .pth file."
-    )
-    output_stride: int | None = option(
-        None,
-        "Stride of the encoder's last features: 8 (the paper), 16 or 32; if not given 16 where it can, else its own.",
-    )
-    encoder_kwargs: str | None = option(
-        None, """Further arguments of the timm encoder, as JSON: '{"img_size": 384}'."""
-    )
-    out_indices: str | None = option(
-        None,
-        "Blocks of a plain transformer whose outputs the decoder sees, as JSON: '[4, 11, 17, 23]'; if not given four "
-        "evenly over its depth.",
-    )
-    decoder: str = option(
-        "deeplabv3plus",
-        "deeplabv3plus for encoders with a pyramid, dpt for plain transformers, linear (the lightest) for both.",
-        DECODERS,
-    )
-    correlation_position: str = option(
-        "encoder",
-        "Features the correlation head takes (paper table 8).",
-        ("encoder", "aspp", "fusion", "classifier"),
-    )
-    correlation_scale: str = option(
-        "scores",
-        "What is divided by sqrt(D): scores before the softmax (published runs), or rows after it (the paper).",
-        ("scores", "rows"),
-    )
-    correlation_channels: int = option(256, "Channels of the correlation head's projection.")
-    aspp_channels: int = option(256, "Channels of each branch of the ASPP.")
-    low_level_channels: int = option(48, "Channels of the low-level features in the decoder.")
-    decoder_channels: int = option(256, "Channels of the fused features of deeplabv3plus and dpt.")
-    pyramid_channels: str | None = option(
-        None,
-        "Channels of dpt's four levels, as JSON: '[256, 512, 1024, 1024]'; if not given an eighth, a quarter, a half "
-        "and all of the encoder's.",
-    )
-    gradient_checkpointing: bool = option(
-        False, "Recompute the encoder in the backward pass: less memory, slower."
-    )
-
-    def build(
-        self, data: SemiDataset, correlation_head: bool
-    ) -> tuple[CorrMatchForSegmentation, CorrMatchImageProcessor]:
-        """The model for the dataset's classes, and the processor with its encoder's normalisation."""
-        try:
-            config = self._config(
-                correlation_head=correlation_head, ignore_index=data.ignore_index, id2label=data.id2label
-            )
-            if self.encoder_weights == "none":
-                model = CorrMatchForSegmentation(config)
-            else:
-                weights = None if self.encoder_weights == "timm" else self.encoder_weights
-                model = CorrMatchForSegmentation.from_encoder_pretrained(config, weights)
-        except (ValueError, OSError) as error:
-            raise InputError(str(error)) from error
-        if self.gradient_checkpointing:
-            model.activation_checkpointing_enable()
-        pretrained = timm.get_pretrained_cfg(self.encoder_name)
-        normalisation = (
-            {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
-        )
-        processor = CorrMatchImageProcessor(ignore_index=data.ignore_index, **normalisation)
-        return model, processor
-
-    def problems(self) -> list[str]:
-        """What cannot work, a sentence each without its full stop, before anything is built."""
-        found = []
-        try:
-            self._config()
-        except ValueError as error:
-            found.append(str(error).rstrip("."))
-        weights = self.encoder_weights
-        if weights not in ("timm", "none") and not Path(weights).is_file():
-            found.append(f"--encoder_weights {weights}: there is no such file; give one, or 'timm' or 'none'")
-        return found
-
-    def _config(self, **others) -> CorrMatchConfig:
-        own = {
-            name: value for name, value in vars(self).items() if name in CorrMatchConfig.__dataclass_fields__
-        }
-        for name, kind in JSON_OPTIONS.items():
-            if own[name] is not None:
-                own[name] = _from_json(name, own[name], kind)
-        return CorrMatchConfig(**own, **others)
-
-
-@dataclass
-class MethodArguments:
-    """Which method; its options follow from the choice."""
-
-    method: str = option("corrmatch", "Training method.", tuple(METHODS))
+    method: str = option("corrmatch", "Training method.", group="Method", common=True, metavar="NAME")
 
 
 def parse(
-    *groups: type,
-    args: Sequence[str] | None = None,
-    default_config: Path | None = None,
+    command: str,
+    *groups: type[Options],
+    args: Sequence[str],
     description: str = "",
+    examples: str = "",
+    default_recipe: str | None = None,
 ) -> tuple[Any, ...]:
-    """Instances of the dataclasses `groups`; with `MethodArguments` among them, the method's class and options, too.
+    """Instances of the option classes `groups`; with `MethodChoice` among them also the method's class and options.
 
-    `--config FILE.yaml` gives defaults that the command line overrides; `default_config` is taken when neither
-    `--config` nor a dataset is named.
+    `--config` names a YAML file or a packaged recipe with values that the command line overrides. `default_recipe` is
+    used if neither `--config` nor a dataset is given. `--help` and `--help-all` print the options and exit.
 
     Raises:
-        InputError: everything at once that cannot work: unknown keys of the YAML and unknown options, with the nearest
-            name, and what the dataclasses' `problems()` say of their values.
+        InputError: lists everything that is wrong: unknown options with the nearest known name, values of the wrong
+            type, and the `problems()` of the option classes.
     """
-    problems: list[str] = []
-    args = list(sys.argv[1:] if args is None else args)
-    config_path = _value_of("--config", args, remove=True)
-    named = any(
-        a.split("=")[0] in ("--dataset_name", "--data_dir", "--train_images", "--labeled_list") for a in args
-    )
-    if config_path is None and default_config is not None and not named:
-        config_path = str(default_config)
-    values = _read_yaml(config_path) if config_path else {}
-    types = list(groups)
-    method: type[Method] | None = None
-    if MethodArguments in groups:
-        method = method_class(_value_of("--method", args) or values.get("method") or MethodArguments.method)
-        types.append(method.Options)
-    given = {a.split("=")[0].lstrip("-") for a in args if a.startswith("--")}
-    for pair in (("max_steps", "num_epochs"), ("labeled_count", "labeled_fraction")):
+    args = list(args)
+    config = _value_of("--config", args, remove=True)
+    given = {_option_name(arg) for arg in args if arg.startswith("--")}
+    recipe = config
+    if config is None and not given & set(SOURCES):
+        recipe = default_recipe
+    values = read_config(recipe) if recipe else {}
+    for pair in ALTERNATIVES:
         for one, other in (pair, pair[::-1]):
-            if one in given and other not in given:  # the command line's choice replaces the YAML's
+            if one in given and other not in given:
                 values.pop(other, None)
-    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with defaults for all options.")
-    known = {field.name for cls in types for field in dataclasses.fields(cls)}
-    elsewhere = {field.name for cls in METHODS.values() for field in dataclasses.fields(cls.Options)}
-    for key in list(values):
-        if key in known:
-            continue
-        if method is not None and key in elsewhere:
-            del values[key]  # another method's option: one YAML serves several methods
-            continue
-        problems.append(str(unknown_name(f"option in {config_path}", key, known)).rstrip("."))
-        del values[key]
-    optional = {field.name for cls in types for field in dataclasses.fields(cls) if field.default is None}
-    for key, value in list(values.items()):
-        if key in JSON_OPTIONS and isinstance(value, JSON_OPTIONS[key]):
-            values[key] = json.dumps(value)
-            continue
-        if isinstance(value, list | dict) or (value is None and key not in optional):
-            problems.append(f"{key} in {config_path} is {value!r}; give one value")
-            del values[key]
-            continue
-        # As text, so that a value from YAML is read exactly as one from the command line.
-        values[key] = None if value is None else str(value)
-    parser.set_defaults(**values)
-    *parsed, _, unused = parser.parse_args_into_dataclasses(args=args, return_remaining_strings=True)
-    flags = [f"--{name}" for name in sorted(known)]
-    problems += [
-        str(unknown_name("option", each.split("=")[0], flags)).rstrip(".")
-        for each in unused
-        if each.startswith("-")
-    ] or [f"Unknown argument {each!r}: options start with --" for each in unused]
-    if method is not None:  # for training; to evaluate, a training split need not be named
-        for group in parsed:
-            problems += getattr(group, "problems", list)()
+
+    types, method, elsewhere = list(groups), None, set()
+    if MethodChoice in groups:
+        from ..methods import METHODS, method_class
+
+        method = method_class(_value_of("--method", args) or values.get("method") or MethodChoice.method)
+        types.append(method.Options)
+        elsewhere = {spec.name for cls in METHODS.values() for spec in fields(cls.Options)}
+    asked = [arg for arg in args if arg in ("-h", "--help", "--help-all", "--help_all")]
+    if asked:
+        shown = values if config else {}  # the default recipe is for the synthetic dataset alone
+        print(help_text(command, types, method, shown, everything="all" in asked[-1], description=description,
+                        examples=examples))  # fmt: skip
+        raise SystemExit(0)
+
+    problems: list[str] = []
+    hints = {cls: get_type_hints(cls) for cls in types}
+    known = {spec.name: (spec, hints[cls][spec.name]) for cls in types for spec in fields(cls)}
+    raw = _from_yaml(values, known, elsewhere, recipe, problems)
+    raw |= _from_command_line(command, args, known, problems)
+    converted = {}
+    for name, text in raw.items():
+        try:
+            converted[name] = convert(name, known[name][1], text)
+        except ValueError as error:
+            problems.append(str(error))
+    missing = [name for name, (spec, _) in known.items() if _is_required(spec) and name not in raw]
+    if missing:
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in missing)} must be given; see corrmatch {command} --help"
+        )
+    parsed = [cls(**{s.name: converted[s.name] for s in fields(cls) if s.name in converted}) for cls in types]
+    for group in parsed:
+        # Training needs a training split; evaluation does not, and finds problems of the data where it loads them.
+        if method is not None or not isinstance(group, DataOptions):
+            problems += group.problems()
     refuse(problems)
-    if method is not None:
-        return (*parsed[:-1], method, parsed[-1])
-    return tuple(parsed)
+    return (*parsed[:-1], method, parsed[-1]) if method is not None else tuple(parsed)
 
 
-def _from_json(name: str, text: str, kind: type) -> dict | list:
-    """An option whose value is JSON.
+def _from_yaml(values: dict, known: dict, elsewhere: set[str], path: str | None, problems: list[str]) -> dict:
+    """The options of a YAML file as text, so that they are converted exactly as those of the command line."""
+    raw: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            if name not in elsewhere:  # options of other methods are skipped: one file serves several methods
+                problems.append(_unknown(f"option in {path}", name, known))
+            continue
+        spec, hint = known[name]
+        container = get_origin(plain_type(hint)) or plain_type(hint)
+        if value is None and spec.default is None:
+            raw[name] = None
+        elif isinstance(value, list | dict) and container is type(value):
+            raw[name] = json.dumps(value)
+        elif value is None or isinstance(value, list | dict):
+            problems.append(f"{name} in {path} is {value!r}; give one value")
+        else:
+            raw[name] = str(value)
+    return raw
+
+
+def _from_command_line(command: str, args: list[str], known: dict, problems: list[str]) -> dict[str, Any]:
+    """The options of the command line as text."""
+    parser = _Parser(
+        prog=f"corrmatch {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    for name, (spec, hint) in known.items():
+        plain = plain_type(hint)
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        if spec.metadata.get("positional"):
+            parser.add_argument(name, nargs="+" if get_origin(plain) is list else None)
+        elif plain is bool:
+            parser.add_argument(*flags, nargs="?", const="True")
+            if spec.default is True:
+                parser.add_argument(f"--no_{name}", f"--no-{name.replace('_', '-')}", dest=name,
+                                    action="store_const", const="False")  # fmt: skip
+        else:
+            parser.add_argument(*flags, nargs="+" if get_origin(plain) is list else None)
+    parsed, unused = parser.parse_known_args(args)
+    flags = [f"--{name}" for name, (spec, _) in known.items() if not spec.metadata.get("positional")]
+    problems += [
+        _unknown("option", each.split("=")[0], flags) for each in unused if each.startswith("-")
+    ] or [f"unknown argument {each!r}: options start with --" for each in unused]
+    return vars(parsed)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def convert(name: str, hint: Any, text: Any) -> Any:
+    """The text of one option as its type.
 
     Raises:
-        ValueError: it is none, or of another kind; of a list, something other than numbers.
+        ValueError: a sentence without full stop that names the option, the value, and what to give.
     """
+    plain = plain_type(hint)
+    kind = get_origin(plain) or plain
+    if text is None:
+        return None
+    if kind is dict:
+        return _json(name, text, dict, """JSON such as '{"img_size": 384}'""")
+    if kind is list:
+        (part,) = get_args(plain)
+        texts = text if isinstance(text, list) else [text]
+        if part is not str and len(texts) == 1 and texts[0].strip().startswith("["):
+            texts = [
+                json.dumps(each) for each in _json(name, texts[0], list, "JSON such as '[4, 11, 17, 23]'")
+            ]
+        return [convert(name, part, each) for each in texts]
+    if kind is bool:
+        if text.lower() not in BOOLEANS:
+            raise ValueError(f"--{name} is {text!r}; give True or False")
+        return BOOLEANS[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(f"--{name} is {text!r}; give {wanted}") from None
+    return next((choice for choice in choices_of(hint) if str(choice) == text), text)
+
+
+def _json(name: str, text: str, kind: type, wanted: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
         value = None
-    numbers = kind is dict or (isinstance(value, list) and all(type(each) is int for each in value))
-    if not isinstance(value, kind) or not numbers:
-        example = '{"img_size": 384}' if kind is dict else "[4, 11, 17, 23]"
-        raise ValueError(f"--{name} is {text!r}; give JSON such as '{example}'")
+    if not isinstance(value, kind):
+        raise ValueError(f"--{name} is {text!r}; give {wanted}")
     return value
+
+
+def option_names(*groups: type[Options]) -> set[str]:
+    """The names of all options of `groups`, of every method if `MethodChoice` is among them, and of help."""
+    types = list(groups)
+    if MethodChoice in groups:
+        from ..methods import METHODS
+
+        types += [method.Options for method in METHODS.values()]
+    return {spec.name for cls in types for spec in fields(cls)} | {"config", "help", "help_all"}
+
+
+def read_config(config: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The options of a YAML file or packaged recipe, on top of those of its `base`, a path relative to the file."""
+    path = find_config(config)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {config} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {config} must contain lines of the form 'option: value'.")
+    if "base" not in values:
+        return values
+    seen = (*seen, path.resolve())
+    base = path.parent / str(values.pop("base"))
+    if base.resolve() in seen:
+        raise InputError(f"--config {config}: its base {base} leads back to itself.")
+    return read_config(str(base), seen) | values
+
+
+def find_config(config: str) -> Path:
+    """The file of that path, else the packaged recipe of that name, such as `pascal`."""
+    if Path(config).is_file():
+        return Path(config)
+    recipes = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in RECIPES.rglob("*.yaml")}
+    if config in recipes:
+        return recipes[config]
+    stem = Path(config).stem
+    hint = (
+        f"the recipe of the package is given by its name: --config {stem}"
+        if stem in recipes
+        else f"give a YAML file, or a recipe of the package: {', '.join(sorted(n for n in recipes if '/' not in n))}"
+    )
+    raise InputError(f"--config {config}: no such file; {hint}.")
+
+
+def _is_required(spec: Field) -> bool:
+    return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def _option_name(arg: str) -> str:
+    return arg.split("=")[0].lstrip("-").replace("-", "_")
+
+
+def _unknown(kind: str, name: str, known) -> str:
+    if name.lstrip("-") in REMOVED:
+        return f"{name} was removed; leave it out"
+    return str(unknown_name(kind, name, known)).rstrip(".")
 
 
 def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:
@@ -286,34 +275,17 @@ def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:
     return None
 
 
-def _read_yaml(path: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The options of a file, on top of those of the file that it names as `base`, relative to itself."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"--config {path}: no such file.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"--config {path} must hold 'option: value' lines.")
-    if "base" not in values:
-        return values
-    seen = (*seen, Path(path).resolve())
-    base = Path(path).parent / str(values.pop("base"))
-    if base.resolve() in seen:
-        raise InputError(f"--config {path}: base {base} leads back to a file that it came from.")
-    return _read_yaml(str(base), seen) | values
-
-
-# -------------------- The command line that started this process, for the record.
-
-
-def launch_command() -> str:
-    """As it would be typed again. Flags of the launcher itself are not known to the script it starts."""
+def typed_command(command: str, args: Sequence[str]) -> str:
+    """The shell command of this run, for the record. Flags of an outer launcher are unknown to the script it starts."""
+    if "CORRMATCH_COMMAND" in os.environ:  # set by `corrmatch train` when it starts several processes
+        return os.environ["CORRMATCH_COMMAND"]
+    script = sys.argv[0]
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        launcher = ["accelerate", "launch"]
+        words = ["accelerate", "launch", script]
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
+        words = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), script]
+    elif Path(script).parent.name == "examples":
+        words = ["python", script]
     else:
-        launcher = ["python"]
-    return shlex.join([*launcher, *sys.argv])
+        words = ["corrmatch", command]
+    return shlex.join([*words, *args])

@@ -23,26 +23,38 @@ class DataOptions(Options):
         None,
         "Hub id, or anything that `datasets.load_dataset` reads; 'synthetic' is the built-in set.",
         group="Data",
+        metavar="NAME",
         common=True,
     )
-    dataset_config_name: str | None = option(None, "Configuration of the Hub dataset.", group="Data")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of the Hub dataset.", group="Data")
+    dataset_config_name: str | None = option(
+        None, "Configuration of the Hub dataset.", group="Data", metavar="NAME"
+    )
+    dataset_revision: str | None = option(
+        None, "Branch, tag or commit of the Hub dataset.", group="Data", metavar="NAME"
+    )
     data_dir: str | None = option(
         None,
         "Local folder: train/images + train/masks, images/train + masks/train, or JPEGImages + SegmentationClass. "
         "Paths in the list files are relative to it.",
         group="Data",
+        metavar="DIR",
         common=True,
     )
     train_images: str | None = option(
-        None, "Folder of training images, for layouts that --data_dir does not know.", group="Data"
+        None,
+        "Folder of training images, for layouts that --data_dir does not know.",
+        group="Data",
+        metavar="DIR",
     )
     train_masks: str | None = option(
-        None, "Folder of training masks, matched by file name to --train_images.", group="Data"
+        None, "Folder of training masks, matched by file name to --train_images.", group="Data", metavar="DIR"
     )
-    validation_images: str | None = option(None, "Folder of validation images.", group="Data")
+    validation_images: str | None = option(None, "Folder of validation images.", group="Data", metavar="DIR")
     validation_masks: str | None = option(
-        None, "Folder of validation masks, matched by file name to --validation_images.", group="Data"
+        None,
+        "Folder of validation masks, matched by file name to --validation_images.",
+        group="Data",
+        metavar="DIR",
     )
     labeled_fraction: float | None = option(
         None,
@@ -63,38 +75,54 @@ class DataOptions(Options):
         None,
         "Text file that lists the labelled images, one per line: 'image mask' or 'image'.",
         group="Data",
+        metavar="FILE",
         common=True,
     )
     unlabeled_list: str | None = option(
         None,
         "Text file that lists the unlabelled images in the same format; masks in it are not read.",
         group="Data",
+        metavar="FILE",
         common=True,
     )
     validation_list: str | None = option(
-        None, "Text file that lists the validation images in the same format.", group="Data"
+        None, "Text file that lists the validation images in the same format.", group="Data", metavar="FILE"
     )
     split_seed: int = option(0, "Seed of the random choice of labelled images.", group="Data", at_least=0)
     extra_unlabeled: str | None = option(
-        None, "Folder, list file or dataset with more images, used without masks.", group="Data", common=True
+        None,
+        "Folder, list file or dataset with more images, used without masks.",
+        group="Data",
+        metavar="PATH",
+        common=True,
     )
     streaming: bool = option(
         False, "Stream the unlabelled images instead of downloading and listing them first.", group="Data"
     )
-    train_split: str = option("train", "Name of the training split.", group="Data")
+    train_split: str = option("train", "Name of the training split.", group="Data", metavar="NAME")
     validation_split: str | None = option(
-        None, "Name of the split to evaluate on; by default validation, val or test.", group="Data"
+        None,
+        "Name of the split to evaluate on; by default validation, val or test.",
+        group="Data",
+        metavar="NAME",
     )
     image_column: str | None = option(
-        None, "Column with the images; detected from the column types by default.", group="Data"
+        None,
+        "Column with the images; detected from the column types by default.",
+        group="Data",
+        metavar="NAME",
     )
     label_column: str | None = option(
-        None, "Column with the masks; detected from the column types by default.", group="Data"
+        None,
+        "Column with the masks; detected from the column types by default.",
+        group="Data",
+        metavar="NAME",
     )
     id2label: str | None = option(
         None,
         'JSON file with the class names, {"0": "road", ...}; by default id2label.json of the dataset.',
         group="Data",
+        metavar="FILE",
         common=True,
     )
     num_labels: int | None = option(
@@ -108,7 +136,10 @@ class DataOptions(Options):
     )
     ignore_index: int = option(255, "Mask value of the pixels to ignore.", group="Data")
     label_colors: str | None = option(
-        None, "JSON file with the class colours [[r, g, b], ...], for RGB-coded masks.", group="Data"
+        None,
+        "JSON file with the class colours [[r, g, b], ...], for RGB-coded masks.",
+        group="Data",
+        metavar="FILE",
     )
 
     @property

@@ -264,7 +264,7 @@ TRAIN = """\
 With corrmatch-hf, {what}:
 
 ```bash
-accelerate launch examples/train_semi.py --dataset_name {name}{option}
+corrmatch train --dataset_name {name}{option}
 ```"""
 
 

@@ -113,7 +113,7 @@ def retry_command(
     inference_only: bool = False,
 ) -> str:
     """The shell command that publishes the folder."""
-    words = ["python", "examples/push.py", str(folder), repo_id]
+    words = ["corrmatch", "push", str(folder), repo_id]
     words += ["--private"] * private + ["--revision", revision or ""] * bool(revision)
     return shlex.join(words + ["--inference_only"] * inference_only)
 

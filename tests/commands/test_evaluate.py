@@ -1,6 +1,5 @@
 """The command, with a tiny model and three pictures; once as people call it, else in this process."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.commands.evaluate import main
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import ConfusionMatrix
 
@@ -27,15 +27,6 @@ SCRIPT = ROOT / "examples" / "evaluate.py"
 def _elsewhere(tmp_path, monkeypatch):
     """The command writes evaluation.json where it is called."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def evaluate_main():
-    # Not under its own name, which is that of a library.
-    spec = importlib.util.spec_from_file_location("evaluate_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +80,11 @@ def test_the_command_prints_a_table_and_writes_the_figures(saved_model, photos, 
         assert any(line.startswith(figure) for line in lines)
 
 
-def test_split_and_inference_options_are_used(evaluate_main, saved_model, photos, capsys):
+def test_split_and_inference_options_are_used(saved_model, photos, capsys):
     base = ["--model", str(saved_model), "--data_dir", str(photos), "--num_workers", "0"]
-    test = evaluate_main([*base, "--split", "test"])
+    test = main([*base, "--split", "test"])
     assert test["pixel_accuracy"] == expected_figures(saved_model, photos / "test")["pixel_accuracy"]
-    other = evaluate_main(
+    other = main(
         [*base, "--split", "test", "--window", "16", "--stride", "8", "--scales", "0.5", "1", "--flip"]
     )
     assert other["num_images"] == 3 and other["pixel_accuracy"] != test["pixel_accuracy"]
@@ -101,7 +92,7 @@ def test_split_and_inference_options_are_used(evaluate_main, saved_model, photos
 
 
 @pytest.mark.parametrize("named", ["by its name", "found", "by folders", "by a list"])
-def test_a_dataset_of_the_evaluated_split_alone(evaluate_main, saved_model, photos, tmp_path, named):
+def test_a_dataset_of_the_evaluated_split_alone(saved_model, photos, tmp_path, named):
     """With the classes of the model, not those that its masks happen to hold: there is no car in them."""
     (tmp_path / "data").mkdir()
     shutil.copytree(photos / "test", tmp_path / "data" / "test")
@@ -113,44 +104,34 @@ def test_a_dataset_of_the_evaluated_split_alone(evaluate_main, saved_model, phot
         "by folders": ["--validation_images", str(images), "--validation_masks", str(masks)],
         "by a list": ["--validation_list", str(tmp_path / "list.txt")],
     }[named]
-    found = evaluate_main(["--model", str(saved_model), "--num_workers", "0", *data])
+    found = main(["--model", str(saved_model), "--num_workers", "0", *data])
     expected = expected_figures(saved_model, photos / "test")
     assert {found[key] == expected[key] for key in ("mean_iou", "pixel_accuracy", "num_images")} == {True}
     assert list(found["per_class"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
-def test_low_precision_moves_the_figures_little(evaluate_main, saved_model, photos):
+def test_low_precision_moves_the_figures_little(saved_model, photos):
     base = ["--model", str(saved_model), "--data_dir", str(photos), "--num_workers", "0", "--split", "test"]
-    figures = evaluate_main([*base, "--precision", "bf16", "--batch_size", "2"])
+    figures = main([*base, "--precision", "bf16", "--batch_size", "2"])
     expected = expected_figures(saved_model, photos / "test")["pixel_accuracy"]
     assert figures["pixel_accuracy"] == pytest.approx(expected, abs=0.05)
 
 
-def test_what_does_not_fit_is_told(evaluate_main, saved_model, photos, tmp_path, capsys):
+def test_what_does_not_fit_is_told(saved_model, photos, tmp_path, capsys):
     base = ["--data_dir", str(photos), "--num_workers", "0"]
     with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
-        evaluate_main([*base, "--model", str(tmp_path / "nowhere")])
+        main([*base, "--model", str(tmp_path / "nowhere")])
     with pytest.raises(InputError, match=r"--split.*tset"):
-        evaluate_main([*base, "--model", str(saved_model), "--split", "tset"])
+        main([*base, "--model", str(saved_model), "--split", "tset"])
     names = tmp_path / "names.json"
     names.write_text(json.dumps({0: "road", 1: "sky", 2: "car"}))
-    evaluate_main([*base, "--model", str(saved_model), "--id2label", str(names)])
+    main([*base, "--model", str(saved_model), "--id2label", str(names)])
     assert "note: the model was trained for ['sky', 'road', 'car']" in capsys.readouterr().err
     other = tmp_path / "other"
     shutil.copytree(photos, other)
     (other / "id2label.json").write_text(json.dumps({0: "sky", 1: "road"}))
     with pytest.raises(InputError, match=r"The model has 3 classes, but .*id2label\.json names 2"):
-        evaluate_main(["--data_dir", str(other), "--num_workers", "0", "--model", str(saved_model)])
+        main(["--data_dir", str(other), "--num_workers", "0", "--model", str(saved_model)])
     names.write_text(json.dumps({0: "sky", 1: "road"}))
     with pytest.raises(InputError, match="predicts 3 classes but the data set has 2"):
-        evaluate_main([*base, "--model", str(saved_model), "--id2label", str(names)])
-
-
-def test_every_argument_has_its_help(evaluate_main, capsys):
-    with pytest.raises(SystemExit):
-        evaluate_main(["--help"])
-    text = capsys.readouterr().out
-    assert "--window" in text and "--data_dir" in text
-    options = text.split("options:")[1]
-    for line in options.split("\n  -")[1:]:
-        assert len(" ".join(line.split())) > len(line.split()[0]) + 25, line
+        main([*base, "--model", str(saved_model), "--id2label", str(names)])

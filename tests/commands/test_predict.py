@@ -1,25 +1,13 @@
 """The command in this process, with a tiny model of random weights."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.commands import predict
 from corrmatch_hf.errors import InputError
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "predict.py"
-
-
-@pytest.fixture(scope="module")
-def predict():
-    spec = importlib.util.spec_from_file_location("predict_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_photo(path, size=(50, 40), mode="RGB", seed=0):
@@ -29,7 +17,7 @@ def write_photo(path, size=(50, 40), mode="RGB", seed=0):
     return path
 
 
-def test_mask_and_overlay_are_those_of_the_model(predict, saved_model, tmp_path):
+def test_mask_and_overlay_are_those_of_the_model(saved_model, tmp_path):
     photo = write_photo(tmp_path / "photo.png")
     predict.main([str(photo), "--model", str(saved_model), "--output_dir", str(tmp_path / "out")])
 
@@ -44,7 +32,7 @@ def test_mask_and_overlay_are_those_of_the_model(predict, saved_model, tmp_path)
     assert overlay.width > 50 and overlay.height >= 40
 
 
-def test_low_precision_gives_nearly_the_same_mask(predict, saved_model, tmp_path):
+def test_low_precision_gives_nearly_the_same_mask(saved_model, tmp_path):
     photo, masks = write_photo(tmp_path / "photo.png"), []
     for precision in ("float32", "bf16"):
         output = tmp_path / precision
@@ -55,7 +43,7 @@ def test_low_precision_gives_nearly_the_same_mask(predict, saved_model, tmp_path
     assert (masks[0] == masks[1]).mean() > 0.95
 
 
-def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(predict, saved_model, tmp_path):
+def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(saved_model, tmp_path):
     write_photo(tmp_path / "in" / "a.jpg", (33, 47))
     write_photo(tmp_path / "in" / "b.png", mode="L")
     write_photo(tmp_path / "in" / "c.png", mode="RGBA")
@@ -75,7 +63,7 @@ def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(predict, s
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 5
 
 
-def test_an_unreadable_photo_is_told_after_the_others_are_done(predict, saved_model, tmp_path):
+def test_an_unreadable_photo_is_told_after_the_others_are_done(saved_model, tmp_path):
     bad = tmp_path / "broken.jpg"
     bad.write_bytes(b"not a photo")
     good = write_photo(tmp_path / "good.png")
@@ -87,10 +75,10 @@ def test_an_unreadable_photo_is_told_after_the_others_are_done(predict, saved_mo
     assert not (tmp_path / "out" / "broken_mask.png").exists()
 
 
-def test_what_is_not_there_is_told(predict, saved_model, tmp_path):
+def test_what_is_not_there_is_told(saved_model, tmp_path):
     with pytest.raises(InputError, match=r"no image .*gone\.jpg"):
         predict.main([str(tmp_path / "gone.jpg"), "--model", str(saved_model)])
-    with pytest.raises(InputError, match="holds no picture"):
+    with pytest.raises(InputError, match="contains no picture"):
         predict.main([str(tmp_path), "--model", str(saved_model)])
     photo = write_photo(tmp_path / "photo.png")
     with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):

@@ -1,6 +1,5 @@
 """Cluster scores of a model's features over a set of images: the sample of pixels, and what is measured on it."""
 
-import importlib.util
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
+from corrmatch_hf.commands.evaluate import main
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation.feature_quality import PixelSample, feature_quality, model_feature_quality
 from corrmatch_hf.methods import METHODS, method_class
@@ -195,17 +195,7 @@ def test_two_processes_get_the_scores_of_one(tmp_path):
 # -------------------------------------------------------------------------------------------------------- the command
 
 
-@pytest.fixture(scope="module")
-def evaluate_main():
-    # Not under its own name, which is that of a library.
-    path = Path(__file__).parents[2] / "examples" / "evaluate.py"
-    spec = importlib.util.spec_from_file_location("evaluate_example", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def test_the_command_measures_features_when_asked(evaluate_main, tmp_path, monkeypatch, capsys):
+def test_the_command_measures_features_when_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model, rows = tiny_model(), samples(3)
     model.save_pretrained(tmp_path / "model")
@@ -219,9 +209,9 @@ def test_the_command_measures_features_when_asked(evaluate_main, tmp_path, monke
                 Image.fromarray(pixels.numpy().astype(np.uint8)).save(folder / f"{i}.png")
     command = ["--model", str(tmp_path / "model"), "--data_dir", str(tmp_path / "data"), "--num_workers", "0"]
 
-    plain = evaluate_main([*command, "--num_labels", "3"])
+    plain = main([*command, "--num_labels", "3"])
     assert "silhouette" not in capsys.readouterr().out and "feature_quality" not in plain
-    metrics = evaluate_main([*command, "--num_labels", "3", "--feature_quality"])
+    metrics = main([*command, "--num_labels", "3", "--feature_quality"])
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written == metrics and plain == {k: v for k, v in metrics.items() if k != "feature_quality"}
@@ -234,5 +224,5 @@ def test_the_command_measures_features_when_asked(evaluate_main, tmp_path, monke
 
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
-        evaluate_main([*command, "--num_labels", "3", "--feature_quality"])
+        main([*command, "--num_labels", "3", "--feature_quality"])
     assert "mean IoU" not in capsys.readouterr().out, "before anything is computed"

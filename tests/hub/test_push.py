@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from corrmatch_hf import CorrMatchForSegmentation
+from corrmatch_hf.commands.push import main
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.hub.push import UploadError, push_folder, retry_command
-from examples.push import main
 
 from .loopback_hub import OTHER_TOKEN, TOKEN
 
@@ -145,11 +145,11 @@ def test_a_wrong_token_is_explained_and_not_shown(token, hint, hub, saved):
 
 def test_a_push_cut_off_half_way_is_repeated_with_the_command_it_names(hub, saved, capsys):
     hub.cut_uploads_after = 100_000
-    with pytest.raises(UploadError, match=r"Try again: python examples/push\.py") as raised:
+    with pytest.raises(UploadError, match=r"Try again: corrmatch push") as raised:
         push_folder(saved, "user/model", private=True, revision="v 2")
     assert "model.safetensors" not in hub.files("user/model", "v 2") and TOKEN not in str(raised.value)
     hub.cut_uploads_after = None
-    main(shlex.split(str(raised.value).split("Try again: python examples/push.py ")[1]))
+    main(shlex.split(str(raised.value).split("Try again: corrmatch push ")[1]))
     assert "published: " in capsys.readouterr().out
     assert hub.files("user/model", "v 2")["model.safetensors"] == (saved / "model.safetensors").read_bytes()
 

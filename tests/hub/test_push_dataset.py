@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from corrmatch_hf.commands.push_dataset import main
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.hub.push import UploadError
-from examples.push_dataset import main
 
 from ..data.pictures_on_disk import write_photo, write_split
 from .loopback_hub import TOKEN
@@ -174,9 +174,7 @@ def test_a_failed_upload_names_the_command_and_repeating_it_works(hub, folder, t
     with pytest.raises(UploadError) as error:
         main([str(folder), "user/streets", "--revision", "a b"])
     message = str(error.value)
-    assert message.endswith(
-        f"Try again: python examples/push_dataset.py {folder} user/streets --revision 'a b'"
-    )
+    assert message.endswith(f"Try again: corrmatch push-dataset {folder} user/streets --revision 'a b'")
     assert TOKEN not in message and "\n" not in message
     hub.fail = {}
     hub.requests.clear()

@@ -125,7 +125,7 @@ def test_a_failed_upload_costs_nothing_and_can_be_repeated(hub, on_the_hub, run_
         RUN, str(TRAIN), *OPTIONS, "--dataset_name", "user/scenes", *push, "--output_dir", str(output), check=False
     )  # fmt: skip
     assert result.returncode == 1 and "trained and saved, but not published" in result.stderr
-    command = f"python examples/push.py {output} user/model --private"
+    command = f"corrmatch push {output} user/model --private"
     assert command in result.stderr and TOKEN not in result.stderr
     assert (output / "model.safetensors").is_file() and (output / "metrics.json").is_file()
 

@@ -1,17 +1,16 @@
-"""examples/check_dataset.py: everything that is wrong with a dataset, counted by hand."""
+"""`corrmatch check`: everything that is wrong with a dataset, counted by hand."""
 
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from corrmatch_hf.commands import run
 from corrmatch_hf.data import load_semi_dataset, synthetic_semi_dataset
 from corrmatch_hf.data.check import check_dataset, scan_dataset
 from corrmatch_hf.data.check_report import format_report
@@ -20,9 +19,6 @@ from corrmatch_hf.errors import InputError
 from ..data.pictures_on_disk import write_mask, write_photo
 from ..data.test_training_set import streamed
 from .bad_pictures import NAMES, bomb, cut_jpeg, load, put, write_dataset
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "examples/check_dataset.py"
 
 
 @pytest.fixture
@@ -170,14 +166,16 @@ def test_the_command_prints_and_writes_its_report(spoiled, tmp_path, monkeypatch
     output = tmp_path / "new/report.json"
     args = ["--data_dir", str(spoiled), "--crop_size", "40", "--output", str(output)]
     with pytest.warns(Image.DecompressionBombWarning):
-        assert exit_status(monkeypatch, *args) == 1
+        assert exit_status(*args) == 1
     shown = capsys.readouterr().out
     assert "6 of 14 labelled images cannot be used" in shown and f"written to {output}" in shown
     report = json.loads(output.read_text(encoding="utf-8"))
     assert len(report["parts"]["labelled"]["bad"]) == 6 and report["crop_size"] == 40
     assert report["parts"]["unlabelled"]["smaller_than_crop"] == 2
-    assert exit_status(monkeypatch, "--limit", "0").startswith("error: --limit is 0")
-    assert exit_status(monkeypatch, "--output", str(tmp_path)).endswith("is a folder; name a file.")
+    assert exit_status("--limit", "0") == 1
+    assert capsys.readouterr().err.startswith("error: --limit is 0")
+    assert exit_status("--output", str(tmp_path)) == 1
+    assert capsys.readouterr().err.endswith("is a folder; give a file name.\n")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -187,23 +185,19 @@ def test_without_a_list_of_classes_a_broken_mask_does_not_stop_it(spoiled):
     assert any("013" in file for file in report.parts["labelled"].bad)
 
 
-def exit_status(monkeypatch, *args: str):
-    """Of the script, run in this process."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    return stopped.value.code
+def exit_status(*args: str) -> int:
+    return run("check", args)
 
 
-def test_its_exit_status(root, monkeypatch, capsys):
-    assert exit_status(monkeypatch, "--data_dir", str(root)) == 0
+def test_its_exit_status(root, capsys):
+    assert exit_status("--data_dir", str(root)) == 0
     assert "Nothing that would stop training was found." in capsys.readouterr().out
     put(root / "unlabeled/201.png", b"")
-    assert exit_status(monkeypatch, "--data_dir", str(root)) == 1
+    assert exit_status("--data_dir", str(root)) == 1
     assert "Bad unlabelled images (1):" in capsys.readouterr().out
     shutil.rmtree(root / "train/masks")
-    status = exit_status(monkeypatch, "--data_dir", str(root))  # a text is printed, and the status is 1
-    assert status.startswith("error: No training image has a mask")
+    assert exit_status("--data_dir", str(root)) == 1
+    assert capsys.readouterr().err.startswith("error: No training image has a mask")
 
 
 def test_camvid(shared_dir):

@@ -124,10 +124,9 @@ def test_encoder_weights_run_nothing(tmp_path, trap, writer, place, suffix):
 def test_official_checkpoints_run_nothing(tmp_path, trap, writer, place):
     path = tmp_path / "checkpoint.pth"
     WRITERS[writer](PLACES[place]({"classifier.weight": torch.zeros(1)}, Payload(trap)), path)
-    convert = example("convert_official")
     for refuse in (
         lambda: from_official(path),
-        lambda: convert.main([str(path), str(tmp_path / "out"), "--recipe", "pascal"]),
+        lambda: run_command("convert", [str(path), str(tmp_path / "out"), "--recipe", "pascal"]),
     ):
         with pytest.raises(
             InputError, match=r"checkpoint.pth (cannot be read|holds more than weights)"
@@ -193,6 +192,10 @@ def repository_with_code(folder, trap) -> Path:
     return folder
 
 
+def run_command(name: str, args: list[str]):
+    return importlib.import_module(f"corrmatch_hf.commands.{name}").main(args)
+
+
 def example(name: str):
     spec = importlib.util.spec_from_file_location(f"{name}_example", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -205,14 +208,14 @@ def test_our_commands_run_no_code_of_a_repository(repository_with_code, trap, tm
     Image.new("RGB", (40, 32), "red").save(photo)
     Image.new("L", (40, 32), 1).save(tmp_path / "photo_mask.png")
     model = str(repository_with_code)
-    example("predict").main([str(photo), "--model", model, "--output_dir", str(tmp_path / "out")])
+    run_command("predict", [str(photo), "--model", model, "--output_dir", str(tmp_path / "out")])
     assert (tmp_path / "out" / "photo_mask.png").exists()
     for split in ("train", "validation"):
         for name, picture in (("images", photo), ("masks", tmp_path / "photo_mask.png")):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             shutil.copy(picture, tmp_path / "data" / split / name / f"{split}.png")
     options = ["--data_dir", str(tmp_path / "data"), "--num_workers", "0"]
-    example("evaluate").main(["--model", model, *options, "--output", str(tmp_path / "evaluation.json")])
+    run_command("evaluate", ["--model", model, *options, "--output", str(tmp_path / "evaluation.json")])
     pipeline("image-segmentation", model=model)(str(photo))
     assert not trap.exists()
 

@@ -461,14 +461,14 @@ def test_no_validation_images(make_trainer, tiny_data):
 
 
 def test_the_written_configuration_runs_again(make_trainer):
-    from corrmatch_hf.commands.arguments import MethodArguments, parse
+    from corrmatch_hf.commands.arguments import MethodChoice, parse
     from corrmatch_hf.training import TrainingConfig
 
     trainer = make_trainer(max_steps=1)
     trainer.train()
     path = trainer.output_dir / "training_config.yaml"
     assert yaml.safe_load(path.read_text())["crop_size"] == 33
-    _, config, method, options = parse(MethodArguments, TrainingConfig, args=["--config", str(path)])
+    _, config, method, options = parse("train", MethodChoice, TrainingConfig, args=["--config", str(path)])
     assert config == trainer.config and method is CorrMatch and options == trainer.method.options
 
 

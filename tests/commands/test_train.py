@@ -1,4 +1,4 @@
-"""The command as people start it: plain, with accelerate, with torchrun on two processes; and its one-line errors."""
+"""Training as people start it: as a command, with accelerate, with torchrun, on two processes."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from corrmatch_hf.commands import run
 from corrmatch_hf.data.sources.synthetic import synthetic_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,10 +21,12 @@ SMALL = [
     "--logging_steps", "1", "--labeled_count", "4",
 ]  # fmt: skip
 LAUNCHERS = {
-    "python": [sys.executable],
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-}
+    "corrmatch": [sys.executable, "-m", "corrmatch_hf", "train"],
+    "corrmatch on 2": [sys.executable, "-m", "corrmatch_hf", "train", "--cpu", "--num_processes", "2",
+                       "--main_process_port", "0"],
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", SCRIPT],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,14 @@ def folder(tmp_path_factory):
 def start(launcher, *args):
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [*LAUNCHERS[launcher], SCRIPT, *args], env=env, capture_output=True, text=True, timeout=300, cwd=ROOT
+        [*LAUNCHERS[launcher], *args], env=env, capture_output=True, text=True, timeout=300, cwd=ROOT
     )
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_run(launcher, folder, tmp_path):
     out = tmp_path / "out"
-    batch = "1" if launcher == "torchrun" else "2"
+    batch = "1" if "2" in LAUNCHERS[launcher] else "2"
     done = start(
         launcher,
         "--data_dir",
@@ -79,8 +82,13 @@ def test_a_run(launcher, folder, tmp_path):
         (["--method", "supervized"], "did you mean 'supervised'"),
     ],
 )
-def test_errors_are_one_sentence(args, message):
-    done = start("python", *args)
+def test_errors_are_one_sentence(args, message, capsys):
+    assert run("train", args) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line and line.startswith("error: ")
+
+
+def test_an_error_on_two_processes_has_no_traceback():
+    done = start("corrmatch on 2", "--data_dir", "no/such/folder", "--max_steps", "1")
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert message in done.stderr and done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr and "error: " in done.stderr and "no/such/folder" in done.stderr

@@ -1,39 +1,33 @@
 """Every recipe parses, and the ablations reach what the paper varies."""
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
 
 from corrmatch_hf import CorrMatchForSegmentation
-from corrmatch_hf.commands.arguments import DataArguments, MethodArguments, ModelArguments, parse
+from corrmatch_hf.commands.arguments import RECIPES, parse
+from corrmatch_hf.commands.train import GROUPS
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import UniMatchV2Options
 from corrmatch_hf.methods.corrmatch import SOFT_LOSSES
 from corrmatch_hf.methods.dynamic_threshold import UPDATES
 from corrmatch_hf.model.configuration_corrmatch import CORRELATION_POSITIONS
-from corrmatch_hf.training import TrainingConfig
 
-CONFIGS = Path(__file__).resolve().parents[2] / "examples" / "configs"
-ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
+ABLATIONS = sorted((RECIPES / "ablations").glob("*.yaml"))
 
 
 def read(path):
-    groups = (MethodArguments, DataArguments, ModelArguments, TrainingConfig)
-    _, _, model, training, _, options = parse(*groups, args=["--config", str(path)])
-    training.check()
-    options.check()
+    _, _, model, training, _, options = parse("train", *GROUPS, args=["--config", str(path)])
     return model, training, options
 
 
-@pytest.mark.parametrize("path", [*sorted(CONFIGS.glob("*.yaml")), *ABLATIONS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*sorted(RECIPES.glob("*.yaml")), *ABLATIONS], ids=lambda path: path.stem)
 def test_every_recipe_can_be_read(path):
     read(path)
 
 
 def test_an_ablation_is_the_recipe_but_for_what_it_names():
-    whole = read(CONFIGS / "pascal.yaml")
+    whole = read(RECIPES / "pascal.yaml")
     for path in ABLATIONS:
         named = {line.split(":")[0] for line in path.read_text().splitlines() if line[0] != "#"} - {"base"}
         changed = {
@@ -52,7 +46,7 @@ UNIMATCH_V2 = {"pascal": (518, 60, 4, 4), "cityscapes": (798, 180, 4, 2), "ade20
 def test_the_recipes_of_unimatch_v2(dataset, size, decoder_channels, width):
     """And what they ask for can be built: on the meta device, for the contents take a download."""
     crop, passes, gpus, images = UNIMATCH_V2[dataset]
-    arguments, training, options = read(CONFIGS / f"{dataset}_dinov2_{size}.yaml")
+    arguments, training, options = read(RECIPES / f"{dataset}_dinov2_{size}.yaml")
     assert isinstance(options, UniMatchV2Options) and options.confidence_threshold == 0.95
     assert (training.crop_size, training.num_epochs, training.per_device_batch_size) == (crop, passes, images)
     assert training.lr_reference_batch == gpus * images and not training.freeze_encoder
@@ -66,7 +60,7 @@ def test_the_recipes_of_unimatch_v2(dataset, size, decoder_channels, width):
         assert options.labeled_loss == "ce" and training.eval_window is None
     assert arguments.encoder_weights == "timm" and timm.get_pretrained_cfg(arguments.encoder_name).hf_hub_id
     with torch.device("meta"):
-        model = CorrMatchForSegmentation(arguments._config(num_labels=21, correlation_head=False))
+        model = CorrMatchForSegmentation(arguments.config(num_labels=21, correlation_head=False))
     assert crop % model.encoder.plan.size_multiple == 0
     assert model.encoder.channels == [width] * 4 and model.decoder.fused_channels == decoder_channels
 

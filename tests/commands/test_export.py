@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +9,11 @@ import torch
 from PIL import Image
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.commands import export as command
 from corrmatch_hf.errors import InputError
+from corrmatch_hf.export import compare, write_onnx
 
 from .conftest import ID2LABEL
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "export_onnx.py"
-
-
-@pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("export_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +44,7 @@ def prepare(photo, metadata):
     return pixels.transpose(2, 0, 1)[None].astype(np.float32)
 
 
-def test_an_onnx_file_is_enough_to_segment_a_photo(command, model_folder, tmp_path, capsys):
+def test_an_onnx_file_is_enough_to_segment_a_photo(model_folder, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     output = tmp_path / "new" / "model.onnx"
@@ -73,7 +64,7 @@ def test_an_onnx_file_is_enough_to_segment_a_photo(command, model_folder, tmp_pa
     np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
 
-def test_a_program_of_torch_export(command, model_folder, tmp_path):
+def test_a_program_of_torch_export(model_folder, tmp_path):
     output = tmp_path / "model.pt2"
     command.main(["--model", str(model_folder), "--format", "torch", "--output", str(output)])
     extra = {"metadata.json": ""}
@@ -85,7 +76,7 @@ def test_a_program_of_torch_export(command, model_folder, tmp_path):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_file_that_gives_something_else_is_not_passed(command, model_folder):
+def test_a_file_that_gives_something_else_is_not_passed(model_folder):
     model = CorrMatchForSegmentation.from_pretrained(model_folder)
 
     def run(image, factor=1.0, swap=False):
@@ -93,15 +84,15 @@ def test_a_file_that_gives_something_else_is_not_passed(command, model_folder):
             logits = model(image).logits * factor
         return logits.flip(1) if swap else logits
 
-    assert "classes at 0 of" in command.check(model, run, (2, 33, 47))
-    with pytest.raises(InputError, match="other logits"):
-        command.check(model, lambda image: run(image, factor=1.001), (2, 33, 47))
-    with pytest.raises(InputError, match="other logits"):
-        command.check(model, lambda image: run(image, swap=True), (2, 33, 47))
-    with pytest.raises(InputError, match="other logits"):
-        command.check(model, lambda image: run(image)[..., :-1], (2, 33, 47))
-    with pytest.raises(InputError, match="other logits"):
-        command.check(model, lambda image: run(image) * float("nan"), (2, 33, 47))
+    assert "classes at 0 of" in compare(model, run, (2, 33, 47))
+    with pytest.raises(InputError, match="different logits"):
+        compare(model, lambda image: run(image, factor=1.001), (2, 33, 47))
+    with pytest.raises(InputError, match="different logits"):
+        compare(model, lambda image: run(image, swap=True), (2, 33, 47))
+    with pytest.raises(InputError, match="different logits"):
+        compare(model, lambda image: run(image)[..., :-1], (2, 33, 47))
+    with pytest.raises(InputError, match="different logits"):
+        compare(model, lambda image: run(image) * float("nan"), (2, 33, 47))
 
     def insists(image):
         raise AssertionError("Guard failed:\nheight == 6")
@@ -109,7 +100,7 @@ def test_a_file_that_gives_something_else_is_not_passed(command, model_folder):
     with pytest.raises(
         InputError, match=r"At 2 x 33 x 47 .* fails \(Guard failed: height == 6\): use the other"
     ):
-        command.check(model, insists, (2, 33, 47))
+        compare(model, insists, (2, 33, 47))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +117,7 @@ def test_a_file_that_gives_something_else_is_not_passed(command, model_folder):
         ("beit_base_patch16_224", "linear", "model.onnx", ["1 x 64 x 96", "3 x 64 x 96", "4 x 64 x 96"]),
     ],
 )
-def test_plain_transformers(command, encoder, decoder, file, sizes, tmp_path, capsys):
+def test_plain_transformers(encoder, decoder, file, sizes, tmp_path, capsys):
     """Patches, positions and DPT's four sizes, for images that are brought to whole patches; of one size, for BEiT."""
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
@@ -166,7 +157,7 @@ def test_plain_transformers(command, encoder, decoder, file, sizes, tmp_path, ca
     assert json.loads(metadata["image_size"]) == only and json.loads(metadata["size_multiple"]) == 1
 
 
-def test_what_cannot_be_exported_is_told(command, model_folder, saved_model, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_told(model_folder, saved_model, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
         command.main(["--model", str(tmp_path / "nowhere"), "--format", "torch"])
     with pytest.raises(InputError, match=r"end in \.pt2"):
@@ -186,7 +177,7 @@ def test_what_cannot_be_exported_is_told(command, model_folder, saved_model, tmp
     with monkeypatch.context() as patch:
         patch.setattr(torch.onnx, "export", translate)
         with pytest.raises(InputError, match=r"encoder \(no such operator\): use --format torch"):
-            command.write_onnx(None, tmp_path / "model.onnx", {})
+            write_onnx(None, tmp_path / "model.onnx", {})
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)

@@ -11,10 +11,11 @@ from torch import nn
 from torchvision.models import resnet50
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.commands.convert import main
+from corrmatch_hf.commands.predict import main as predict
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.official.convert import to_official
-from examples.convert_official import RECIPES, main
-from examples.predict import main as predict
+from corrmatch_hf.official.published import PUBLISHED
 from tests.official.test_dpt import TINY, random_state, their_logits
 
 
@@ -167,8 +168,8 @@ def test_class_names_of_ones_own(checkpoint, tmp_path, capsys):
     assert config.id2label == {0: "sky", 1: "road", 2: "car"} and config.output_stride == 8
     printed = capsys.readouterr().out
     assert "3: sky, road, car" in printed and "resnet50s" in printed and "correlation head  no" in printed
-    for command in ("predict.py photo.jpg --model", "evaluate.py --model", "push.py"):
-        assert f"python examples/{command} {out}" in printed
+    for command in ("predict photo.jpg --model", "evaluate --model", "push"):
+        assert f"corrmatch {command} {out}" in printed
 
     before = (out / "config.json").read_bytes()
     with pytest.raises(InputError, match="exists and is not empty; nothing is overwritten"):
@@ -193,9 +194,9 @@ def test_contradictions_are_refused_and_write_nothing(checkpoint, tmp_path, opti
 
 
 def test_what_cannot_be_meant(checkpoint, saved_model, tmp_path):
-    with pytest.raises(InputError, match="is a folder: to write a checkpoint"):
+    with pytest.raises(InputError, match="is a folder; to write a checkpoint"):
         main([str(saved_model), str(tmp_path / "out"), "--recipe", "pascal"])
-    with pytest.raises(InputError, match="is a file: name a model's folder"):
+    with pytest.raises(InputError, match="is a file; to write a checkpoint"):
         main([str(checkpoint), str(tmp_path / "out.pth")])
     with pytest.raises(InputError, match="--recipe is for reading a checkpoint"):
         main([str(saved_model), str(tmp_path / "out.pth"), "--recipe", "pascal"])
@@ -257,8 +258,8 @@ def test_unimatch_v2_needs_neither_recipe_nor_stride(second_version, tmp_path):
             main([str(path), str(tmp_path / "other"), *options])
 
 
-def test_the_recipes_name_every_class_once():
-    assert {name: len(set(recipe.classes)) for name, recipe in RECIPES.items()} == {
+def test_the_published_datasets_name_every_class_once():
+    assert {name: len(set(dataset.classes)) for name, dataset in PUBLISHED.items()} == {
         "pascal": 21,
         "cityscapes": 19,
     }

@@ -1,0 +1,117 @@
+"""`corrmatch predict`: photos -> masks and overlay pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import InputError
+from ..options import Options, option
+from . import COMMANDS
+from .arguments import parse
+
+DESCRIPTION = f"""{COMMANDS["predict"]}
+
+For NAME.jpg it writes NAME_mask.png, whose pixel values are class ids (with a palette, so that viewers show colours),
+and NAME_overlay.png, the photo under its classes with a legend."""
+EXAMPLES = """
+corrmatch predict photo.jpg --model outputs/run
+corrmatch predict photos/ more/*.jpg --model user/model --output_dir masks --window 801
+"""
+
+
+@dataclass
+class PredictOptions(Options):
+    """The photos, the model, and the output."""
+
+    images: list[str] = option(MISSING, "Photos, and folders of photos.", positional=True, metavar="IMAGE")
+    model: str = option(MISSING, "Folder of a trained model, or its id on the Hub.", metavar="MODEL")
+    output_dir: str = option("predictions", "Folder to write to.", common=True, metavar="DIR")
+    alpha: float = option(0.5, "Opacity of the colours, 0 to 1.", common=True, at_least=0, at_most=1)
+    window: int | None = option(None, "Side of a sliding window in pixels, for large photos.", common=True)
+    precision: Literal["float32", "bf16", "fp16"] = option(
+        "float32",
+        "Precision of the model: bf16 is faster on GPUs and recent CPUs, fp16 on GPUs.",
+        common=True,
+    )
+    compile: bool = option(False, "Compile the model first, for many photos of one size.", common=True)
+
+
+def main(args: Sequence[str]) -> None:
+    """Write a mask and an overlay for every photo; those that cannot be read are reported at the end."""
+    (options,) = parse("predict", PredictOptions, args=args, description=DESCRIPTION, examples=EXAMPLES)
+    paths = find_photos(options.images)
+    output = Path(options.output_dir)
+    if output.is_file():
+        raise InputError(f"--output_dir {output} is a file; name a folder.")
+
+    # Heavy imports come after parsing, so that --help is fast.
+    import torch
+
+    from ..data.images import read_photo
+    from ..evaluation import predict_probabilities
+    from ..evaluation.optimize import PRECISIONS, optimize_for_inference
+    from ..hub.push import load_saved
+    from ..pictures import class_palette, mask_image, overlay
+
+    model, processor = load_saved(options.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = optimize_for_inference(
+        model.to(device), dtype=PRECISIONS[options.precision], compile=options.compile
+    )
+    id2label = model.config.id2label
+    palette = class_palette(id2label)
+    output.mkdir(parents=True, exist_ok=True)
+    unreadable = []
+    for path, name in zip(paths, unique_names(paths), strict=True):
+        try:
+            photo = read_photo(str(path), str(path))
+        except InputError as error:
+            unreadable.append(str(error))
+            continue
+        pixel_values = processor(images=photo, return_tensors="pt")["pixel_values"].to(device)  # (1, 3, H, W)
+        probabilities = predict_probabilities(model, pixel_values, window=options.window)  # (1, K, H, W)
+        if probabilities.shape[-2:] != (photo.height, photo.width):  # the processor resizes
+            probabilities = torch.nn.functional.interpolate(
+                probabilities, size=(photo.height, photo.width), mode="bilinear", align_corners=True
+            )
+        label_map = probabilities[0].argmax(0).cpu().numpy()  # (H, W)
+        mask, picture = output / f"{name}_mask.png", output / f"{name}_overlay.png"
+        mask_image(label_map, palette).save(mask)
+        overlay(photo, label_map, id2label, palette, options.alpha).save(picture)
+        print(f"{path} -> {mask}, {picture}")
+    if unreadable:
+        raise InputError("\n".join(unreadable))
+
+
+def find_photos(names: Iterable[str]) -> list[Path]:
+    """The photos named, and those directly in the folders named, in order of name."""
+    from ..data.sources.folders import SUFFIXES
+
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not found:
+                raise InputError(f"The folder {path} contains no picture ({', '.join(sorted(SUFFIXES))}).")
+            paths += found
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise InputError(f"There is no image {path}; check its name.")
+    return paths
+
+
+def unique_names(paths: Iterable[Path]) -> list[str]:
+    """The names without suffix; a second a.png beside a.jpg, or in another folder, becomes a_2."""
+    names: list[str] = []
+    for path in paths:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}_{number}"
+        names.append(name)
+    return names

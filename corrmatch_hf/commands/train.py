@@ -1,0 +1,78 @@
+"""`corrmatch train`: options -> dataset, model, method, trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from accelerate.utils import set_seed
+from transformers.utils import logging
+
+from ..data.load import load_semi_dataset
+from ..data.options import DataOptions
+from ..errors import InputError
+from ..training import (
+    NonFiniteLossError,
+    ProcessLostError,
+    SaveError,
+    SemiSupervisedTrainer,
+    TrainingConfig,
+    TrainingInterrupted,
+)
+from . import COMMANDS
+from .arguments import MethodChoice, option_names, parse, typed_command
+from .launch import launch, split_launcher_flags
+from .model_options import ModelOptions
+
+EXAMPLES = """
+corrmatch train                                                  # built-in synthetic data
+corrmatch train --data_dir photos --labeled_fraction 0.1 --max_steps 5000
+corrmatch train --config pascal --data_dir VOC2012 --labeled_list splits/92/labeled.txt \\
+    --unlabeled_list splits/92/unlabeled.txt
+corrmatch train --method supervised                              # the baseline
+corrmatch train --num_processes 4 --config my.yaml               # 4 GPUs; flags of `accelerate launch`
+corrmatch train --data_dir photos --push_to_hub --hub_model_id user/model
+"""
+GROUPS = (MethodChoice, DataOptions, ModelOptions, TrainingConfig)
+
+
+def main(args: Sequence[str]) -> None:
+    """Train; with flags of `accelerate launch` among `args`, in as many processes as they ask for."""
+    flags, args = split_launcher_flags(args, option_names(*GROUPS))
+    if flags:
+        sys.exit(launch("train", flags, args))
+
+    # Arguments
+    choice, data_options, model_options, config, method_class, options = parse(
+        "train",
+        *GROUPS,
+        args=args,
+        default_recipe="synthetic",
+        description=COMMANDS["train"],
+        examples=EXAMPLES,
+    )
+    logging.disable_progress_bar()  # the bars of transformers for saving would break that of the training
+    set_seed(config.seed)
+
+    # Dataset
+    data = load_semi_dataset(data_options)
+
+    # Model and method
+    model, processor = model_options.build(data, correlation_head=method_class.uses_correlation_head)
+    method = method_class(model, options, seed=config.seed)
+
+    # Training
+    recipe = {
+        name: value for part in (choice, data_options, model_options) for name, value in vars(part).items()
+    }
+    trainer = SemiSupervisedTrainer(
+        method, data, config, processor, recipe, command=typed_command("train", args)
+    )
+    result = trainer.train()
+    if trainer.accelerator.is_main_process and "published" in result and result["published"] is None:
+        sys.exit("error: the model is trained and saved, but not published; see above.")
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What ends a training with one line instead of a traceback."""
+    return (InputError, NonFiniteLossError, ProcessLostError, SaveError, TrainingInterrupted)
