@@ -140,7 +140,7 @@ def to_model(options: ConvertOptions) -> None:
 
 def to_checkpoint(options: ConvertOptions) -> None:
     """A model to a checkpoint that the authors' code reads."""
-    from ..hub.push import load_saved
+    from ..hub.load import load_saved
     from ..model import CorrMatchForSegmentation
     from ..official.convert import save_official
 

@@ -106,7 +106,7 @@ def main(args: Sequence[str]) -> dict:
     from ..evaluation import evaluate_segmentation
     from ..evaluation.feature_quality import model_feature_quality, require_scikit_learn
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
-    from ..hub.push import load_saved
+    from ..hub.load import load_saved
 
     output = Path(options.output)
     if output.is_dir():

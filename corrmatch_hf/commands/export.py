@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> None:
 
     # Heavy imports come after parsing, so that --help is fast.
     from ..export import export_model
-    from ..hub.push import load_saved
+    from ..hub.load import load_saved
     from ..model import CorrMatchForSegmentation
 
     model, processor = load_saved(options.model)

@@ -53,7 +53,7 @@ def main(args: Sequence[str]) -> None:
     from ..data.images import read_photo
     from ..evaluation import predict_probabilities
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
-    from ..hub.push import load_saved
+    from ..hub.load import load_saved
     from ..pictures import class_palette, mask_image, overlay
 
     model, processor = load_saved(options.model)

@@ -71,7 +71,9 @@ def main(args: Sequence[str]) -> None:
     )
     import datasets
 
-    from ..hub.dataset import check_repo_id, export_folder, push_dataset
+    from ..hub.dataset import push_dataset
+    from ..hub.dataset_export import export_folder
+    from ..hub.upload import check_repo_id
 
     check_repo_id(options.repo_id)
     datasets.disable_progress_bars()  # the upload has its own
@@ -92,11 +94,8 @@ def main(args: Sequence[str]) -> None:
         if data.left_out:
             print(f"left out, since datasets have no such splits: {', '.join(data.left_out)}")
         url = push_dataset(
-            data.splits,
+            data,
             options.repo_id,
-            id2label=data.id2label,
-            masks=data.masks,
-            pixels=data.pixels,
             license=options.license,
             private=options.private,
             revision=options.revision,

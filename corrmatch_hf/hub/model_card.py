@@ -1,7 +1,7 @@
-"""The README of a model's folder, also its card on the Hub: the facts of the run and nothing else.
+"""The README of a model's folder, which is also its card on the Hub.
 
-The facts lie beside it in `run.json`, so that it can be written again under another name; its text is
-`model_card.md`.
+The template `model_card.md` is filled with the facts of the run. They are also saved in `run.json`, so that the card
+can be written again under another name.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ MEANS = {
     "pixel_accuracy": "Pixel accuracy",
 }
 
+# Part of the file format: cards written by earlier versions must be recognised.
 SEAL = "\n<!-- Written by corrmatch-hf from run.json ({digest}). Change it freely: your words are kept. -->\n"
 
 
@@ -68,61 +69,59 @@ def write_run_card(
     command: str | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes `folder/run.json`, which holds what is given here, and from it `folder/README.md`; returns the latter.
+    """Write the arguments to `folder/run.json`, and the card made from them to `folder/README.md`; returns the card.
 
-    Hub tokens are replaced by ***, and the home directory is shown as ~.
+    Hub tokens are replaced by ***, and the home directory by ~. A card that was edited is not overwritten.
 
     Args:
-        folder: where the model was saved.
-        run: what is known of the run. "encoder_name", "output_stride" and "id2label" must be there. Shown where
-            given and not None: "decoder", "method", "dataset" (its name), "parameters", "labeled_images",
-            "unlabeled_images", "validation_images" (counts), "steps", "total_batch", "crop_size", "seed",
-            "processes", "device", "seconds" (of training), "dataset_config", "dataset_split" (the one the metrics
-            are of), "dataset_revision", "encoder_origin" (the Hub id or file of the encoder's first weights, "none" for
-            random ones), "license" (of the weights, as the Hub spells it), "inference_only" (whether the
-            correlation head was left out), and the Hub ids "hub_model_id", "dataset_id" and "base_model" (the
-            encoder's).
-        metrics: of the weights in the folder, from `evaluate_segmentation`; and "step" where known.
+        folder: of the saved model.
+        run: facts of the run. Required are "encoder_name", "output_stride" and "id2label". Shown if given and not
+            None: "decoder", "method", "dataset" (its name), "parameters", "labeled_images", "unlabeled_images",
+            "validation_images" (counts), "steps", "total_batch", "crop_size", "seed", "processes", "device",
+            "seconds" (of training), "dataset_config", "dataset_split" (of the metrics), "dataset_revision",
+            "encoder_origin" (Hub id or file of the encoder's initial weights, "none" if random), "license" (of the
+            weights, as on the Hub), "inference_only" (whether the correlation head was left out), and the Hub ids
+            "hub_model_id", "dataset_id" and "base_model" (of the encoder).
+        metrics: of the saved weights, from `evaluate_segmentation`; and their "step" if known.
         best: {"step", "mean_iou"} of the best evaluation of the run.
         pictures: {file name in the folder: caption}.
-        samples: [{"image", "output", "title"}]: photos in the folder and what the model makes of them, which the Hub
-            shows beside the model.
-        options: every option of the run, written out as YAML.
+        samples: [{"image", "output", "title"}] photos in the folder with predictions, shown by the Hub as examples.
+        options: all options of the run, shown as YAML.
         command: the shell command of the run.
         versions: of the libraries, from `library_versions`.
 
     Raises:
-        InputError: a fact that must be there is missing, or a picture is not in the folder.
+        InputError: a required fact is missing, or a picture is not in the folder.
     """
     folder = Path(folder)
     missing = [key for key in REQUIRED if run.get(key) is None]
     if missing:
-        raise InputError(f"The card of {folder} lacks {', '.join(missing)}: give them in `run`.")
+        raise InputError(f"The card of {folder} needs {', '.join(missing)}: give them in `run`.")
     parts = (run, metrics, best, pictures, samples, options, command, versions)
     facts = dict(zip(PARTS, parts, strict=True))
-    facts = _presentable(json.loads(json.dumps(facts, default=str)))  # paths and tuples as JSON knows them
+    facts = _presentable(json.loads(json.dumps(facts, default=str)))  # with paths and tuples as JSON values
     shown = [*(pictures or {}), *(sample[key] for sample in samples or () for key in ("image", "output"))]
     if lost := [file for file in shown if not (folder / file).is_file()]:
-        raise InputError(f"The card of {folder} shows {', '.join(lost)}, which is not there: save it first.")
+        raise InputError(
+            f"The card of {folder} shows {', '.join(lost)}, which does not exist: save it first."
+        )
 
     record = json.dumps(facts, indent=2, ensure_ascii=False)
     (folder / "run.json").write_text(f"{record}\n", encoding="utf-8")
     name = run.get("hub_model_id")
     text = _render(facts, name or str(folder), title=name.split("/")[-1] if name else folder.resolve().name)
     path = folder / "README.md"
-    if not path.is_file() or _is_sealed(
-        path.read_text(encoding="utf-8")
-    ):  # else somebody's own words stand there
+    if not path.is_file() or _is_sealed(path.read_text(encoding="utf-8")):  # else somebody edited it
         path.write_text(_sealed(text), encoding="utf-8")
     return path
 
 
 def card_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = False) -> str:
-    """The README to publish a model's folder with.
+    """The README with which a model's folder is published.
 
-    The card that `write_run_card` wrote is written anew under `repo_id`, without pictures that are no longer
-    there. One that was changed since is kept, but for the name in its snippets; one that somebody else wrote is
-    kept as it is. Where there is none, a short one follows from `config.json`.
+    A card of `write_run_card` is written again with the name `repo_id`, without pictures that no longer exist. In an
+    edited one only the name in its snippets is changed; a card without `run.json` is kept as it is. Without any card, a
+    short one is made from `config.json`.
 
     Args:
         folder: of the model.
@@ -130,7 +129,7 @@ def card_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = Fa
         inference_only: the model is published without its correlation head.
 
     Raises:
-        InputError: `run.json` is damaged; or there is no card, and the model is none of this package.
+        InputError: `run.json` is corrupt; or there is no card and the model is not a CorrMatch model.
     """
     folder = Path(folder)
     record, card = folder / "run.json", folder / "README.md"
@@ -143,7 +142,7 @@ def card_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = Fa
 
 
 def record_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = False) -> str | None:
-    """The `run.json` to publish beside the card, with what the card says; None where the folder has none."""
+    """The `run.json` to publish with the card; None if the folder has none."""
     if not Path(folder, "run.json").is_file():
         return None
     facts = _facts_for_push(Path(folder), repo_id, inference_only)
@@ -151,7 +150,7 @@ def record_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = 
 
 
 def _facts_for_push(folder: Path, repo_id: str, inference_only: bool) -> dict[str, Any]:
-    """The facts of a folder as they are once it is published as `repo_id`."""
+    """The facts of a folder that is published as `repo_id`."""
     record = folder / "run.json"
     facts = _read_facts(record) if record.is_file() else _facts_of_config(folder)
     pictures = {
@@ -169,7 +168,7 @@ def _facts_for_push(folder: Path, repo_id: str, inference_only: bool) -> dict[st
 
 
 def _renamed(text: str, name: str) -> str:
-    """A card with another name in its snippets; one without our snippets stays as it is."""
+    """A card with another model name in its snippets; unchanged if it has none of our snippets."""
     old = re.search(r'pipeline\("image-segmentation", model=("(?:[^"\\\n]|\\.)+")', text)
     return text.replace(old.group(1), _quoted(name)) if old else text
 
@@ -182,18 +181,18 @@ def _read_facts(path: Path) -> dict[str, Any]:
         complete = False
     if not complete:
         raise InputError(
-            f"{path} does not hold the facts of a run: move it away to publish README.md as it is, or both to "
-            "publish a short card."
+            f"{path} does not contain the facts of a run: move it away to publish README.md as it is, or move "
+            "both away to publish a short card."
         )
     return dict.fromkeys(PARTS) | facts
 
 
 def _facts_of_config(folder: Path) -> dict[str, Any]:
-    """What a model says of itself, where no run was recorded."""
+    """The facts in a model's config, for folders without `run.json`."""
     values = CorrMatchConfig.get_config_dict(str(folder))[0]
     if values.get("model_type") != CorrMatchConfig.model_type:
         raise InputError(
-            f"{folder} holds a model of type {values.get('model_type')!r}, which is none of this package's: write "
+            f"{folder} contains a model of type {values.get('model_type')!r}, not a CorrMatch model: write "
             "a README.md for it first."
         )
     config = CorrMatchConfig.from_dict(values)
@@ -212,13 +211,13 @@ def _facts_of_config(folder: Path) -> dict[str, Any]:
 
 
 def _parameters(folder: Path, correlation_head: bool) -> int:
-    """How many parameters the model in a folder has, with or without the head."""
+    """The number of parameters of the model in a folder, with or without its correlation head."""
     config = CorrMatchConfig.from_pretrained(folder, correlation_head=correlation_head)
     return sum(p.numel() for p in CorrMatchForSegmentation(config).parameters())
 
 
 def _presentable(value: Any) -> Any:
-    """JSON values without tokens, and without the name of the user that paths begin with."""
+    """JSON values without tokens and home directories."""
     if isinstance(value, dict):
         return {without_tokens(k): _presentable(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -227,9 +226,9 @@ def _presentable(value: Any) -> Any:
 
 
 def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
-    """The card of these facts (JSON values) for a model that is loaded by `name`."""
+    """The card of these facts (JSON values), for a model that is loaded by `name`."""
     run = {key: value for key, value in facts["run"].items() if value is not None}
-    decoder = run.get("decoder", "deeplabv3plus")  # records of earlier versions know no other
+    decoder = run.get("decoder", "deeplabv3plus")  # the only one in earlier versions
     dataset = _cell(run.get("dataset", ""))
     if "dataset_id" in run:
         dataset = f"[{dataset}](https://huggingface.co/datasets/{run['dataset_id']})"
@@ -265,7 +264,7 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
 
 
 def _sealed(text: str) -> str:
-    """The card with its own checksum, which tells whether it was changed, whatever name it was written under."""
+    """The card with its checksum, which shows whether it was edited."""
     return text + SEAL.format(digest=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
@@ -293,7 +292,7 @@ def _front_matter(
             metric_value=round(metrics[kind], 4),
         )
         for kind, name in (("mean_iou", "Mean IoU"), ("pixel_accuracy", "Pixel accuracy"))
-        if metrics and metrics.get(kind) is not None and "dataset" in run  # the Hub wants to know of what
+        if metrics and metrics.get(kind) is not None and "dataset" in run  # required by the Hub
     ]
     method = run.get("method", CorrMatchConfig.model_type)
     semi = ["semi-supervised"] if "method" in run and method != "supervised" else []
@@ -316,7 +315,7 @@ def _front_matter(
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:
-    """The rows of the table of the training."""
+    """The rows of the training table."""
     rows = {title: str(run[key]) for key, title in FACTS.items() if key in run}
     if "seconds" in run:
         rows[FACTS["seconds"]] = _duration(round(run["seconds"]))
@@ -331,10 +330,10 @@ def _duration(seconds: int) -> str:
 
 
 def _cell(text: object) -> str:
-    """Any text, shown as it is, in a table too."""
+    """A text with Markdown characters escaped, also for tables."""
     return re.sub(r"([\\|<*`\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def _quoted(text: str) -> str:
-    """A string in Python code."""
+    """A text as a string literal of Python."""
     return json.dumps(text, ensure_ascii=False)

@@ -10,7 +10,7 @@ from PIL import Image
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.data.masks import MaskFormat, voc_colors
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.hub.dataset import export_folder
+from corrmatch_hf.hub.dataset_export import export_folder
 
 from .pictures_on_disk import CLASSES, write_mask, write_photo, write_split
 
@@ -220,7 +220,7 @@ def test_folders_that_cannot_be_shared_are_refused(tmp_path, folder, aside):
     write_split(tmp_path / "test only" / "test" / "images", None, 1)
     with pytest.raises(InputError, match="no training images, only test"):
         export_folder(tmp_path / "test only", aside)
-    with pytest.raises(InputError, match="has 256 classes, but masks of 8 bits hold at most 255"):
+    with pytest.raises(InputError, match="has 256 classes, but 8-bit masks allow at most 255"):
         export_folder(folder, aside, id2label=[f"c{i}" for i in range(256)], ignore_index=300)
     (folder / "metadata.jsonl").write_text("")
     with pytest.raises(InputError, match=r"datasets\.load_dataset"):

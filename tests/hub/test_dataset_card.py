@@ -2,7 +2,7 @@
 
 import pytest
 
-from corrmatch_hf.hub.dataset import dataset_card
+from corrmatch_hf.hub.dataset_card import dataset_card
 
 PIXELS = {"train": [50, 25, 0, 25], "validation": [0, 0, 10, 0]}
 NAMES = {0: "sky", 1: "road", 2: "a|b"}

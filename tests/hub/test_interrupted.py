@@ -7,7 +7,7 @@ from huggingface_hub import hf_hub_download
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.hub.load import load_saved
 
 from .conftest import tiny_model
 

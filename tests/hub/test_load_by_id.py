@@ -9,7 +9,7 @@ from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.hub.load import load_saved
 
 from .conftest import tiny_model
 from .loopback_hub import OTHER_TOKEN

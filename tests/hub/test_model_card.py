@@ -188,7 +188,7 @@ def test_limits_follow_from_the_facts(tmp_path):
     path = write_run_card(tmp_path, run=run, metrics=METRICS | {"step": 90, "per_class": per_class})
     for words in (
         "2 classes",
-        "the masks of 23 images of street photos alone",
+        "the masks of 23 images of street photos",
         "show no road \\| lane: how well it finds this class was not measured",
         "the weakest is tree, with an IoU of 10.00, the strongest sky, with 51.23",
         "last step, not chosen",
@@ -208,9 +208,9 @@ def test_limits_say_nothing_that_is_not_known(tmp_path):
 @pytest.mark.parametrize(
     ("step", "best_step", "words"),
     [
-        (90, 80, "not chosen on the evaluation images. The best mean IoU of the run's evaluations was 70.00, after"),
-        (90, 90, "not chosen on the evaluation images.\n"),
-        (80, 80, "which flatters them"),
+        (90, 80, "not selected on the evaluation images. The best mean IoU of the run's evaluations was 70.00, after"),
+        (90, 90, "not selected on the evaluation images.\n"),
+        (80, 80, "which are therefore optimistic"),
     ],
 )  # fmt: skip
 def test_the_card_says_whether_the_weights_were_chosen_by_their_result(step, best_step, words, tmp_path):
@@ -388,7 +388,7 @@ def test_a_model_that_never_had_a_correlation_head_does_not_miss_it(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": null}'])
 def test_a_damaged_record_is_named(text, tmp_path):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(InputError, match=r"run\.json does not hold the facts of a run"):
+    with pytest.raises(InputError, match=r"run\.json does not contain the facts of a run"):
         card_for_push(tmp_path, "user/streets")
 
 
@@ -398,7 +398,7 @@ def test_a_converted_model_names_its_checkpoint(tmp_path):
     model.save_pretrained(tmp_path)
     text = card_for_push(tmp_path, "user/streets")
     assert "from the checkpoint `corrmatch_r101.pth` (SHA-256 `ab12`)" in text
-    assert "they keep that of the checkpoint" in text
+    assert "that of the checkpoint applies" in text
     model.config.converted_from["key"] = "model_ema"
     model.save_pretrained(tmp_path)
     assert "converted from `model_ema` in the checkpoint `corr" in card_for_push(tmp_path, "user/streets")

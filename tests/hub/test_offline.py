@@ -5,7 +5,7 @@ import torch
 from huggingface_hub import constants
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.hub.load import load_saved
 
 from .conftest import tiny_model
 

@@ -156,7 +156,10 @@ def test_a_push_cut_off_half_way_is_repeated_with_the_command_it_names(hub, save
 
 def test_a_folder_without_a_model_is_refused_before_anything_is_asked(hub, tmp_path):
     (tmp_path / "empty").mkdir()
-    for folder, words in ((tmp_path / "nothing", "no folder"), (tmp_path / "empty", "holds no saved model")):
+    for folder, words in (
+        (tmp_path / "nothing", "does not exist"),
+        (tmp_path / "empty", "contains no saved model"),
+    ):
         with pytest.raises(InputError, match=words):
             push_folder(folder, "user/model")
     assert not hub.requests

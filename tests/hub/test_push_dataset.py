@@ -13,7 +13,7 @@ from PIL import Image
 from corrmatch_hf.commands.push_dataset import main
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.hub.push import UploadError
+from corrmatch_hf.hub.upload import UploadError
 
 from ..data.pictures_on_disk import write_photo, write_split
 from .loopback_hub import TOKEN
@@ -156,7 +156,7 @@ def test_a_branch_and_privacy_are_as_asked(hub, folder, capsys):
 
 def test_a_public_dataset_is_not_taken_for_private(hub, folder):
     hub.add("user/streets", {}, "dataset")
-    with pytest.raises(InputError, match="exists on the Hub and is public, but is to be private"):
+    with pytest.raises(InputError, match="exists on the Hub and is public, but --private is set"):
         main([str(folder), "user/streets", "--private"])
     assert published(hub) == {}
 
@@ -192,5 +192,5 @@ def test_a_card_that_the_hub_refuses_is_refused_before_the_pictures_are_uploaded
 
 
 def test_an_impossible_id_is_refused_before_the_folder_is_read(hub, tmp_path):
-    with pytest.raises(InputError, match=r"'user/a/b' is no id of a repository: Repo id must be"):
+    with pytest.raises(InputError, match=r"'user/a/b' is not a valid repository id: Repo id must be"):
         main([str(tmp_path / "nowhere"), "user/a/b"])

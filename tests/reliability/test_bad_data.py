@@ -75,7 +75,7 @@ CANNOT_BE_READ = {
     "empty": (lambda path: put(path, b""), "is none of JPEG, "),
     "text": (lambda path: put(path.with_suffix(".jpg"), b"no picture"), "is none of JPEG, "),
     "large bomb": (lambda path: bomb(path, 60000), ".*decompression bomb"),
-    "small bomb": (lambda path: bomb(path, 12000), r"12000 x 12000 pixels are more than the \d+"),
+    "small bomb": (lambda path: bomb(path, 12000), r"12000 x 12000 pixels, more than .*MAX_IMAGE_PIXELS"),
 }
 DO_NOT_FIT = {
     "size": (lambda path: write_mask(mask_of(path), [0, 1], size=(47, 36)), "48 x 36 pixels, but its mask"),

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.hub.push import load_saved
+from corrmatch_hf.hub.load import load_saved
 
 NARROW = {"aspp_channels": 16, "low_level_channels": 8, "decoder_channels": 16, "correlation_channels": 16}
 SIZE = (40, 33)  # width, height

@@ -33,7 +33,8 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchIma
 from corrmatch_hf.data.images import open_picture
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.hub.handler import EndpointHandler
-from corrmatch_hf.hub.push import load_saved, write_endpoint
+from corrmatch_hf.hub.load import load_saved
+from corrmatch_hf.hub.push import write_endpoint
 from corrmatch_hf.model import encoder_corrmatch as encoder_weights_corrmatch
 from corrmatch_hf.official.convert import from_official
 
