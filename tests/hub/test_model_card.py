@@ -189,10 +189,10 @@ def test_limits_follow_from_the_facts(tmp_path):
     for words in (
         "2 classes",
         "the masks of 23 images of street photos",
-        "show no road \\| lane: how well it finds this class was not measured",
+        "show no road \\| lane: the accuracy for this class is unknown",
         "the weakest is tree, with an IoU of 10.00, the strongest sky, with 51.23",
-        "last step, not chosen",
-        "one seed (7)",
+        "last step; they were not selected",
+        "a single run with seed 7",
         "correlation head is left out",
     ):
         assert words in limits(path), words
