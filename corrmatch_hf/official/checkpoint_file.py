@@ -1,4 +1,4 @@
-"""Files of `torch.save` that hold weights and more, read without running anything of them."""
+"""Reads files of `torch.save` that contain weights among other things, without running code in them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from ..model.encoder_corrmatch import find_oversize
 
 
 def read_checkpoint(path: Path, key: str | None) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint file, without "module."; they stay in it until they are used.
+    """The weights of a checkpoint file, without the prefix "module."; memory-mapped if the format allows it.
 
     Args:
         path: the file.
-        key: the name of the weights in it, where it holds several.
+        key: the name of the weights in the file, if it contains several sets.
 
     Raises:
-        InputError: no such file; one that is damaged or holds code, none of which is run; no weights, or several.
+        InputError: no such file; a file that is corrupt or contains code, which is not run; no weights, or several sets
+            without a `key`.
     """
     checkpoint = _load(path)
-    sets = {}
+    sets: dict[str | None, Mapping[str, torch.Tensor]] = {}
     if isinstance(checkpoint, Mapping):
-        sets = {name: value for name, value in checkpoint.items() if _is_state(value)}
-        if not sets and key is None and _is_state(checkpoint):
+        sets = {name: value for name, value in checkpoint.items() if _is_state_dict(value)}
+        if not sets and key is None and _is_state_dict(checkpoint):
             sets = {None: checkpoint}
     if not sets:
         raise InputError(
-            f"{path} holds no weights, neither as a whole nor under a name such as 'model': name a checkpoint of "
-            "CorrMatch or UniMatch."
+            f"{path} contains no weights, neither at its top level nor under a name such as 'model': give a checkpoint "
+            "of CorrMatch or UniMatch."
         )
     if key not in sets and (key is not None or len(sets) > 1):
-        given = "holds several sets of weights" if key is None else f"holds no weights named {key!r}"
-        hint = " (UniMatch V2's published figures are of model_ema)" if "model_ema" in sets else ""
-        raise InputError(f"{path} {given}: choose one of {some(map(str, sets))} by --key{hint}.")
+        found = "several sets of weights" if key is None else f"no weights named {key!r}"
+        hint = " (UniMatch V2's published results use model_ema)" if "model_ema" in sets else ""
+        raise InputError(f"{path} contains {found}: choose one of {first(map(str, sets))} with --key{hint}.")
     state = sets[key] if key in sets else next(iter(sets.values()))
     if oversize := find_oversize(path, state.values()):
         raise InputError(f"{path} is rejected: {oversize}.")
@@ -47,7 +48,7 @@ def read_checkpoint(path: Path, key: str | None) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def _is_state(value) -> bool:
+def _is_state_dict(value) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
@@ -56,7 +57,7 @@ def _is_state(value) -> bool:
 
 
 class _Ignored:
-    """Takes the place of a NumPy number in a checkpoint, such as the best score so far, and forgets it."""
+    """Replaces NumPy numbers in a checkpoint, such as the best score so far; their values are not needed."""
 
     def __init__(self, *args):
         pass
@@ -65,7 +66,7 @@ class _Ignored:
         pass
 
 
-# Of these a pickled NumPy number is made, in either generation of NumPy; torch looks classes up by such names.
+# The names in a pickled NumPy number, of NumPy 1 and 2; torch finds the classes to use by these names.
 NUMPY = [
     type(name, (_Ignored,), {"__module__": module})
     for module, name in (
@@ -77,29 +78,29 @@ NUMPY = [
 
 
 def _load(path: Path):
-    """What a checkpoint file holds: tensors, mapped rather than read where the format allows, and plain values."""
+    """The tensors and plain values of a checkpoint file, memory-mapped if the format allows it."""
     if not path.is_file():
-        raise InputError(f"There is no checkpoint file {path}: check its name.")
+        raise InputError(f"There is no checkpoint file {path}: check the path.")
     if oversize := find_oversize(path):
         raise InputError(f"{path} is rejected: {oversize}.")
     try:
         with torch.serialization.safe_globals(NUMPY):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a broken or hostile file can raise anything
+    except Exception as error:  # a corrupt or malicious file can raise anything
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"{path} holds more than weights: it would run {found[1]} when loaded, so it is refused, and nothing "
-                "of it was run. Where you trust the file, save its weights alone: "
+                f"{path} contains more than weights: it would run {found[1]} when loaded, so it is rejected, and no "
+                "code in it was run. If you trust the file, save its weights alone: "
                 "torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE)."
             ) from error
         raise InputError(
-            f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}): it is damaged, incomplete or "
-            "something else."
+            f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}): it is corrupt, incomplete or in "
+            "another format."
         ) from error
 
 
 def sha256(path: Path) -> str:
-    """Of a file's contents, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -107,7 +108,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def some(names: Iterable[str]) -> str:
-    """The first names of a list that may be long."""
+def first(names: Iterable[str]) -> str:
+    """The first names of a list that may be long, for a message."""
     names = list(names)
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,8 +1,8 @@
 """The layout of CorrMatch's and UniMatch V1's checkpoints.
 
-Both methods have one network, DeepLabV3+ on a ResNet whose stem is three 3x3 convolutions (timm's resnet50s and
-resnet101s); CorrMatch adds the correlation head. The weights tell encoder, widths, number of classes and correlation
-head. They do not tell the output stride.
+Both methods use the same network, DeepLabV3+ on a ResNet whose stem is three 3x3 convolutions (timm's resnet50s and
+resnet101s); CorrMatch adds the correlation head. The weights determine encoder, widths, number of classes and whether
+there is a correlation head, but not the output stride.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from ..errors import InputError
 from ..model import CorrMatchForSegmentation
-from .checkpoint_file import some
+from .checkpoint_file import first
 
 METHODS = "CorrMatch or UniMatch V1"
 PREFIXES = {  # theirs: ours
@@ -41,14 +41,14 @@ PREFIXES = {  # theirs: ours
     "corr.conv2.": "correlation.key.",
 }
 ENCODERS = {(3, 4, 6, 3): "resnet50s", (3, 4, 23, 3): "resnet101s"}  # blocks of the four stages: timm's name
-COUNTER = ".num_batches_tracked"  # BatchNorms of before PyTorch 0.4.1 have none; nothing depends on it here
+COUNTER = ".num_batches_tracked"  # BatchNorm had none before PyTorch 0.4.1; the network does not depend on it
 
 
-def network(shapes: Mapping[str, tuple], path: Path) -> dict:
-    """The arguments of `CorrMatchConfig` that weights of these shapes tell.
+def config_arguments(shapes: Mapping[str, tuple], path: Path) -> dict:
+    """The arguments of `CorrMatchConfig` for weights of these shapes.
 
     Raises:
-        InputError: no encoder of theirs.
+        InputError: the encoder is not one of the authors'.
     """
     blocks = [0, 0, 0, 0]
     for name in shapes:
@@ -59,8 +59,8 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
     if encoder is None:
         known = " or ".join(f"{name} {blocks}" for blocks, name in ENCODERS.items())
         raise InputError(
-            f"{path} is no checkpoint of {METHODS} with a ResNet, nor of UniMatch V2: the stages backbone.layer1 to 4 "
-            f"have {tuple(blocks)} blocks instead of {known}; its weights are {some(shapes)}."
+            f"{path} is not a checkpoint of {METHODS} with a ResNet, nor of UniMatch V2: stages backbone.layer1 to 4 "
+            f"have {tuple(blocks)} blocks instead of {known}; its weights are {first(shapes)}."
         )
 
     def channels(name: str, default: int) -> int:
@@ -84,8 +84,8 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
     return found
 
 
-def misfits(model: CorrMatchForSegmentation) -> list[str]:
-    """What a network has that the authors' has not."""
+def differences(model: CorrMatchForSegmentation) -> list[str]:
+    """How a network differs from the authors', apart from its numbers of channels."""
     config, found = model.config, []
     if config.encoder_name.split(".")[0] not in ENCODERS.values():
         found.append(f"encoder {config.encoder_name} instead of {' or '.join(ENCODERS.values())}")
@@ -100,11 +100,11 @@ def misfits(model: CorrMatchForSegmentation) -> list[str]:
     return found
 
 
-def left_over(name: str) -> bool:
-    """Whether nothing here depends on this weight of theirs."""
+def is_unused(name: str) -> bool:
+    """Whether our network does not depend on this weight of the authors' layout."""
     return name.endswith(COUNTER)
 
 
-def fillers(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
-    """Weights of theirs that have no place here: none."""
+def unused_weights(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
+    """Weights of the authors' layout that our network does not have: none."""
     return {}

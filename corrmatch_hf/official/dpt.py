@@ -1,8 +1,8 @@
-"""The layout of UniMatch V2's checkpoints: DPT on a DINOv2 vision transformer, whose weights have timm's own names.
+"""The layout of UniMatch V2's checkpoints: DPT on a DINOv2 vision transformer, whose weights have timm's names.
 
-The weights tell encoder, widths, number of classes and the grid of the position embeddings. Two of theirs have no use
-in their network and no place here: the mask token, and the residual unit for the coarsest level, which has nothing to
-be added to.
+The weights determine encoder, widths, number of classes and the grid of the position embeddings. Two of them are unused
+in the authors' network, and ours does not have them: the mask token, and the residual unit of the coarsest level, which
+has no coarser level to be added to.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..model import CorrMatchForSegmentation
 
 METHODS = "UniMatch V2"
 PATCH = 14
-IMAGE_SIZE = 518  # of which the position embeddings are: 37 patches a side
-MAX_IMAGE_SIZE = 4096  # at which they alone take 350 MB
+IMAGE_SIZE = 518  # the image size of the position embeddings: 37 patches a side
+MAX_IMAGE_SIZE = 4096  # its position embeddings take 350 MB
 HEAD_WIDTH = 64  # channels of an attention head
 ENCODERS = {  # channels and blocks: timm's name
     (384, 12): "vit_small_patch14_dinov2",
     (768, 12): "vit_base_patch14_dinov2",
     (1024, 24): "vit_large_patch14_dinov2",
 }
-LEVELS = {24: [4, 11, 17, 23]}  # by blocks, where they are not the ones that this package takes by itself
+LEVELS = {24: [4, 11, 17, 23]}  # number of blocks: levels, if they are not this package's default
 POSITIONS = "backbone.pos_embed"
 PREFIXES = {  # theirs: ours
     "backbone.": "encoder.body.model.",
@@ -47,20 +47,20 @@ UNUSED = ("backbone.mask_token", "head.scratch.refinenet4.resConfUnit1.")
 
 
 def recognises(names: Mapping[str, object]) -> bool:
-    """Whether weights of these names are of a vision transformer."""
+    """Whether these are the names of a vision transformer's weights."""
     return any(name.startswith(("backbone.blocks.", "backbone.patch_embed.")) for name in names)
 
 
-def network(shapes: Mapping[str, tuple], path: Path) -> dict:
-    """The arguments of `CorrMatchConfig` that weights of these shapes tell.
+def config_arguments(shapes: Mapping[str, tuple], path: Path) -> dict:
+    """The arguments of `CorrMatchConfig` for weights of these shapes.
 
     Raises:
-        InputError: another side of patches; a width that is not made of attention heads; gated layers.
+        InputError: another patch size; a width that is not a multiple of an attention head's; gated layers.
     """
     if any(".mlp.w12." in name for name in shapes):
         raise InputError(
-            f"{path} has the gated layers (mlp.w12, mlp.w3) of DINOv2's giant transformer, of which no checkpoint of "
-            f"{METHODS} is published: small, base and large ones can be converted."
+            f"{path} has the gated layers (mlp.w12, mlp.w3) of DINOv2's giant transformer, for which no checkpoint of "
+            f"{METHODS} is published: only the small, base and large models can be converted."
         )
     blocks = (re.match(r"backbone\.blocks\.(\d{1,5})\.", name) for name in shapes)
     depth = max((int(found[1]) + 1 for found in blocks if found), default=0)
@@ -72,8 +72,8 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
     width, patch = (size("backbone.patch_embed.proj.weight", *each) for each in ((0, 384), (2, PATCH)))
     if patch != PATCH or not depth or not width or width % HEAD_WIDTH:
         raise InputError(
-            f"{path} is no checkpoint of {METHODS}: its transformer has {depth} blocks of {width} channels and patches "
-            f"of {patch} pixels; DINOv2's are of {PATCH} pixels, with a multiple of {HEAD_WIDTH} channels."
+            f"{path} is not a checkpoint of {METHODS}: its transformer has {depth} blocks of {width} channels and "
+            f"patches of {patch} pixels; DINOv2 has patches of {PATCH} pixels and a multiple of {HEAD_WIDTH} channels."
         )
     found = {
         "encoder_name": ENCODERS.get((width, depth), "vit_small_patch14_dinov2"),
@@ -96,8 +96,8 @@ def network(shapes: Mapping[str, tuple], path: Path) -> dict:
     return found
 
 
-def misfits(model: CorrMatchForSegmentation) -> list[str]:
-    """What a network has that the authors' has not."""
+def differences(model: CorrMatchForSegmentation) -> list[str]:
+    """How a network differs from the authors', apart from its numbers of channels."""
     config = model.config
     if config.encoder_name.split(".")[0] not in ENCODERS.values():
         return [f"encoder {config.encoder_name} instead of {' or '.join(ENCODERS.values())}"]
@@ -119,13 +119,13 @@ def misfits(model: CorrMatchForSegmentation) -> list[str]:
     return found
 
 
-def left_over(name: str) -> bool:
-    """Whether nothing here depends on this weight of theirs."""
+def is_unused(name: str) -> bool:
+    """Whether our network does not depend on this weight of the authors' layout."""
     return name.startswith(UNUSED)
 
 
-def fillers(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
-    """Weights of theirs that have no place here, as zeros."""
+def unused_weights(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
+    """Weights of the authors' layout that our network does not have, as zeros."""
     token, unit = UNUSED
     channels, zeros = model.config.decoder_channels, model.decoder.smooth.weight.new_zeros
     return {token: zeros(1, model.encoder.channels[-1])} | {
@@ -135,13 +135,13 @@ def fillers(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
     }
 
 
-def at_image_size(positions: torch.Tensor, image_size: int) -> torch.Tensor:
-    """Position embeddings (1, 1 + n * n, D) for square images of this side, as the authors' code interpolates them.
+def interpolate_positions(positions: torch.Tensor, image_size: int) -> torch.Tensor:
+    """Position embeddings (1, 1 + n * n, D) for square images of this side, interpolated as in UniMatch V2.
 
-    Those of another shape stay as they are, for the check of all shapes to name.
+    Embeddings of any other shape are returned unchanged: the check of all shapes reports them.
 
-    Bicubic, over a grid whose sides are longer by a tenth of a patch, which moves the samples a little. timm, which the
-    encoder leaves other sizes to, does not do so, and has another kernel.
+    The interpolation is bicubic, over a grid whose sides are a tenth of a patch longer, which shifts the samples a
+    little. timm interpolates for other image sizes at run time, without this shift and with another kernel.
     """
     target = image_size // PATCH
     side = math.isqrt(positions.shape[1] - 1) if positions.ndim == 3 and positions.shape[1] > 1 else 0

@@ -240,7 +240,7 @@ def test_published_sizes_are_recognised(name, width, depth, channels, pyramid, m
         for part, count in zip(("backbone.", "head."), millions, strict=True):
             found = sum(math.prod(shape) for key, shape in layout.items() if key.startswith(part))
             assert round(found / 1e6, 1) == count
-    config = CorrMatchConfig(**official_dpt.network(layout, Path("v2.pth")))
+    config = CorrMatchConfig(**official_dpt.config_arguments(layout, Path("v2.pth")))
     assert config.encoder_name == f"vit_{name}_patch14_dinov2" and not config.encoder_kwargs
     assert (config.decoder_channels, config.pyramid_channels) == (channels, pyramid)
     with torch.device("meta"):
@@ -261,7 +261,7 @@ def test_a_choice_between_student_and_average(state, saved):
     average = {key: value + 1 for key, value in state.items()}
     path = saved({"model": state, "model_ema": average})
     with pytest.raises(
-        InputError, match=r"choose one of model, model_ema by --key .* figures are of model_ema"
+        InputError, match=r"choose one of model, model_ema with --key .* results use model_ema"
     ):
         from_official(path)
     chosen = from_official(path, key="model_ema")
@@ -340,17 +340,17 @@ def test_networks_that_are_not_theirs_are_not_written(options, reason, tmp_path)
         ({"backbone.pos_embed": None}, "missing: backbone.pos_embed"),
         ({"backbone.pos_embed": torch.zeros(1, 1371, 64)}, r"pos_embed \(1, 1371, 64\) instead of \(1, 1370, 64\)"),
         ({"backbone.pos_embed": torch.zeros(3)}, "of a wrong shape: backbone.pos_embed"),
-        ({"backbone.register_tokens": torch.zeros(1, 4, 64)}, "not of this network: backbone.register_tokens"),
+        ({"backbone.register_tokens": torch.zeros(1, 4, 64)}, "unexpected: backbone.register_tokens"),
         ({"head.projects.0.weight": None}, "missing: head.projects.0.weight"),
         ({"head.scratch.output_conv.2.bias": torch.zeros(4)}, r"output_conv.2.bias \(4,\) instead of \(5,\)"),
-        ({"backbone.blocks.3.mlp.w12.weight": torch.zeros(1)}, "DINOv2's giant transformer, of which no checkpoint"),
+        ({"backbone.blocks.3.mlp.w12.weight": torch.zeros(1)}, "DINOv2's giant transformer, for which no checkpoint"),
         ({"backbone.patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, "4 blocks of 64 channels and patches of 16"),
         ({"backbone.patch_embed.proj.weight": torch.zeros(48, 3, 14, 14)}, "of 48 channels"),
         ({"backbone.patch_embed.proj.weight": torch.zeros(0, 3, 14, 14)}, "of 0 channels"),
         ({"backbone.blocks.99999.ls1.gamma": torch.zeros(64)}, "'depth': 100000"),
-        ({f"backbone.blocks.{'9' * 5000}.x": torch.zeros(1)}, "not of this network: backbone.blocks.999"),
-        ({"backbone.pos_embed": torch.zeros(1, 1370, 64).long()}, "no plain floating-point numbers: backbone.pos"),
-        ({"backbone.norm.bias": torch.zeros(64).to_sparse()}, "no plain floating-point numbers: backbone.norm.bias"),
+        ({f"backbone.blocks.{'9' * 5000}.x": torch.zeros(1)}, "unexpected: backbone.blocks.999"),
+        ({"backbone.pos_embed": torch.zeros(1, 1370, 64).long()}, "non-float or sparse weights: backbone.pos"),
+        ({"backbone.norm.bias": torch.zeros(64).to_sparse()}, "non-float or sparse weights: backbone.norm.bias"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("image_size", [None, 84])
@@ -364,11 +364,11 @@ def test_weights_that_do_not_fit_are_named(change, reason, image_size, state, sa
 
 
 def test_options_of_the_other_layout_are_refused(state, saved):
-    with pytest.raises(InputError, match=r"output_stride is 8, but .*v2.pth is of a vision transformer"):
+    with pytest.raises(InputError, match=r"output_stride is 8, but .*v2.pth contains a vision transformer"):
         from_official(saved(state), output_stride=8)
     assert from_official(saved(state), output_stride=14).config.output_stride == 14
     for size in (0, -14, 100, 14 * 300):
         with pytest.raises(InputError, match=f"image_size is {size}; .* a multiple of 14"):
             from_official(saved(state), image_size=size)
-    with pytest.raises(InputError, match="image_size is 798; it is for checkpoints of UniMatch V2"):
+    with pytest.raises(InputError, match="image_size is 798; it applies to checkpoints of UniMatch V2"):
         from_official(saved({"backbone.layer1.0.conv1.weight": torch.zeros(1)}), image_size=798)

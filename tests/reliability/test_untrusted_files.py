@@ -130,7 +130,7 @@ def test_official_checkpoints_run_nothing(tmp_path, trap, writer, place):
         lambda: run_command("convert", [str(path), str(tmp_path / "out"), "--recipe", "pascal"]),
     ):
         with pytest.raises(
-            InputError, match=r"checkpoint.pth (cannot be read|holds more than weights)"
+            InputError, match=r"checkpoint.pth (cannot be read|contains more than weights)"
         ) as caught:
             refuse()
         assert "\n" not in str(caught.value)
@@ -358,7 +358,7 @@ def test_a_checkpoint_of_too_many_classes_is_refused(tmp_path):
     state["classifier.weight"] = torch.empty(10**9, 256, 1, 1, device="meta")
     torch.save({"model": state}, tmp_path / "classes.pth")
     with pytest.raises(
-        InputError, match=r"classes\.pth is no checkpoint .*num_labels must be .* not 1000000000"
+        InputError, match=r"classes\.pth is not a checkpoint .*num_labels must be .* not 1000000000"
     ):
         from_official(tmp_path / "classes.pth")
 
