@@ -1,8 +1,10 @@
-"""Sums and maxima over all processes; with a single process every function hands its input back.
+"""The processes of a run: sums over those that train together, and signals to those that load images.
 
-The losses of a step are means over the total batch, whatever the number of processes. Data-parallel training averages
-the gradients of the processes, so each of them divides its own sum by `per_process(count)`, the total count over the
-number of processes: the average of the processes' losses is then the loss of the total batch.
+Losses are means over the total batch, whatever the number of processes. Data-parallel training averages the gradients
+of the processes, so each process divides its own sum by `per_process(count)`, the total count divided by the number of
+processes. The average of the processes' losses is then the loss of the total batch.
+
+With a single process, the reductions below return their input.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """The tensors of all processes (one shape everywhere), concatenated along dimension 0, detached."""
+    """The tensors of all processes (the same shape everywhere), concatenated along dimension 0, detached."""
     tensor = tensor.detach().contiguous()
     if not _running():
         return tensor
@@ -51,11 +53,16 @@ def per_process(count: Tensor) -> Tensor:
     return all_reduce(count.float()).clamp(min=1.0) / world_size()
 
 
-# -------------------- What processes that load images do with signals.
+def succeeded_everywhere(failure: Exception | None, device: torch.device) -> bool:
+    """Whether `failure` is None on every process. All processes must call this together."""
+    return not bool(all_reduce(torch.tensor(failure is not None, device=device).int(), "max"))
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
-    """For a `DataLoader`'s `worker_init_fn`: Ctrl-C and a cluster's SIGTERM reach all processes at once, but training
-    goes on to the end of the step, and needs its images until then. It ends its loading processes itself."""
+    """A `DataLoader`'s `worker_init_fn`: the loading process ignores SIGINT and SIGTERM.
+
+    Ctrl-C and a cluster's SIGTERM reach all processes at once. The trainer finishes its step and needs images until
+    then; it ends its loading processes itself.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The one error a user can cause, with all that is wrong at once, and what helps with a misspelt name."""
+"""The one error that users can cause, and helpers that raise it with all problems at once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one sentence to act on: what, where, and the remedy."""
+    """An option, file or argument of the user cannot be used. The message names it, what was found, and the remedy."""
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raise one `InputError` that lists all `problems`, sentences without their full stops, if there are any."""
+    """Raise one `InputError` that lists all `problems` (sentences without full stops), if there are any."""
     if problems := list(problems):
         raise InputError("; ".join(problems) + ".")
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
-    """The error for a name that does not exist, with the nearest one that does."""
+    """The error for a name that does not exist, with the nearest existing ones."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     hint = (

@@ -3,7 +3,8 @@
 from .config import TrainingConfig
 from .interruption import ProcessLostError, TrainingInterrupted
 from .non_finite import NonFiniteLossError
-from .trainer import SaveError, SemiSupervisedTrainer
+from .output_folder import SaveError
+from .trainer import SemiSupervisedTrainer
 
 __all__ = [
     "NonFiniteLossError",

@@ -1,24 +1,54 @@
-"""Checkpoints: where they are, which of them are whole, and whether one belongs to a run."""
+"""Checkpoints: writing and reading them, which of them are whole, and whether one fits the run that resumes.
+
+checkpoints/step_00000500/
+    model.safetensors, optimizer.bin, ...    written by Accelerate: the method, optimiser, schedule, average, seeds
+    trainer_state.json                       step, metrics, options, ...
+    checksums.json                           written last: size and SHA-256 of all the others
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
+from ..distributed import succeeded_everywhere
 from ..errors import InputError
-from .atomic_write import recover_folder, remove_folder
+from ..methods.base import Method
+from ..text import without_tokens
+from .atomic_write import WRITE_ERRORS, move_folder, recover_folder, remove_folder
+from .config import TrainingConfig
+from .output_folder import warn_not_saved
 
 STATE_FILE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"step_(\d+)")
 
+# Options that may change between the parts of a run: they do not affect what is trained.
+RESUMABLE_OPTIONS = {
+    "output_dir", "overwrite", "resume_from_checkpoint", "eval_steps", "eval_window", "eval_stride", "eval_batch_size",
+    "save_steps", "max_checkpoints", "logging_steps", "report_to", "num_workers", "on_bad_sample",
+    "save_inference_only", "push_to_hub", "hub_model_id", "hub_private", "hub_revision", "hub_strategy", "hub_license",
+    "ddp_timeout", "on_non_finite", "max_skipped_steps",
+}  # fmt: skip
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first; `damage` says whether they are whole."""
+# Fields of the model's configuration that decide which weights there are.
+ARCHITECTURE = (
+    "encoder_name", "encoder_kwargs", "out_indices", "decoder", "pyramid_channels", "output_stride", "num_labels",
+    "aspp_channels", "low_level_channels", "decoder_channels", "correlation_head", "correlation_position",
+)  # fmt: skip
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first, whole or corrupt."""
     found = [
         (int(match[1]), path)
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -31,22 +61,51 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
 
-def rotate(folder: Path, keep: int, written: Path) -> None:
-    """Delete all but the newest `keep` checkpoints up to the one just written.
+# Writing
 
-    Those of later steps belong to a course of the run that was left, or are damaged; they would pass for the latest.
+
+def write_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], keep: int
+) -> Path | None:
+    """Write everything that a resumed run needs and delete old checkpoints; all processes call this together.
+
+    Args:
+        accelerator: holds model, optimiser, schedule and average.
+        folder: of the checkpoints.
+        step: after which the checkpoint is written.
+        state: the content of `trainer_state.json`.
+        keep: how many checkpoints are kept.
+
+    Returns:
+        The checkpoint, or None where any process failed to write it: a warning is printed, and older ones stay.
     """
-    found = checkpoints(folder)
-    end = found.index(written) + 1
-    for path in (*found[end:], *found[: max(end - keep, 0)]):
-        remove_folder(path)
-
-
-def clean_up(folder: Path) -> None:
-    """Remove what a killed process left half-written, half-deleted or half-replaced in the folder of checkpoints."""
-    for left in folder.glob(".step_*") if folder.is_dir() else ():
-        if match := re.fullmatch(r"\.(step_\d+)\.(writing|old)", left.name):
-            recover_folder(folder / match[1])
+    path = checkpoint_path(folder, step)
+    temporary = folder / f".{path.name}.writing"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    failure = None
+    try:
+        accelerator.save_state(str(temporary))
+    except WRITE_ERRORS as error:
+        failure = error
+    if succeeded_everywhere(failure, accelerator.device) and accelerator.is_main_process:
+        try:
+            text = without_tokens(json.dumps(state, indent=2))
+            (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+            write_checksums(temporary)
+            move_folder(temporary, path)
+            rotate(folder, keep, path)
+        except WRITE_ERRORS as error:
+            failure = error
+    if succeeded_everywhere(failure, accelerator.device):
+        return path
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if failure is not None:
+        warn_not_saved(f"the checkpoint of step {step}", folder.parent, failure)
+    accelerator.wait_for_everyone()
+    return None
 
 
 def write_checksums(path: Path) -> None:
@@ -55,8 +114,61 @@ def write_checksums(path: Path) -> None:
     (path / CHECKSUMS).write_text(json.dumps(files, indent=2), encoding="utf-8")
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint, in a few words; None where every file is as it was written."""
+def rotate(folder: Path, keep: int, newest: Path) -> None:
+    """Delete all checkpoints but the last `keep` up to `newest`, the one just written.
+
+    Checkpoints of later steps come from a run that was resumed at an earlier step, or are corrupt; they would be
+    mistaken for the latest.
+    """
+    found = list_checkpoints(folder)
+    end = found.index(newest) + 1
+    for path in (*found[end:], *found[: max(end - keep, 0)]):
+        remove_folder(path)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what a killed process left half-written or half-deleted in the folder of checkpoints."""
+    for left in folder.glob(".step_*") if folder.is_dir() else ():
+        if match := re.fullmatch(r"\.(step_\d+)\.(writing|old)", left.name):
+            recover_folder(folder / match[1])
+
+
+# Reading
+
+
+def find_checkpoint(name: str, folder: Path) -> Path:
+    """The checkpoint for `--resume_from_checkpoint name`; "latest" is the newest one in `folder` that is whole.
+
+    Raises:
+        InputError: there is none, or the one named is corrupt.
+    """
+    if name == "latest":
+        found = list_checkpoints(folder)
+        for path in reversed(found):
+            if (problem := find_corruption(path)) is None:
+                return path
+            warnings.warn(
+                f"The checkpoint {path} is corrupt ({problem}); trying the one before.", stacklevel=4
+            )
+        raise InputError(
+            f"--resume_from_checkpoint latest: there is no {'whole ' if found else ''}checkpoint in {folder}; "
+            "leave the option out to start anew, or name the folder of a checkpoint."
+        )
+    path = Path(name)
+    if not (path / STATE_FILE).is_file():
+        raise InputError(
+            f"--resume_from_checkpoint {name} is not a checkpoint ({STATE_FILE} is missing); "
+            "name a step_... folder, or 'latest'."
+        )
+    if problem := find_corruption(path):
+        raise InputError(
+            f"--resume_from_checkpoint {name} is corrupt ({problem}); name another checkpoint, or 'latest'."
+        )
+    return path
+
+
+def find_corruption(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where every file is as it was written."""
     try:
         files = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         expected = {name: [entry["bytes"], entry["sha256"]] for name, entry in files.items()}
@@ -71,7 +183,7 @@ def damage(path: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes"
         if _fingerprint(file)["sha256"] != digest:
-            return f"{name} is not as it was written"
+            return f"{name} does not match its checksum"
     return None if STATE_FILE in expected else f"{STATE_FILE} is missing"
 
 
@@ -83,83 +195,88 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def find_checkpoint(name: str, folder: Path) -> Path:
-    """The checkpoint a user means by `--resume_from_checkpoint name`: for "latest" the newest that is whole.
-
-    Raises:
-        InputError: there is none, or the one named is damaged.
-    """
-    if name == "latest":
-        found = checkpoints(folder)
-        for path in reversed(found):
-            if (problem := damage(path)) is None:
-                return path
-            warnings.warn(
-                f"The checkpoint {path} is damaged ({problem}); taking the one before.", stacklevel=4
-            )
-        raise InputError(
-            f"--resume_from_checkpoint latest: there is no {'whole ' if found else ''}checkpoint in {folder}; "
-            "leave the option out to start anew, or name a checkpoint folder."
-        )
-    path = Path(name)
-    if not (path / STATE_FILE).is_file():
-        raise InputError(
-            f"--resume_from_checkpoint {name}: no checkpoint there ({STATE_FILE} is missing); "
-            "name a step_... folder, or 'latest'."
-        )
-    if problem := damage(path):
-        raise InputError(
-            f"--resume_from_checkpoint {name}: that checkpoint is damaged ({problem}); name another, or 'latest'."
-        )
-    return path
-
-
 def read_state(path: Path) -> dict[str, Any]:
+    """The content of `trainer_state.json`."""
     return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
 
 
-# Options that may change between the parts of a run without changing what is trained.
-FREE = {
-    "output_dir", "overwrite", "resume_from_checkpoint", "eval_steps", "eval_window", "eval_stride", "eval_batch_size",
-    "save_steps", "max_checkpoints", "logging_steps", "report_to", "num_workers", "cpu_threads", "on_bad_sample",
-    "save_inference_only", "card_pictures", "push_to_hub", "hub_model_id", "hub_private", "hub_revision",
-    "hub_strategy", "hub_license", "ddp_timeout", "on_non_finite",
-    "max_skipped_steps",
-}  # fmt: skip
+def load_checkpoint(accelerator: Accelerator, optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
+    """Load model, optimiser, schedule and average; returns the content of `trainer_state.json`."""
+    try:
+        accelerator.load_state(str(path))
+    except (RuntimeError, ValueError, KeyError) as error:  # weights are missing, or differ in shape or number
+        raise InputError(
+            f"The checkpoint {path} does not fit the options of the method; resume with the options it was started "
+            "with."
+        ) from error
+    # The fused optimiser walks through flat memory, so its state needs the memory format of the weights, whatever
+    # --channels_last was when the checkpoint was written.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return read_state(path)
 
 
-def changes(saved: dict[str, Any], options: dict[str, Any], processes: int) -> list[str]:
-    """A sentence for everything that keeps the resumed run from equalling an uninterrupted one.
+# Whether a checkpoint fits
+
+
+def architecture(method: Method, config: TrainingConfig) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be resumed; it is recorded in each of them."""
+    return {
+        "method": method.name,
+        "ema": config.ema_decay is not None,
+        # These two decide which weights are trained, and so the content of the optimiser.
+        "freeze_encoder": config.freeze_encoder,
+        "layer_decay": config.layer_decay,
+        "teacher": getattr(method.options, "teacher", None),
+        **{name: getattr(method.segmentation_model.config, name) for name in ARCHITECTURE},
+    }
+
+
+def check_resumable(
+    path: Path, method: Method, config: TrainingConfig, max_steps: int, processes: int
+) -> list[str]:
+    """Refuse a checkpoint that a run cannot resume from.
 
     Args:
-        saved: the checkpoint's state.
-        options, processes: those of the run that goes on from it.
+        path: a whole checkpoint.
+        method, config, max_steps, processes: of the run that resumes.
+
+    Returns:
+        A sentence for each reason why the resumed run will differ from an uninterrupted one.
     """
-    config = saved["config"]
-    found = [
-        f"--{name} was {config[name]!r} when the checkpoint was written and is {value!r} now; the resumed run will not "
-        "equal an uninterrupted one, and the optimiser keeps its own learning rate and weight decay."
-        for name, value in options.items()
-        if name not in FREE and name in config and config[name] != value
-    ]
-    if saved["processes"] != processes:
-        found.append(
-            f"The checkpoint was written by {saved['processes']} processes and there are {processes} now. With the "
-            "same total batch the images and their augmentation stay the same; BatchNorm's statistics (per process on "
-            "CPUs), drop path and the order of sums do not."
+    saved = read_state(path)
+    if saved["step"] > max_steps:
+        raise InputError(
+            f"The checkpoint {path} is of step {saved['step']}, but the run ends at step {max_steps}: raise "
+            "--max_steps, or name an earlier checkpoint."
         )
-    return found
-
-
-def check_same_architecture(saved: dict[str, Any], current: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint that another model or method wrote, naming what differs."""
+    here = architecture(method, config)
+    # Earlier versions recorded less: they had one decoder, and the rest is not known.
+    there = here | {"decoder": "deeplabv3plus"} | saved["architecture"]
     different = [
-        f"{key} is {saved.get(key)!r} there and {current.get(key)!r} here"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
     ]
     if different:
         raise InputError(
-            f"The checkpoint {path} is of another architecture: {', '.join(different)}. "
+            f"The checkpoint {path} has another architecture: {', '.join(different)}. "
             "Resume with the options it was started with."
         )
+    # Options that the checkpoint did not record, or that no longer exist, are not compared.
+    before, options = saved["config"], dataclasses.asdict(config) | dataclasses.asdict(method.options)
+    changes = [
+        f"--{name} was {before[name]!r} when the checkpoint was written and is {value!r} now; the resumed run will not "
+        "equal an uninterrupted one, and the optimiser keeps its own learning rate and weight decay."
+        for name, value in options.items()
+        if name not in RESUMABLE_OPTIONS and name in before and before[name] != value
+    ]
+    if saved["processes"] != processes:
+        changes.append(
+            f"The checkpoint was written by {saved['processes']} processes and there are {processes} now. With the "
+            "same total batch, images and augmentation stay the same, but BatchNorm's statistics (per process on "
+            "CPUs), drop path and the order of sums differ."
+        )
+    return changes

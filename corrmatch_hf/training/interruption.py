@@ -1,4 +1,7 @@
-"""What a cluster's preemption (SIGTERM) and Ctrl-C (SIGINT) do: all processes end after the step, saved."""
+"""How a run ends early: by a signal, without memory, or because another process was lost.
+
+On SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) all processes finish the same step, save a checkpoint and exit.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from ..errors import InputError
 
 
 class TrainingInterrupted(Exception):
-    """A signal ended the run; everything up to then is in a checkpoint.
+    """A signal ended the run after a step.
 
     Attributes:
-        exit_status: what a command should exit with: 128 + the signal's number, as shells have it
+        exit_status: the exit status for a command, 128 + the signal's number as in shells
             (130 for SIGINT, 143 for SIGTERM).
     """
 
@@ -28,36 +31,40 @@ class TrainingInterrupted(Exception):
         self.exit_status = 128 + signum
 
 
-class StopSignals:
-    """While the context is open, SIGINT and SIGTERM are noted instead of ending the process.
+class ProcessLostError(RuntimeError):
+    """Another process of the run ended or hangs, so this one cannot go on."""
 
-    A second SIGINT acts at once, for whoever cannot wait. (Not a second SIGTERM: launchers repeat what they were sent.)
-    Only the main thread can receive signals; elsewhere this does nothing.
+
+class StopSignals:
+    """While the context is open, SIGINT and SIGTERM are recorded and do not end the process.
+
+    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, since launchers repeat it. Only the
+    main thread of a process can receive signals; in another thread the context does nothing.
     """
 
     def __init__(self):
         self.received = 0
-        self._before: dict[int, object] = {}
-        # Its own group on the host: asking it stops no GPU.
+        self._handlers_before: dict[int, object] = {}
+        # A gloo group of its own: it compares integers on the host, without waiting for a GPU.
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
+                self._handlers_before[signum] = signal.signal(signum, self._record)
         return self
 
     def __exit__(self, *error) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._handlers_before.items():
             signal.signal(signum, handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT == self.received:
             raise KeyboardInterrupt
         self.received = signum
 
-    def agreed(self) -> int:
-        """The signal that any process has received, or 0: the same answer on all, which must ask together."""
+    def received_anywhere(self) -> int:
+        """The signal that any process has received, or 0; the same on all processes, which must call it together."""
         if self._group is None:
             return self.received
         signum = torch.tensor(self.received)
@@ -65,40 +72,30 @@ class StopSignals:
         return int(signum)
 
 
-# -------------------- Failures that no option check can foresee, in words that say what helps.
-
-
-class ProcessLostError(RuntimeError):
-    """Another process of the run died or hangs, so this one cannot go on."""
-
-
 @contextmanager
-def explained(resume: str) -> Iterator[None]:
-    """Turn running out of memory, and losing another process, into one sentence.
-
-    resume: what to say of going on later.
-    """
+def translate_errors(remedy: str = "") -> Iterator[None]:
+    """Turn running out of memory, and losing another process, into a clear error that ends with `remedy`."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise InputError(
                 f"Out of memory: {str(error).splitlines()[0].rstrip('.')}. Lower --per_device_batch_size (and raise "
-                "--gradient_accumulation_steps as much), lower --crop_size, or give --gradient_checkpointing True or "
-                f"--mixed_precision bf16. {resume}"
+                "--gradient_accumulation_steps by the same factor), lower --crop_size, or give "
+                f"--gradient_checkpointing True or --mixed_precision bf16. {remedy}".rstrip()
             ) from error
         if world_size() > 1 and _is_lost_connection(error):
             raise ProcessLostError(
-                "Another process of this run ended, or gave no sign for --ddp_timeout seconds, so this one stops too; "
-                f"what that process printed says why. {resume}"
+                "Another process of this run ended, or did not respond for --ddp_timeout seconds, so this one stops "
+                f"too; see the output of that process for the cause. {remedy}".rstrip()
             ) from error
         raise
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """gloo raises plain RuntimeErrors, in many words; of the other backends, torch knows its own."""
-    words = ("gloo", "connection", "timeout", "timed out")
+    """Whether a collective operation failed; gloo raises plain RuntimeErrors, the other backends `DistError`."""
     if isinstance(error, dist.DistError):
         return True
-    # Not subclasses, such as our own errors, which may name a file with such a word in it.
+    # The exact type only: our own errors are subclasses, and their messages may name a file such as "igloo/1.png".
+    words = ("gloo", "connection", "timeout", "timed out")
     return type(error) is RuntimeError and any(word in str(error).lower() for word in words)

@@ -1,4 +1,4 @@
-"""The training log: one JSON object a line, and the progress bar."""
+"""What a run shows while it trains: the log file, one JSON object per line, and the progress bar."""
 
 from __future__ import annotations
 
@@ -14,45 +14,42 @@ from .atomic_write import write_text
 
 
 class TrainingLog:
-    """Rows of `training_log.jsonl`. Only the main process writes; the others keep silent.
+    """The rows of `training_log.jsonl`. Only the main process writes.
 
     Args:
         path: the file.
         writes: whether this process writes.
-        resume_step: rows after this step are dropped, since they will be written again; 0 starts a new file.
+        resume_step: rows of later steps are dropped, since they will be written again; 0 starts a new file.
     """
 
     def __init__(self, path: Path, writes: bool, resume_step: int = 0):
         self.path, self.writes = path, writes
         self.rows: list[dict[str, Any]] = []
+        self._complete = True  # whether the file holds all rows
         if not writes:
             return
         if resume_step and path.exists():
             self.rows = [row for row in _read(path) if row["step"] <= resume_step]
         write_text(path, self._text())
-        self._complete = True
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write a row; one of the same kind and step, which a killed run had written already, gives way to it."""
+        """Write a row. It replaces a row of the same kind and step that a killed run had already written."""
         if not self.writes:
             return
-        same = [
-            i for i, old in enumerate(self.rows) if old["step"] == row["step"] and _kind(old) == _kind(row)
-        ]
-        for i in reversed(same):
-            del self.rows[i]
-        self.rows.append(row)
+        kept = [old for old in self.rows if (old["step"], _kind(old)) != (row["step"], _kind(row))]
+        replaces = len(kept) < len(self.rows)
+        self.rows = [*kept, row]
         try:
-            if same or not self._complete:
+            if replaces or not self._complete:
                 write_text(self.path, self._text())
             else:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             self._complete = True
-        except OSError as error:  # a full disk: training is worth more than its log, which is kept in memory
+        except OSError as error:  # such as a full disk: the rows stay in memory, and training goes on
             if self._complete:
                 print(
-                    f"\nwarning: {self.path} cannot be written: {error}. It will be tried again.",
+                    f"\nwarning: {self.path} cannot be written: {error}. Writing is retried with the next row.",
                     file=sys.stderr,
                 )
             self._complete = False
@@ -61,13 +58,12 @@ class TrainingLog:
         return "".join(json.dumps(row) + "\n" for row in self.rows)
 
 
-def _kind(row: dict[str, Any]) -> bool:
-    """Of training, or of an evaluation."""
-    return "mean_iou" in row
+def _kind(row: dict[str, Any]) -> str:
+    return "evaluation" if "mean_iou" in row else "training"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that was cut off while being written is none."""
+    """The rows of a log, without a last line that was cut off while being written."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -78,7 +74,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A tqdm bar with the losses, the threshold, the kept ratio and images a second; tqdm adds the time left."""
+    """A tqdm bar with loss, threshold, kept ratio and images per second; tqdm adds the time left."""
 
     def __init__(self, total: int, start: int, show: bool):
         self.bar = tqdm(
@@ -91,14 +87,13 @@ class Progress:
         self.bar.update(1)
 
     def images_per_second(self) -> float:
-        """Since the last call."""
-        now = time.perf_counter()
-        rate = self._images / max(now - self._since, 1e-9)
-        self._images, self._since = 0, now
+        """Since the last call of this or of `pause`."""
+        rate = self._images / max(time.perf_counter() - self._since, 1e-9)
+        self.pause()
         return rate
 
     def pause(self) -> None:
-        """Forget the time since the last call: what follows was no training."""
+        """Leave the time since the last call out of the rate; it was spent on evaluation, for instance."""
         self._images, self._since = 0, time.perf_counter()
 
     def show(self, values: dict[str, float]) -> None:

@@ -1,8 +1,9 @@
-"""What a run will need: memory for a step, and room for its checkpoints, said before the first step."""
+"""How much memory a training step takes, and how much disk a checkpoint, estimated before the first step."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,16 +14,16 @@ from torch import Tensor
 from ..data.batch import SemiBatch
 from ..methods.base import Method
 
-# Of Adam's and of SGD's state, copies of the weights: two averages, one momentum.
-STATES = {"adamw": 2, "sgd": 1}
+# Copies of the trained weights that the optimiser's state holds: Adam has two averages, SGD one momentum.
+OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}
 
 
-class Needs(NamedTuple):
-    """Bytes.
+class MemoryEstimate(NamedTuple):
+    """All in bytes.
 
     Attributes:
         weights: parameters, their gradients, the optimiser's state, the average of the weights, buffers.
-        activations: what a step's forward pass keeps for its backward pass.
+        activations: what the forward pass of a step keeps for its backward pass.
         checkpoint: one checkpoint on the disk.
     """
 
@@ -30,52 +31,59 @@ class Needs(NamedTuple):
     activations: int
     checkpoint: int
 
-    def sentence(self, device: torch.device, folder: Path, checkpoints: int) -> str:
-        """For the start of a run, with a warning where it will hardly fit."""
-        step, free = self.weights + self.activations, _free(device)
-        # Beside the activations, gradients of activations and workspaces come and go; measured, at most half as much.
-        tight = step + self.activations // 2 > free
+    def summary(self, device: torch.device, folder: Path, checkpoints: int) -> str:
+        """The text printed at the start of a run, with a warning where memory or disk may not suffice.
+
+        Args:
+            device: of the training.
+            folder: the output folder, which exists.
+            checkpoints: how many are kept.
+        """
+        step, free = self.weights + self.activations, _free_memory(device)
         lines = [
-            f"a step takes about {size(step)} of memory ({size(self.activations)} of it activations), "
-            f"{size(free)} are free; a checkpoint takes {size(self.checkpoint)}"
+            f"Estimated memory of a step: {format_bytes(step)} ({format_bytes(self.activations)} of it activations), "
+            f"{format_bytes(free)} free; disk for a checkpoint: {format_bytes(self.checkpoint)}"
         ]
-        if tight:
+        # Gradients of activations and workspaces come and go beside the activations: measured, at most half as much.
+        if step + self.activations // 2 > free:
             lines.append(
-                "warning: that may be too much: lower --per_device_batch_size (and raise "
-                "--gradient_accumulation_steps as much) or --crop_size, or give --gradient_checkpointing True or "
-                "--mixed_precision bf16"
+                "warning: a step may not fit in memory: lower --per_device_batch_size (and raise "
+                "--gradient_accumulation_steps by the same factor) or --crop_size, or give "
+                "--gradient_checkpointing True or --mixed_precision bf16"
             )
-        # A new checkpoint is written before the oldest goes, and the best and the final model lie beside them.
-        room, disk = (checkpoints + 2) * self.checkpoint, shutil.disk_usage(folder).free
-        if room > disk:
+        # A new checkpoint is written before the oldest is deleted; the best and the final model lie beside them.
+        needed, free = (checkpoints + 2) * self.checkpoint, shutil.disk_usage(folder).free
+        if needed > free:
             lines.append(
-                f"warning: {folder} has {size(disk)} left and the run may need {size(room)}: make room, or lower "
-                "--max_checkpoints"
+                f"warning: {folder} has {format_bytes(free)} free and the run may need {format_bytes(needed)}: free "
+                "some disk space, or lower --max_checkpoints"
             )
         return "\n".join(lines)
 
 
-def needs(method: Method, optimizer: str, average: bool, batch: SemiBatch, times: float) -> Needs:
-    """Estimate by trying: one forward pass on a small batch, whose effect on the method is taken back.
+def estimate_memory(
+    method: Method, optimizer: str, average: bool, batch: SemiBatch, times: float
+) -> MemoryEstimate:
+    """Measure one forward pass on a small batch, without a lasting effect on the method.
 
     Args:
         method: on its device.
-        optimizer: a key of `STATES`.
+        optimizer: a key of `OPTIMIZER_COPIES`.
         average: whether an average of the weights is kept.
-        batch: like those to come, but smaller.
-        times: how many such batches one forward pass will hold.
+        batch: like the batches of the training, but smaller.
+        times: how many such batches one forward pass of the training will hold.
     """
     parameters = _bytes(method.parameters())
     trained = _bytes(p for p in method.parameters() if p.requires_grad)
-    kept = _bytes(method.segmentation_model.state_dict().values()) if average else 0
-    state = parameters + _bytes(method.buffers()) + STATES[optimizer] * trained + kept
-    return Needs(state + trained, int(_activations(method, batch) * times), state)
+    averaged = _bytes(method.segmentation_model.state_dict().values()) if average else 0
+    checkpoint = parameters + _bytes(method.buffers()) + OPTIMIZER_COPIES[optimizer] * trained + averaged
+    return MemoryEstimate(checkpoint + trained, int(activation_bytes(method, batch) * times), checkpoint)
 
 
-def _activations(method: Method, batch: SemiBatch) -> int:
-    """Bytes that a forward pass on `batch` keeps for the backward pass, weights left out."""
+def activation_bytes(method: Method, batch: SemiBatch) -> int:
+    """Bytes that a forward pass on `batch` keeps for the backward pass, without the weights themselves."""
     known = {t.untyped_storage().data_ptr() for t in (*method.parameters(), *method.buffers())}
-    found: dict[int, int] = {}
+    found: dict[int, int] = {}  # address of the storage -> bytes; several tensors may share one
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -83,7 +91,7 @@ def _activations(method: Method, batch: SemiBatch) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    before = [(buffer, buffer.clone()) for buffer in method.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     modes = [(module, module.training) for module in method.modules()]
     devices = [method.segmentation_model.device] if method.segmentation_model.device.type == "cuda" else []
     method.train()
@@ -93,7 +101,7 @@ def _activations(method: Method, batch: SemiBatch) -> int:
         del loss
     finally:
         with torch.no_grad():
-            for buffer, value in before:
+            for buffer, value in buffers:
                 buffer.copy_(value)
         for module, training in modes:
             module.training = training
@@ -101,7 +109,7 @@ def _activations(method: Method, batch: SemiBatch) -> int:
 
 
 def blank_batch(method: Method, labeled: int, unlabeled: int, crop: int, device: torch.device) -> SemiBatch:
-    """A batch of gray pictures with all that `method` looks at."""
+    """A batch of gray images with every field that `method` reads: no CutMix box, no partner."""
     images = torch.zeros(labeled, 3, crop, crop, device=device)
     batch = SemiBatch(0, images, torch.zeros(labeled, crop, crop, dtype=torch.long, device=device))
     if method.uses_unlabeled:
@@ -115,16 +123,17 @@ def blank_batch(method: Method, labeled: int, unlabeled: int, crop: int, device:
     return batch
 
 
-def _bytes(tensors) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _free(device: torch.device) -> int:
+def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
+        # What torch has reserved and does not use is free to it as well.
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
+def format_bytes(count: int) -> str:
+    """Such as "1.5 GiB" or "300 MiB"."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,124 +1,174 @@
-"""What a finished run leaves for people: curves, predictions beside truth, a card, and a table on the screen."""
+"""What a finished run leaves: the model, its metrics, curves, predictions, a model card, a table on the screen."""
 
 from __future__ import annotations
 
+import json
+import statistics
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 
-from ..data.semi_dataset import EvaluationSet
+from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..evaluation.inference import evaluating, predict_probabilities
 from ..hub.model_card import write_run_card
 from ..hub.push import write_endpoint
+from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..pictures import class_palette, overlay, prediction_grid, training_curves
 from ..text import library_versions, percent
+from .atomic_write import replaced_files, write_text
 
-if TYPE_CHECKING:
-    from .trainer import SemiSupervisedTrainer
-
-EXAMPLES = 4  # pictures in predictions.png
+EXAMPLES = 4  # rows of predictions.png
 SAMPLES = 2  # of them with files of their own, which the Hub shows beside the model
 
 
-def write_report(
-    trainer: SemiSupervisedTrainer, folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]
+@dataclass
+class RunFacts:
+    """A run as its report sees it.
+
+    Attributes:
+        method: its name.
+        uses_unlabeled: whether the method looks at unlabelled images.
+        model: the trained model, which is evaluated and saved.
+        processor: its image processor.
+        data: what it was trained and evaluated on.
+        options: every option of the run, by name.
+        command: the command line, where there is one.
+        total_batch: labelled images of an optimiser step.
+        processes: that trained together.
+        device: of this process.
+        step, seconds: how long it was trained.
+        metrics, best: the newest and the best evaluation, each with its "step"; None without one.
+        skipped: why training images were left out.
+        skipped_steps: whose loss or gradient was not finite.
+        rows: of the training log.
+    """
+
+    method: str
+    uses_unlabeled: bool
+    model: CorrMatchForSegmentation
+    processor: CorrMatchImageProcessor
+    data: SemiDataset
+    options: dict[str, Any]
+    command: str | None
+    total_batch: int
+    processes: int
+    device: torch.device
+    step: int
+    seconds: float
+    metrics: dict[str, Any] | None
+    best: dict[str, Any] | None
+    skipped: list[str]
+    skipped_steps: int
+    rows: list[dict[str, Any]]
+
+    def result(self) -> dict[str, Any]:
+        """The content of `metrics.json`."""
+        rates = [row["images_per_second"] for row in self.rows if "loss" in row]
+        evaluated = self.metrics is not None and self.metrics["step"] == self.step
+        result = {
+            "method": self.method,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "images_per_second": round(statistics.median(rates), 2) if rates else None,
+            "final": self.metrics if evaluated else None,  # of exactly these weights
+            "best": self.best,
+            "skipped": self.skipped,
+            "skipped_steps": self.skipped_steps,
+        }
+        if self.device.type == "cuda":
+            result["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+        return result
+
+
+def write_result(folder: Path, facts: RunFacts) -> None:
+    """Write the model, `metrics.json` and the report into `folder`."""
+    with replaced_files(folder) as temporary:
+        save_model(temporary, facts.model, facts.processor, facts.options["save_inference_only"])
+    write_text(folder / "metrics.json", json.dumps(facts.result(), indent=2))
+    write_report(folder, facts)
+
+
+def save_model(
+    folder: Path, model: CorrMatchForSegmentation, processor: CorrMatchImageProcessor, inference_only: bool
 ) -> None:
-    """Write curves, pictures, the model card and what Inference Endpoints need into `folder`, beside the model."""
-    config, data = trainer.config, trainer.data
-    model = trainer.evaluated_model
-    pictures, samples = {}, []
-    if rows:
-        training_curves(rows, title=f"{result['method']} on {data.name}").savefig(folder / "curves.png")
+    """Write weights, config and image processor into `folder`."""
+    model.save_pretrained(folder, inference_only=inference_only)
+    processor.save_pretrained(folder)
+
+
+def write_report(folder: Path, facts: RunFacts) -> None:
+    """Write curves, pictures, the model card and the files for Inference Endpoints into `folder`, beside the model."""
+    result, data = facts.result(), facts.data
+    pictures, samples = {}, []  # file -> caption; what the Hub shows
+    if facts.rows:
+        title = f"{facts.method} on {data.name}"
+        training_curves(facts.rows, title=title).savefig(folder / "curves.png")
         pictures["curves.png"] = "Losses, threshold and evaluation over the steps."
-    if data.validation is not None and config.card_pictures:
-        samples = _draw_predictions(trainer, folder)
+    if data.validation is not None:
+        samples = _draw_predictions(folder, facts)
         pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
-    left_out = config.save_inference_only and model.correlation is not None
-    parts = [model.encoder, model.decoder] if left_out else [model]
+    run = _card_facts(facts)
+    provenance = {"options": facts.options, "command": facts.command, "versions": library_versions()}
+    best = result["best"] and {key: result["best"][key] for key in ("step", "mean_iou")}
+    write_run_card(
+        folder, run=run, metrics=result["final"], best=best, pictures=pictures, samples=samples, **provenance
+    )
+    write_endpoint(folder)
+    if best is not None and (folder / "best").is_dir():  # it is a model to publish, too
+        write_run_card(folder / "best", run=run, metrics=result["best"], best=best, **provenance)
+        write_endpoint(folder / "best")
+
+
+def _card_facts(facts: RunFacts) -> dict[str, Any]:
+    """The facts that `write_run_card` shows; None for those that are not known."""
+    options, data, model = facts.options, facts.data, facts.model
+    without_head = options["save_inference_only"] and model.correlation is not None
+    saved_parts = [model.encoder, model.decoder] if without_head else [model]
     origin = model.config.encoder_origin
-    length = len(data.unlabeled) if hasattr(data.unlabeled, "__len__") else None
-    run = {
-        "method": result["method"],
+    unlabeled = len(data.unlabeled) if hasattr(data.unlabeled, "__len__") else None
+    on_gpu = facts.device.type == "cuda"
+    return {
+        "method": facts.method,
         "encoder_name": model.config.encoder_name,
         "decoder": model.config.decoder,
         "output_stride": model.config.output_stride,
         "dataset": data.name,
         "dataset_id": data.hub_id,
-        "dataset_config": trainer.recipe.get("dataset_config_name"),
-        "dataset_revision": trainer.recipe.get("dataset_revision"),
-        "dataset_split": trainer.recipe.get("validation_split"),
+        "dataset_config": options.get("dataset_config_name"),
+        "dataset_revision": options.get("dataset_revision"),
+        "dataset_split": options.get("validation_split"),
         "id2label": data.id2label,
-        "parameters": sum(p.numel() for part in parts for p in part.parameters()),
-        "inference_only": left_out,
-        "encoder_origin": origin or ("none" if trainer.recipe.get("encoder_weights") == "none" else None),
+        "parameters": sum(p.numel() for part in saved_parts for p in part.parameters()),
+        "inference_only": without_head,
+        "encoder_origin": origin or ("none" if options.get("encoder_weights") == "none" else None),
         "base_model": origin if origin and origin.startswith("timm/") else None,
         "labeled_images": len(data.labeled),
-        "unlabeled_images": length if trainer.method.uses_unlabeled else None,
+        "unlabeled_images": unlabeled if facts.uses_unlabeled else None,
         "validation_images": None if data.validation is None else len(data.validation),
-        "steps": result["steps"],
-        "total_batch": trainer.total_batch,
-        "crop_size": config.crop_size,
-        "seed": config.seed,
-        "processes": trainer.accelerator.num_processes,
-        "device": _device(trainer.accelerator.device),
-        "seconds": result["seconds"],
-        "hub_model_id": config.hub_model_id if config.push_to_hub else None,
-        "license": config.hub_license,
+        "steps": facts.step,
+        "total_batch": facts.total_batch,
+        "crop_size": options["crop_size"],
+        "seed": options["seed"],
+        "processes": facts.processes,
+        "device": torch.cuda.get_device_name(facts.device) if on_gpu else facts.device.type.upper(),
+        "seconds": round(facts.seconds, 1),
+        "hub_model_id": options["hub_model_id"] if options["push_to_hub"] else None,
+        "license": options["hub_license"],
     }
-    provenance = {
-        "options": trainer.full_configuration(),
-        "command": trainer.command,
-        "versions": library_versions(),
-    }
-    best = result["best"] and {k: result["best"][k] for k in ("step", "mean_iou")}
-    write_run_card(
-        folder,
-        run=run,
-        metrics=result["final"],
-        best=best,
-        pictures=pictures,
-        samples=samples,
-        **provenance,
-    )
-    write_endpoint(folder)
-    if best is not None and (folder / "best").is_dir():  # a model to publish, too
-        write_run_card(folder / "best", run=run, metrics=result["best"], best=best, **provenance)
-        write_endpoint(folder / "best")
 
 
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
-def _draw_predictions(trainer: SemiSupervisedTrainer, folder: Path) -> list[dict[str, str]]:
-    """Write predictions.png and the files of `samples/`, and return what the card says of the latter."""
-    data, config = trainer.data, trainer.config
-    samples = EvaluationSet(data.validation, data)
-    model = trainer.evaluated_model
-    mean, std = (
-        torch.tensor(value).view(3, 1, 1)
-        for value in (trainer.processor.image_mean, trainer.processor.image_std)
-    )
-    count = min(EXAMPLES, len(samples))
-    rows = []
-    for i in range(count):
-        sample = samples[i * len(samples) // count]
-        image = ((sample["image"].float() / 255 - mean) / std)[None].to(trainer.accelerator.device)
-        with evaluating(model):  # and afterwards training may go on as before
-            probabilities = predict_probabilities(
-                model, image, window=config.eval_window, stride=config.eval_stride
-            )
-        rows.append(
-            {
-                "image": sample["image"].permute(1, 2, 0).numpy(),
-                "label": sample["label"].numpy(),
-                "prediction": probabilities[0].argmax(0).cpu().numpy(),
-            }
-        )
+def _draw_predictions(folder: Path, facts: RunFacts) -> list[dict[str, str]]:
+    """Write predictions.png and the files of `samples/`; returns the latter as `write_run_card` expects them."""
+    data = facts.data
+    images = EvaluationSet(data.validation, data)
+    count = min(EXAMPLES, len(images))
+    rows = [_predict(facts, images[i * len(images) // count]) for i in range(count)]
     palette = class_palette(data.id2label, data.label_colors)
     prediction_grid(rows, data.id2label, palette).save(folder / "predictions.png")
+
     (folder / "samples").mkdir(exist_ok=True)
     samples = []
     for i, row in enumerate(rows[:SAMPLES], 1):
@@ -134,12 +184,28 @@ def _draw_predictions(trainer: SemiSupervisedTrainer, folder: Path) -> list[dict
     return samples
 
 
-def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
-    """The table a run ends with."""
-    lines = [
-        "",
-        f"{result['method']}: {result['steps']} steps in {result['seconds']:.0f} s -> {trainer.output_dir}",
-    ]
+def _predict(facts: RunFacts, sample: dict[str, Any]) -> dict[str, Any]:
+    """Image (H, W, 3) uint8, label (H, W) and predicted classes (H, W) of a sample of the evaluation set."""
+    mean = torch.tensor(facts.processor.image_mean).view(3, 1, 1)
+    std = torch.tensor(facts.processor.image_std).view(3, 1, 1)
+    pixel_values = ((sample["image"].float() / 255 - mean) / std)[None].to(facts.device)  # (1, 3, H, W)
+    with evaluating(facts.model):  # training may go on afterwards
+        probabilities = predict_probabilities(
+            facts.model,
+            pixel_values,
+            window=facts.options["eval_window"],
+            stride=facts.options["eval_stride"],
+        )
+    return {
+        "image": sample["image"].permute(1, 2, 0).numpy(),
+        "label": sample["label"].numpy(),
+        "prediction": probabilities[0].argmax(0).cpu().numpy(),
+    }
+
+
+def summary(result: dict[str, Any], folder: Path) -> str:
+    """The table that a run ends with. `result` is the content of `metrics.json`."""
+    lines = ["", f"{result['method']}: {result['steps']} steps in {result['seconds']:.0f} s -> {folder}"]
     final, best = result["final"], result["best"]
     if final is not None:
         width = max(len("pixel accuracy"), *(len(name) for name in final["per_class"]))
@@ -156,6 +222,6 @@ def summary(trainer: SemiSupervisedTrainer, result: dict[str, Any]) -> str:
         lines += [f"  {reason}" for reason in result["skipped"]]
     if result["skipped_steps"]:
         lines.append(f"skipped {result['skipped_steps']} steps whose loss or gradient was not finite")
-    if torch.cuda.is_available():
-        lines.append(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    if "peak_gpu_memory_mib" in result:
+        lines.append(f"peak GPU memory: {result['peak_gpu_memory_mib'] / 2**10:.1f} GiB")
     return "\n".join(lines)

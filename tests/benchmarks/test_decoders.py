@@ -10,7 +10,7 @@ from benchmarks import decoders
 from benchmarks.counting import flops, without_contents
 from benchmarks.decoders import BF16, CHECKPOINTED, FROZEN, MODES, PLAIN
 from corrmatch_hf.model import pixel_propagation
-from corrmatch_hf.training.memory import needs
+from corrmatch_hf.training.memory import estimate_memory
 
 ENCODER, CROP, IMAGES = "test_vit", 64, 2  # patches of 16 pixels
 GRID = CROP // 16
@@ -105,7 +105,7 @@ def test_bytes_are_those_of_a_step_with_contents(method, mode):
     trained, _ = decoders.training(method, mode, ENCODER, **SMALL)
     batch = decoders.step_batch(trained, IMAGES, CROP)
     with torch.autocast("cpu", torch.bfloat16, enabled=mode == BF16):
-        found = needs(trained, "adamw", average=False, batch=batch, times=1)
+        found = estimate_memory(trained, "adamw", average=False, batch=batch, times=1)
     expected = counted(method, mode)
     # The only BatchNorm, the correlation head's, has two passes. Mean and deviation of its 256 channels stay in float32
     # in bf16, too, which torch's networks without contents do not know.

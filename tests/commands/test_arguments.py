@@ -165,11 +165,11 @@ def test_unknown_option_names_the_nearest():
         ({"num_epochs": 3}, "both were given"),
         ({"max_steps": None}, "neither was given"),
         ({"cutmix_partner": "me"}, "same_image, batch, reversed"),
-        ({"overwrite": True, "resume_from_checkpoint": "latest"}, "--overwrite deletes"),
+        ({"overwrite": True, "resume_from_checkpoint": "latest"}, "--overwrite cannot be combined"),
         ({"eval_stride": 4}, "--eval_window"),
         ({"layer_decay": 0.0}, "--layer_decay is 0.0"),
         ({"layer_decay": 1.5}, "--layer_decay is 1.5"),
-        ({"layer_decay": 0.5, "freeze_encoder": True}, "--freeze_encoder forbids"),
+        ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer_decay cannot be combined with --freeze_encoder"),
     ],
 )
 def test_bad_values(values, message):
@@ -178,5 +178,5 @@ def test_bad_values(values, message):
 
 
 def test_all_problems_are_reported_at_once():
-    with pytest.raises(InputError, match=r"--crop_size.*--max_steps is 0.*--momentum"):
+    with pytest.raises(InputError, match=r"--max_steps is 0.*--crop_size.*--momentum"):
         TrainingConfig(crop_size=0, max_steps=0, momentum=2).check()

@@ -85,7 +85,7 @@ def test_the_commands_publish_a_folder_and_train_on_it_by_id(folder, tmp_path, r
     options = {
         "dataset_name": "user/streets", "labeled_fraction": 0.5, "output_dir": output, "max_steps": 2,
         "encoder_name": "test_resnet", "encoder_weights": "none", "aspp_channels": 16, "decoder_channels": 16,
-        "correlation_channels": 16, "crop_size": 33, "per_device_batch_size": 2, "card_pictures": False,
+        "correlation_channels": 16, "crop_size": 33, "per_device_batch_size": 2,
     }  # fmt: skip
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     trained = run_client(RUN, str(EXAMPLES / "train_semi.py"), *arguments)

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
 from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import method_class
-from corrmatch_hf.training import TrainingInterrupted
-from corrmatch_hf.training import trainer as trainer_module
-from corrmatch_hf.training.checkpoint import checkpoints
+from corrmatch_hf.training import TrainingInterrupted, report
+from corrmatch_hf.training.checkpoint import list_checkpoints
 
 STEPS = 6
 TIMES = {"seconds", "images_per_second"}  # the only figures that differ between equal runs
@@ -43,7 +42,7 @@ def make(
     )
     settings = {
         "output_dir": str(folder), "per_device_batch_size": 2, "crop_size": 33, "learning_rate": 0.01,
-        "logging_steps": 1, "max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "ema_decay": 0.9, "cpu_threads": 1,
+        "logging_steps": 1, "max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "ema_decay": 0.9,
     }  # fmt: skip
     given = cls.Options(**(options or {}))
     return SemiSupervisedTrainer(cls(model, given), data, TrainingConfig(**(settings | config)))
@@ -58,14 +57,14 @@ def train(folder: Path, before=None, env=None, **settings) -> None:
     """Run to the end, or resume what is there; `before(trainer)` may break things first."""
     os.environ.update(env or {})
     sys.stdout = sys.stderr = open(said_by(folder), "a", buffering=1)  # noqa: SIM115
-    if checkpoints(folder / "checkpoints"):
+    if list_checkpoints(folder / "checkpoints"):
         settings["resume_from_checkpoint"] = "latest"
     elif folder.exists():
         settings["overwrite"] = True
     multiprocessing.set_start_method(
         "fork", force=True
     )  # of loading processes, as in a run from the command line
-    trainer_module.write_report = lambda *args: None  # pictures take longer than everything else
+    report.write_report = lambda *args: None  # pictures take longer than everything else
     trainer = make(folder, **settings)
     if before is not None:
         before(trainer)
@@ -115,7 +114,7 @@ def statuses(processes: list[multiprocessing.Process]) -> list[int]:
 
 def left_by(folder: Path) -> dict:
     """Everything of a finished run that has to be the same in an equal one."""
-    (checkpoint,) = checkpoints(folder / "checkpoints")[-1:]
+    (checkpoint,) = list_checkpoints(folder / "checkpoints")[-1:]
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     rows = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     metrics = json.loads((folder / "metrics.json").read_text())

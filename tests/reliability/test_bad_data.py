@@ -272,7 +272,7 @@ def test_extreme_sizes_pass_through_a_real_network(root, make_trainer):  # noqa:
         write_photo(root / f"validation/images/{name}.png", size=size)
         write_mask(root / f"validation/masks/{name}.png", [1], size=size)
     write_photo(root / "unlabeled/200.png", size=(1, 1))
-    trainer = make_trainer(data=load(root), max_steps=2, card_pictures=False)
+    trainer = make_trainer(data=load(root), max_steps=2)
     metrics = trainer.train()["final"]
     assert metrics["num_images"] == 2
 
@@ -456,7 +456,7 @@ def test_a_partner_that_cannot_be_read_is_replaced_too(broken):
 
 def test_a_run_says_at_its_end_what_it_skipped_and_why(root, make_trainer, capsys):  # noqa: F811
     bad = [cut_jpeg(root / "train/images/002.png"), put(root / "unlabeled/203.png", b"")]
-    trainer = make_trainer(data=load(root), max_steps=6, on_bad_sample="skip", card_pictures=False)
+    trainer = make_trainer(data=load(root), max_steps=6, on_bad_sample="skip")
     with pytest.warns(UserWarning, match="Cannot read the picture"):
         result = trainer.train()
     assert len(result["skipped"]) == 2, "each once, however often it was met"

@@ -15,7 +15,7 @@ import pytest
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS
-from corrmatch_hf.training.checkpoint import checkpoints, damage, find_checkpoint
+from corrmatch_hf.training.checkpoint import find_checkpoint, find_corruption, list_checkpoints
 
 from .small_run import differences, finish, left_by, leftovers, said_by, start
 
@@ -89,7 +89,7 @@ def before(module_name, function, trainer, count):
 
 
 def while_rotating(trainer, count):
-    from corrmatch_hf.training import atomic_write as durable
+    from corrmatch_hf.training import atomic_write
 
     remove = shutil.rmtree
 
@@ -99,7 +99,7 @@ def while_rotating(trainer, count):
             die()
         remove(path, *args, **kwargs)
 
-    durable.shutil = type("shutil", (), {"rmtree": staticmethod(dying)})
+    atomic_write.shutil = type("shutil", (), {"rmtree": staticmethod(dying)})
 
 
 def in_a_line_of_the_log(trainer, count):
@@ -126,7 +126,7 @@ MOMENTS = {
     "in the first checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
     "in a checkpoint's files": partial(in_a_file_of_the_checkpoint, count=5),
     "before its checksums": partial(before, "corrmatch_hf.training.checkpoint", "write_checksums", count=1),
-    "before its renaming": partial(before, "corrmatch_hf.training.trainer", "publish_folder", count=1),
+    "before its renaming": partial(before, "corrmatch_hf.training.checkpoint", "move_folder", count=1),
     "before rotating": partial(before, "corrmatch_hf.training.checkpoint", "rotate", count=1),
     "while rotating": partial(while_rotating, count=0),
     "in a line of the log": partial(in_a_line_of_the_log, count=4),
@@ -134,9 +134,9 @@ MOMENTS = {
         before, "corrmatch_hf.training.trainer", "replaced_folder", count=0
     ),
     "before the final model is written": partial(
-        before, "corrmatch_hf.training.trainer", "replaced_files", count=0
+        before, "corrmatch_hf.training.report", "replaced_files", count=0
     ),
-    "before the report": partial(before, "corrmatch_hf.training.trainer", "write_report", count=0),
+    "before the report": partial(before, "corrmatch_hf.training.report", "write_report", count=0),
 }
 
 
@@ -144,8 +144,8 @@ MOMENTS = {
 def test_killed(tmp_path, whole, moment):
     folder = tmp_path / "run"
     assert finish(folder, MOMENTS[moment]) == KILLED
-    for path in checkpoints(folder / "checkpoints"):
-        assert damage(path) is None, "a checkpoint is whole or not there"
+    for path in list_checkpoints(folder / "checkpoints"):
+        assert find_corruption(path) is None, "a checkpoint is whole or not there"
     assert finish(folder) == 0
     assert differences(left_by(folder), whole) == []
     assert leftovers(folder) == []
@@ -224,7 +224,7 @@ def finished(tmp_path_factory):
     "break_it, named",
     [
         (truncate, r"optimizer.bin has 100 of \d+ bytes"),
-        (flip_a_bit, "model.safetensors is not as it was written"),
+        (flip_a_bit, "model.safetensors does not match its checksum"),
         (lose_a_file, "random_states_0.pkl is missing"),
         (lose_the_checksums, "checksums.json is missing"),
         (cut_the_checksums, "checksums.json cannot be read"),
@@ -233,12 +233,12 @@ def finished(tmp_path_factory):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, finished, break_it, named):
     folder = tmp_path / "checkpoints"
     shutil.copytree(finished / "checkpoints", folder)
-    older, newest = checkpoints(folder)
+    older, newest = list_checkpoints(folder)
     assert find_checkpoint("latest", folder) == newest
     break_it(newest)
-    with pytest.warns(UserWarning, match=rf"{newest.name} is damaged \({named}\); taking the one before"):
+    with pytest.warns(UserWarning, match=rf"{newest.name} is corrupt \({named}\); trying the one before"):
         assert find_checkpoint("latest", folder) == older
-    with pytest.raises(InputError, match=f"damaged .{named}.; name another"):
+    with pytest.raises(InputError, match=f"corrupt .{named}.; name another"):
         find_checkpoint(str(newest), folder)
     break_it(older)
     with pytest.warns(UserWarning), pytest.raises(InputError, match="no whole checkpoint"):
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, fini
 def test_going_on_from_the_checkpoint_before_ends_the_same(tmp_path, finished, whole):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    truncate(checkpoints(folder / "checkpoints")[-1])
+    truncate(list_checkpoints(folder / "checkpoints")[-1])
     assert finish(folder) == 0
     assert differences(left_by(folder), whole) == []
 
@@ -274,8 +274,8 @@ def signalled(trainer, signum):
 def test_a_signal_ends_the_run_after_its_step_saved(tmp_path, whole, signum, status, workers):
     folder = tmp_path / "run"
     assert finish(folder, partial(signalled, signum=signum), num_workers=workers, save_steps=None) == status
-    (only,) = checkpoints(folder / "checkpoints")
-    assert only.name == "step_00000003" and damage(only) is None
+    (only,) = list_checkpoints(folder / "checkpoints")
+    assert only.name == "step_00000003" and find_corruption(only) is None
     assert finish(folder) == 0
     assert differences(left_by(folder), whole) == []
 
@@ -293,14 +293,14 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     started = time.perf_counter()
     assert finish(tmp_path / "run", interrupted_twice) == 1  # KeyboardInterrupt
     assert time.perf_counter() - started < 30
-    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
 def test_the_command_says_what_happened(tmp_path):
     script = Path(__file__).resolve().parents[2] / "examples" / "train_semi.py"
     command = [
         sys.executable, str(script), "--output_dir", str(tmp_path / "run"), "--encoder_name", "test_resnet",
-        "--crop_size", "33", "--max_steps", "100000", "--logging_steps", "1", "--cpu_threads", "1",
+        "--crop_size", "33", "--max_steps", "100000", "--logging_steps", "1",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "training_log.jsonl"
@@ -309,10 +309,10 @@ def test_the_command_says_what_happened(tmp_path):
     process.terminate()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    (only,) = checkpoints(tmp_path / "run" / "checkpoints")
+    (only,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     step = json.loads((only / "trainer_state.json").read_text())["step"]
     assert (
-        f"Stopped by SIGTERM after step {step}; saved {only}. Go on with --resume_from_checkpoint latest."
+        f"Stopped by SIGTERM after step {step}; saved {only}. Resume with --resume_from_checkpoint latest."
         in err
     )
     assert "Traceback" not in err

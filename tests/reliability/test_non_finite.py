@@ -9,7 +9,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from corrmatch_hf.methods import METHODS
 from corrmatch_hf.training import NonFiniteLossError
-from corrmatch_hf.training.checkpoint import checkpoints
+from corrmatch_hf.training.checkpoint import list_checkpoints
 
 from .small_run import make
 
@@ -107,7 +107,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path
     infinite_gradient(trainer, {3})
     with pytest.raises(NonFiniteLossError, match=r"The gradient is not finite at step 3 \(total \d.*labeled"):
         trainer.train()
-    (only,) = checkpoints(tmp_path / "run" / "checkpoints")
+    (only,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert only.name == "step_00000002"
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from corrmatch_hf.training.checkpoint import checkpoints, damage
+from corrmatch_hf.training.checkpoint import find_corruption, list_checkpoints
 
 from .small_run import differences, finish, left_by, leftovers, said_by, start_two, statuses
 
@@ -81,10 +81,12 @@ def test_a_process_that_is_lost_ends_the_others_in_time(tmp_path, two, action):
     assert first.exitcode == 1
     said = said_by(folder).read_text()
     assert (
-        "ProcessLostError: Another process of this run ended, or gave no sign for --ddp_timeout seconds"
+        "ProcessLostError: Another process of this run ended, or did not respond for --ddp_timeout seconds"
         in said
     )
-    assert [(p.name, damage(p)) for p in checkpoints(folder / "checkpoints")] == [("step_00000002", None)]
+    assert [(p.name, find_corruption(p)) for p in list_checkpoints(folder / "checkpoints")] == [
+        ("step_00000002", None)
+    ]
     assert statuses(start_two(folder, **HALF)) == [0, 0]
     assert differences(left_by(folder), two) == [] and leftovers(folder) == []
 
@@ -93,8 +95,8 @@ def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path, two):
     folder = tmp_path / "run"
     before = partial(in_step_three_of_the_second, action=terminate)
     assert statuses(start_two(folder, before, **HALF, save_steps=None)) == [143, 143]
-    (only,) = checkpoints(folder / "checkpoints")
-    assert only.name == "step_00000003" and damage(only) is None
+    (only,) = list_checkpoints(folder / "checkpoints")
+    assert only.name == "step_00000003" and find_corruption(only) is None
     assert statuses(start_two(folder, **HALF)) == [0, 0]
     assert differences(left_by(folder), two) == []
 

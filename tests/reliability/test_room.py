@@ -11,8 +11,8 @@ import torch
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS
-from corrmatch_hf.training.checkpoint import checkpoints, damage
-from corrmatch_hf.training.memory import _activations, blank_batch
+from corrmatch_hf.training.checkpoint import find_corruption, list_checkpoints
+from corrmatch_hf.training.memory import activation_bytes, blank_batch
 
 from .small_run import differences, finish, left_by, leftovers, make, said_by
 
@@ -64,10 +64,12 @@ def test_a_full_disk_costs_neither_checkpoint_nor_model(tmp_path, small_disk, wh
     said = said_by(folder).read_text()
     assert "could not save the checkpoint of step 4" in said and "0 MiB are free" in said
     assert "No space left on device" in said
-    assert [(p.name, damage(p)) for p in checkpoints(folder / "checkpoints")] == [("step_00000002", None)]
+    assert [(p.name, find_corruption(p)) for p in list_checkpoints(folder / "checkpoints")] == [
+        ("step_00000002", None)
+    ]
     assert leftovers(folder) == [], "what could not be written whole takes no room"
     (rescued,) = temporary.iterdir()
-    assert f"SaveError: The output folder {folder} did not take the result" in said
+    assert f"SaveError: The result could not be saved in the output folder {folder}" in said
     assert f"The trained model is in {rescued} instead" in said
     model = CorrMatchForSegmentation.from_pretrained(rescued)
     assert differences(dict(model.state_dict()), whole["model"]) == []
@@ -82,8 +84,8 @@ def test_without_any_room_the_last_checkpoint_still_has_everything(tmp_path, sma
     folder = small_disk / "run"
     before = partial(fill_in_step, step=6, folder=small_disk, left=0, temporary=small_disk)
     assert finish(folder, before) == 1
-    assert "nor did" in said_by(folder).read_text()
-    assert [damage(p) for p in checkpoints(folder / "checkpoints")] == [None, None]
+    assert "; nor in" in said_by(folder).read_text()
+    assert [find_corruption(p) for p in list_checkpoints(folder / "checkpoints")] == [None, None]
     (small_disk / "ballast").unlink()
     assert finish(folder) == 0
     assert differences(left_by(folder), whole) == []
@@ -117,31 +119,31 @@ def test_the_estimate_is_what_a_step_keeps(tmp_path, method):
     trainer = make(tmp_path / "run", method, options, per_device_batch_size=4, ema_decay=None, crop_size=65)
     batch = blank_batch(trainer.method, 4, 4, 65, torch.device("cpu"))
     state = {k: v.clone() for k, v in trainer.method.state_dict().items()}
-    actual = _activations(trainer.method, batch)
+    actual = activation_bytes(trainer.method, batch)
     # Of dgcl's memories, a part does not grow with the batch: so small a one is overestimated.
     most = 1.6 if method == "dgcl" else 1.25
-    assert 0.8 * actual < trainer.needs.activations < most * actual
+    assert 0.8 * actual < trainer.memory_estimate.activations < most * actual
     assert all(torch.equal(v, state[k]) for k, v in trainer.method.state_dict().items()), (
         "trying leaves no trace"
     )
     floats = [p.numel() * 4 for p in trainer.method.parameters() if p.requires_grad]
-    assert trainer.needs.weights >= 3 * sum(floats), "weights, gradients, momentum"
+    assert trainer.memory_estimate.weights >= 3 * sum(floats), "weights, gradients, momentum"
 
 
 def test_the_size_of_a_checkpoint_is_foreseen(tmp_path):
     trainer = make(tmp_path / "run", optimizer="adamw", max_steps=2)
     trainer.train()
-    (checkpoint, *_) = checkpoints(tmp_path / "run" / "checkpoints")
+    (checkpoint, *_) = list_checkpoints(tmp_path / "run" / "checkpoints")
     size = sum(file.stat().st_size for file in checkpoint.iterdir())
-    assert trainer.needs.checkpoint == pytest.approx(size, rel=0.2)
+    assert trainer.memory_estimate.checkpoint == pytest.approx(size, rel=0.2)
 
 
 def test_what_will_hardly_fit_is_said(tmp_path):
-    needs = make(tmp_path / "run").needs
-    said = needs.sentence(torch.device("cpu"), tmp_path, 2)
-    assert "a step takes about" in said and "warning" not in said
-    huge = needs._replace(activations=2**50, checkpoint=2**60)
-    said = huge.sentence(torch.device("cpu"), tmp_path, 2)
+    estimate = make(tmp_path / "run").memory_estimate
+    said = estimate.summary(torch.device("cpu"), tmp_path, 2)
+    assert "memory of a step" in said and "warning" not in said
+    huge = estimate._replace(activations=2**50, checkpoint=2**60)
+    said = huge.summary(torch.device("cpu"), tmp_path, 2)
     assert "lower --per_device_batch_size" in said and "lower --max_checkpoints" in said
 
 
@@ -166,7 +168,7 @@ def test_out_of_memory_names_the_options_that_help(tmp_path, error):
     trainer._optimizer_step = failing
     with pytest.raises(InputError, match=r"Out of memory: .*--per_device_batch_size.*--mixed_precision bf16"):
         trainer.train()
-    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")] == [
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
         "step_00000001",
         "step_00000002",
     ]

@@ -7,7 +7,7 @@ import torch
 
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.methods import FixMatchOptions
-from corrmatch_hf.training import trainer as trainer_module
+from corrmatch_hf.training import run as run_module
 from corrmatch_hf.training.optimizer import compile_networks
 
 
@@ -17,7 +17,7 @@ from corrmatch_hf.training.optimizer import compile_networks
 )
 def test_a_compiled_run_is_the_same(make_trainer, tmp_path, monkeypatch, method, options, ema):
     # All of dynamo and of autograd's tracing, without the minutes of the compiler itself.
-    monkeypatch.setattr(trainer_module, "compile_networks", partial(compile_networks, backend="aot_eager"))
+    monkeypatch.setattr(run_module, "compile_networks", partial(compile_networks, backend="aot_eager"))
     run = partial(make_trainer, method, options=options, ema_decay=ema, max_steps=2)
     plain = run(output_dir=str(tmp_path / "plain"))
     expected = plain.train()

@@ -69,7 +69,7 @@ def test_it_needs_less_memory(make_trainer, tiny_data, transformer, checkpointin
             model = tiny_vit("linear", correlation_head=False, **labels)
             if checkpointing:
                 model.activation_checkpointing_enable()
-        return make_trainer("unimatch_v2", model=model, crop_size=64, freeze_encoder=freeze).needs
+        return make_trainer("unimatch_v2", model=model, crop_size=64, freeze_encoder=freeze).memory_estimate
 
     if checkpointing and not transformer:
         pytest.skip("one encoder suffices")

@@ -41,6 +41,7 @@ def read_backs_of_each_step(trainer) -> list[list[str]]:
         {},
         {"max_grad_norm": 0.1, "ema_decay": 0.9},
         {"max_grad_norm": 0.1, "gradient_accumulation_steps": 2, "optimizer": "adamw", "warmup_steps": 2},
+        {"cutmix_partner": "batch"},
     ],
     ids=lambda options: "-".join(options) or "defaults",
 )

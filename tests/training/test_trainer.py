@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS, CorrMatch, CorrMatchOptions, FixMatchOptions, method_class
-from corrmatch_hf.training.checkpoint import checkpoints
+from corrmatch_hf.training.checkpoint import list_checkpoints, load_checkpoint
 from corrmatch_hf.training.interruption import _is_lost_connection
 from corrmatch_hf.training.non_finite import NonFiniteLossError
 
@@ -126,7 +126,7 @@ def test_options_of_the_method_that_changed_are_named(make_trainer):
 def test_checkpoints_rotate(make_trainer):
     trainer = make_trainer(max_steps=4, save_steps=1, max_checkpoints=2)
     trainer.train()
-    found = checkpoints(trainer.output_dir / "checkpoints")
+    found = list_checkpoints(trainer.output_dir / "checkpoints")
     assert [p.name for p in found] == ["step_00000003", "step_00000004"]
     assert not list((trainer.output_dir / "checkpoints").glob(".*")), "nothing half-written stays"
 
@@ -140,12 +140,12 @@ def test_a_run_that_went_back_keeps_what_it_writes(make_trainer):
     )
     back.max_steps = 3  # as if it were stopped there
     back.train()
-    assert [p.name for p in checkpoints(folder)] == ["step_00000002", "step_00000003"]
+    assert [p.name for p in list_checkpoints(folder)] == ["step_00000002", "step_00000003"]
 
 
 def test_a_run_that_is_already_longer_is_refused(make_trainer):
     make_trainer(max_steps=3, save_steps=3).train()
-    with pytest.raises(InputError, match="is of step 3, and the run ends at step 2"):
+    with pytest.raises(InputError, match="is of step 3, but the run ends at step 2"):
         make_trainer(max_steps=2, resume_from_checkpoint="latest").train()
 
 
@@ -169,9 +169,10 @@ def test_threshold_is_in_the_checkpoint(make_trainer):
     value = trainer.method.threshold.value.clone()
     assert value != 0.85
     again = make_trainer(options=CorrMatchOptions(threshold_momentum=0.5))
-    again._load(checkpoints(trainer.output_dir / "checkpoints")[-1])
+    path = list_checkpoints(trainer.output_dir / "checkpoints")[-1]
+    state = load_checkpoint(again.accelerator, again.optimizer, path)
     assert torch.equal(again.method.threshold.value, value)
-    assert again.step == 4
+    assert state["step"] == 4
 
 
 def test_gradient_accumulation_counts_optimizer_steps(make_trainer):
@@ -222,7 +223,7 @@ def test_an_output_folder_with_a_run_is_not_touched(make_trainer):
         make_trainer(max_steps=1).train()
     assert (first.output_dir / "model.safetensors").read_bytes() == before
     make_trainer(max_steps=2, overwrite=True).train()
-    assert [p.name for p in checkpoints(first.output_dir / "checkpoints")] == ["step_00000002"]
+    assert [p.name for p in list_checkpoints(first.output_dir / "checkpoints")] == ["step_00000002"]
 
 
 def test_a_run_is_replaced_only_once_the_data_are_known_to_be_good(make_trainer, monkeypatch):
@@ -234,7 +235,7 @@ def test_a_run_is_replaced_only_once_the_data_are_known_to_be_good(make_trainer,
         raise InputError("Cannot read the picture photo.png.")
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match="Cannot read the picture"):
-        patch.setattr("corrmatch_hf.training.trainer.check_dataset", found_bad)
+        patch.setattr("corrmatch_hf.training.preflight.check_dataset", found_bad)
         make_trainer(max_steps=1, overwrite=True).train()
     assert sorted((path, path.stat().st_mtime_ns) for path in first.output_dir.rglob("*")) == before
     make_trainer(max_steps=1, overwrite=True).train()
@@ -280,19 +281,19 @@ def test_synchronised_batch_norm_keeps_the_activations():
         before = model(image).logits
         after = convert_sync_batchnorm(model)(image).logits
     torch.testing.assert_close(after, before)
-    from corrmatch_hf.training import trainer
+    from corrmatch_hf.training import run
 
-    assert trainer.convert_sync_batchnorm is convert_sync_batchnorm
+    assert run.convert_sync_batchnorm is convert_sync_batchnorm
 
 
 def test_one_feature_of_one_image_is_refused(make_trainer):
-    with pytest.raises(InputError, match="--crop_size 16 leaves a single feature"):
+    with pytest.raises(InputError, match="--crop_size 16 gives a single feature"):
         make_trainer(crop_size=16, per_device_batch_size=1)
     make_trainer(crop_size=16, per_device_batch_size=2)
 
 
 def test_resume_errors(make_trainer):
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="there is no checkpoint"):
         make_trainer(resume_from_checkpoint="latest").train()
     make_trainer(max_steps=1).train()
     with pytest.raises(InputError, match="method is 'corrmatch' there and 'supervised' here"):
@@ -315,10 +316,10 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(make_trainer):
     trainer.method.losses = poisoned
     with pytest.raises(NonFiniteLossError, match=r"step 3 .*loss/kl nan.*Files of the batch: .*labeled"):
         trainer.train()
-    (only,) = checkpoints(trainer.output_dir / "checkpoints")
+    (only,) = list_checkpoints(trainer.output_dir / "checkpoints")
     assert only.name == "step_00000002"
     again = make_trainer()
-    again._load(only)
+    load_checkpoint(again.accelerator, again.optimizer, only)
     assert all(p.isfinite().all() for p in again.method.parameters())
 
 
@@ -335,7 +336,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_trainer):
     trainer._optimizer_step = breaking
     with pytest.raises(NonFiniteLossError):
         trainer.train()
-    assert checkpoints(trainer.output_dir / "checkpoints") == []
+    assert list_checkpoints(trainer.output_dir / "checkpoints") == []
 
 
 def test_refusals_before_the_first_step(make_trainer, tiny_data):
@@ -355,7 +356,7 @@ def test_refusals_before_the_first_step(make_trainer, tiny_data):
 def test_a_crop_that_is_no_whole_number_of_patches_is_refused(make_trainer, tiny_data, crop, given):
     """It would be resized in every step, and no pixel would lie where it was."""
     with pytest.raises(
-        InputError, match=f"--crop_size {crop} is no multiple of 16, .*'test_vit'; give {given}"
+        InputError, match=f"--crop_size is {crop}, not a multiple of 16, .*'test_vit'; give {given}"
     ):
         make_trainer("unimatch_v2", model=small_vit(tiny_data), crop_size=crop)
 
@@ -416,7 +417,7 @@ def test_an_encoder_of_one_size_trains_on_crops_of_it_and_is_evaluated_on_any(ma
     result = make_trainer("supervised", model=model(), crop_size=48, max_steps=1).train()
     assert 0 <= result["final"]["mean_iou"] <= 1
     with pytest.raises(
-        InputError, match=r"--crop_size is 64, but .* 48x48 pixels alone; give 48, or .*: 64\}"
+        InputError, match=r"--crop_size is 64, but .* only images of 48x48 pixels; give 48, or .*: 64\}"
     ):
         make_trainer("supervised", model=model(), crop_size=64, max_steps=1)
 

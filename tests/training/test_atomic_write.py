@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from corrmatch_hf.training import atomic_write as durable
+from corrmatch_hf.training import atomic_write
 
 
 class Killed(BaseException):
@@ -39,8 +39,8 @@ def killed_at(monkeypatch, number):
         return call
 
     monkeypatch.setattr(Path, "rename", counted(Path.rename))
-    monkeypatch.setattr(durable.shutil, "rmtree", counted(durable.shutil.rmtree))
-    monkeypatch.setattr(durable.os, "replace", counted(durable.os.replace))
+    monkeypatch.setattr(atomic_write.shutil, "rmtree", counted(atomic_write.shutil.rmtree))
+    monkeypatch.setattr(atomic_write.os, "replace", counted(atomic_write.os.replace))
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -51,14 +51,14 @@ def test_a_folder_is_the_old_or_the_new_one(folder, monkeypatch, number):
     with monkeypatch.context() as patch:
         killed_at(patch, number)
         with contextlib.suppress(Killed):
-            durable.publish_folder(aside, folder)
-    durable.recover_folder(folder)
+            atomic_write.move_folder(aside, folder)
+    atomic_write.recover_folder(folder)
     assert files(folder) in ({"model": "old"}, {"model": "new"})
     assert [p.name for p in folder.parent.iterdir()] == ["best"]
 
 
 def test_a_failure_while_writing_leaves_the_old_folder_and_nothing_else(folder):
-    with pytest.raises(OSError), durable.replaced_folder(folder) as aside:
+    with pytest.raises(OSError), atomic_write.replaced_folder(folder) as aside:
         (aside / "model").write_text("half")
         raise OSError("disk full")
     assert files(folder) == {"model": "old"} and [p.name for p in folder.parent.iterdir()] == ["best"]
@@ -66,10 +66,10 @@ def test_a_failure_while_writing_leaves_the_old_folder_and_nothing_else(folder):
 
 def test_files_are_replaced_among_others(folder):
     (folder / "notes").write_text("mine")
-    with durable.replaced_files(folder) as aside:
+    with atomic_write.replaced_files(folder) as aside:
         (aside / "model").write_text("new")
     assert files(folder) == {"model": "new", "notes": "mine"}
-    with pytest.raises(OSError), durable.replaced_files(folder) as aside:
+    with pytest.raises(OSError), atomic_write.replaced_files(folder) as aside:
         (aside / "model").write_text("half")
         raise OSError("disk full")
     assert files(folder) == {"model": "new", "notes": "mine"}
@@ -79,7 +79,7 @@ def test_a_removed_folder_is_never_half_there(folder, monkeypatch):
     with monkeypatch.context() as patch:
         killed_at(patch, 2)  # moved away, not yet deleted
         with pytest.raises(Killed):
-            durable.remove_folder(folder)
+            atomic_write.remove_folder(folder)
     assert not folder.exists()
-    durable.recover_folder(folder.with_name("other"))
+    atomic_write.recover_folder(folder.with_name("other"))
     assert [p.name for p in folder.parent.iterdir()] == [".best.old"]
