@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import unknown_name
 from ..options import Options, option
 
+
 @dataclass
 class TrainingConfig(Options):
     """Schedule, batch, augmentation, optimiser, evaluation, saving.
