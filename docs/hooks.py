@@ -70,7 +70,7 @@ def row(spec: dataclasses.Field, hint: Any) -> str:
     """One line of a table; options of the short `--help` are bold."""
     name = f"**`--{spec.name}`**" if spec.metadata.get("common") else f"`--{spec.name}`"
     default = spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()
-    help_text = re.sub(r"(--\w+)", r"`\1`", spec.metadata.get("help", ""))
+    help_text = re.sub(r"(--\w+)", r"`\1`", spec.metadata.get("help", "").rstrip(".") + ".")
     cells = (name, "" if default is None else f"`{default}`", f"{help_text} {values(spec, hint)}")
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
