@@ -1,8 +1,8 @@
-"""What a Hugging Face Inference Endpoint runs: a photo in, one mask for every class in it out.
+"""The handler of a Hugging Face Inference Endpoint: returns one mask for every class in a photo.
 
-The endpoint finds this file beside the weights and calls `EndpointHandler(path)(data)`. It needs the packages
-of requirements.txt and nothing else; the model's own code lies beside it too. That code is what `trust_remote_code`
-lets run below: it comes from the repository that this file comes from, so who runs the one has chosen the other.
+The endpoint finds this file next to the weights and calls `EndpointHandler(path)(data)`. It only needs the packages of
+requirements.txt and the model's code next to it. `trust_remote_code` below allows that code to run: it comes from the
+same repository as this file.
 """
 
 import base64
@@ -17,32 +17,30 @@ from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-# Limits of one image and one request, against uploads that would fill the memory or keep others waiting; environment
-# variables of the same names, with CORRMATCH_ before, replace them.
+# Limits of one image and one request, against uploads that would exhaust memory or block other requests. Environment
+# variables of the same names with the prefix CORRMATCH_ replace them.
 MAX_IMAGE_BYTES = 32 * 2**20
 MAX_IMAGE_PIXELS = 16_000_000
 MAX_IMAGES = 16
-# Images that are worked on at once, of however many requests; the others wait. One keeps all cores busy, and each
-# takes hundreds of bytes a pixel.
+# Images processed at the same time, over all requests; the others wait. A single one uses all cores, and each needs
+# hundreds of bytes per pixel.
 MAX_CONCURRENT = 1
 
-# Networks halve sides until one pixel is left, so a picture of one endless row makes the work of many rows.
+# Networks compute at least one row of features, so the work for a very long image of one row is that of many rows.
 MAX_SIDE = 65_535
 
-# What PIL may open. Of its other formats, some start programs and most are seldom read by anyone.
+# The formats that are decoded. PIL's other formats are rare, and some start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-SEMANTIC_ONLY = (
-    "mask_threshold",
-    "overlap_mask_area_threshold",
-)  # of the task, but not of semantic segmentation
+# Parameters of the Hub's task that do not apply to semantic segmentation.
+NOT_SEMANTIC = ("mask_threshold", "overlap_mask_area_threshold")
 
 
 class EndpointHandler:
-    """Semantic segmentation as the Hub's task "image-segmentation" has it.
+    """Semantic segmentation with the interface of the Hub's task "image-segmentation".
 
     Args:
-        path: folder of the model; by default the one this file lies in.
+        path: folder of the model; by default that of this file.
     """
 
     def __init__(self, path=""):
@@ -57,22 +55,22 @@ class EndpointHandler:
         self.model = model.to(self.device).eval()
 
     def __call__(self, data):
-        """The classes of an image, or of each of several.
+        """The classes of one or several images.
 
         Args:
             data: {"inputs": an image, "parameters": {...} or nothing}. An image is a PIL image, the bytes of an
                 image file, those in base64 (also as a data: URL), or {"image": any of these}; a list of images
                 gives a list of results. Photos are turned upright by their EXIF orientation. Parameters:
-                "threshold", 0 to 1, leaves out classes with a lower score; "subtask" can only be "semantic".
+                "threshold", 0 to 1, drops classes with a lower score; "subtask" can only be "semantic".
 
         Returns:
-            A list, in the order of the class ids, with a dict for every class that some pixel was given to:
-            "label": its name; "score": the mean, over those pixels, of the probability of the class; "mask": a
-            gray PNG in base64, as large as the (upright) image, 255 on those pixels and 0 elsewhere.
+            A list, in the order of the class ids, with a dict for every class that is predicted for any pixel:
+            "label": its name; "score": its mean probability over those pixels; "mask": a gray PNG in base64 of the
+            size of the (upright) image, 255 for those pixels and 0 elsewhere.
 
         Raises:
-            ValueError: no image, too many, one that cannot be read or is too large, or a parameter that does not
-                exist. The message is a sentence for the client.
+            ValueError: no image, too many, an unreadable or too large one, or an unknown parameter. The message is
+                meant for the client.
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise ValueError('The request has no "inputs": send an image there, as base64 text.')
@@ -84,12 +82,12 @@ class EndpointHandler:
             raise ValueError('"inputs" is an empty list: send at least one image.')
         if len(inputs) > self.max_images:
             raise ValueError(
-                f'"inputs" holds {len(inputs):,} images: at most {self.max_images:,} are allowed; send more requests.'
+                f'"inputs" contains {len(inputs):,} images: at most {self.max_images:,} are allowed; send more requests.'
             )
         return [self._answer(each, f"inputs[{i}]", threshold) for i, each in enumerate(inputs)]
 
     def _answer(self, value, place, threshold):
-        """One image in any of its forms -> list of {label, score, mask}, when its turn has come."""
+        """One image in any form -> list of {label, score, mask}, after waiting for its turn."""
         with self.turn:
             return self._segment(self._read(value, place), threshold)
 
@@ -116,7 +114,7 @@ class EndpointHandler:
         return found
 
     def _read(self, value, place):
-        """One image in any of its forms -> upright PIL image."""
+        """One image in any form -> upright PIL image."""
         if isinstance(value, dict):
             if list(value) != ["image"]:
                 raise ValueError(
@@ -136,10 +134,7 @@ class EndpointHandler:
                 f'"{place}" is a {type(value).__name__}: send an image as base64 text, or its file as the body of the '
                 "request with a content type such as image/jpeg."
             )
-        if value.format is not None and value.format not in (
-            *FORMATS,
-            "MPO",
-        ):  # given open, but not yet decoded
+        if value.format is not None and value.format not in (*FORMATS, "MPO"):  # opened, not yet decoded
             raise ValueError(f'"{place}" is a {value.format} image: send one of {", ".join(FORMATS)}.')
         if value.width * value.height > self.max_pixels or max(value.size) > MAX_SIDE:
             raise ValueError(
@@ -148,13 +143,13 @@ class EndpointHandler:
             )
         if _tile_pixels(value) > self.max_pixels:
             raise ValueError(
-                f'"{place}" is a TIFF image of tiles that are far larger than it is: send a PNG image.'
+                f'"{place}" is a TIFF image whose tiles are far larger than the image: send a PNG image.'
             )
         try:
             value.load()
             return ImageOps.exif_transpose(value)
-        except Exception as error:  # OSError, SyntaxError, struct.error ..., as the format has it
-            raise ValueError(f'"{place}" is damaged or cut off: {_reason(error)}.') from error
+        except Exception as error:  # OSError, SyntaxError, struct.error ..., depending on the format
+            raise ValueError(f'"{place}" is corrupt or truncated: {_reason(error)}.') from error
 
     def _decode_text(self, text, place):
         """base64 text or a data: URL -> bytes."""
@@ -162,15 +157,15 @@ class EndpointHandler:
             head, _, text = text.partition(",")
             if not head.lower().endswith(";base64"):
                 raise ValueError(f'"{place}" is a data: URL without base64: write data:image/png;base64,...')
-        text = "".join(text.split())  # lines, as command line tools break them
+        text = "".join(text.split())  # command line tools break base64 into lines
         if len(text) > 4 * (self.max_bytes + 2) // 3:
             self._refuse_bytes(place)
         try:
             return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ValueError(
-                f'"{place}" is not an image in base64 ({_reason(error)}): send the file itself, since addresses and '
-                "names of files are not fetched."
+                f'"{place}" is not an image in base64 ({_reason(error)}): send the content of the file, since URLs and '
+                "paths are not fetched."
             ) from error
 
     def _open(self, content, place):
@@ -181,9 +176,9 @@ class EndpointHandler:
             raise ValueError(
                 f'"{place}" has too many pixels: at most {self.max_pixels:,} are allowed; send a smaller image.'
             ) from error
-        except Exception as error:  # UnidentifiedImageError, or whatever a broken header causes
+        except Exception as error:  # UnidentifiedImageError, or any other error for a corrupt header
             raise ValueError(
-                f'"{place}" is not an image that can be read: send one of {", ".join(FORMATS)}.'
+                f'"{place}" is not a readable image: send one of {", ".join(FORMATS)}.'
             ) from error
 
     def _refuse_bytes(self, place):
@@ -201,7 +196,7 @@ def _limit(name, default):
 
 
 def _threshold(parameters):
-    """Checks the parameters of a request; returns the lowest score to report."""
+    """Check the parameters of a request; returns the lowest score to report."""
     if parameters is None:
         return 0.0
     if not isinstance(parameters, dict):
@@ -209,19 +204,15 @@ def _threshold(parameters):
             f'"parameters" is a {type(parameters).__name__}: give an object with names and values.'
         )
     given = {name: value for name, value in parameters.items() if value is not None}
-    if unknown := sorted(set(given) - {"threshold", "subtask", *SEMANTIC_ONLY}):
+    if unknown := sorted(set(given) - {"threshold", "subtask", *NOT_SEMANTIC}):
         raise ValueError(f"Unknown parameter {unknown[0]!r}: there are threshold and subtask.")
-    for name in SEMANTIC_ONLY:
+    for name in NOT_SEMANTIC:
         if name in given:
-            raise ValueError(
-                f"The parameter {name!r} has no meaning where each pixel belongs to one class: leave it out."
-            )
+            raise ValueError(f"The parameter {name!r} does not apply to semantic segmentation: leave it out.")
     if given.get("subtask", "semantic") != "semantic":
-        raise ValueError(
-            f"The subtask {given['subtask']!r} is not what this model does: it can only be 'semantic'."
-        )
+        raise ValueError(f"The subtask {given['subtask']!r} is not supported: it can only be 'semantic'.")
     try:
-        threshold = float(given.get("threshold", 0.0))  # in the address of a request, numbers are text
+        threshold = float(given.get("threshold", 0.0))  # numbers in URLs are text
     except (TypeError, ValueError, OverflowError):
         threshold = None
     if threshold is None or not 0 <= threshold <= 1:
@@ -230,7 +221,7 @@ def _threshold(parameters):
 
 
 def _tile_pixels(image):
-    """Pixels of a tile of a TIFF file, of which each is decoded as a whole, whatever the size of the image."""
+    """Pixels of a tile of a TIFF file; tiles are always decoded as a whole."""
     tags = getattr(image, "tag_v2", None) or {}
     sides = (tags.get(name, 0) for name in (322, 323))  # TileWidth, TileLength
     return math.prod(side if isinstance(side, int) else 0 for side in sides)

@@ -1,4 +1,4 @@
-"""What people look at: label maps in colour, sheets of predictions, training curves."""
+"""Label maps in colour, grids of predictions, and training curves."""
 
 from .curves import training_curves
 from .overlay import mask_image, overlay

@@ -1,4 +1,4 @@
-"""A training log as a picture: losses, pseudo-label selection, mean IoU and learning rate over the steps."""
+"""Training curves: losses, pseudo-label selection, mean IoU and learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SELECTION = ("threshold", "kept_ratio", "propagated_ratio")
 
 
 def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = None) -> Figure:
-    """A panel for each thing the log tells of: loss, its terms, pseudo-labels, mean IoU, learning rate.
+    """One panel each for the loss, its terms, pseudo-labels, mean IoU and learning rate, as far as they are logged.
 
     Args:
         rows: log rows with "step" and any of "loss", "loss/NAME", "threshold", "kept_ratio",
             "propagated_ratio", "learning_rate", and rows of evaluations with "mean_iou".
-            Other keys, None and values that are not finite are passed over.
+            Other keys, None and values that are not finite are ignored.
 
     Returns:
-        A matplotlib Figure that no global state holds: `figure.savefig("curves.png")`.
+        A matplotlib Figure outside of pyplot's global state: `figure.savefig("curves.png")`.
 
     Raises:
         InputError: no row has both a step and one of these values.
@@ -73,7 +73,7 @@ def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = No
 
 
 def _series(rows: Iterable[Mapping[str, object]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{key: (steps, values)}, by step; a step logged twice, as after a resumed run, counts as logged last."""
+    """{key: (steps, values)}, by step; of a step logged twice, as by a resumed run, the last values count."""
     points: dict[str, dict[int, float]] = {}
     wanted = {"loss", "learning_rate", "mean_iou", *SELECTION}
     for row in rows:
@@ -86,7 +86,7 @@ def _series(rows: Iterable[Mapping[str, object]]) -> dict[str, tuple[np.ndarray,
 
 
 def _draw(axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The lines with their names; a long noisy one faintly, with its running median on it."""
+    """The lines with their names; long noisy ones faint, with their running median."""
     for number, (key, (steps, values)) in enumerate(lines.items()):
         color, label = f"C{number % 10}", key.removeprefix("loss/").replace("_", " ")
         noisy = key.startswith("loss") or key.endswith("ratio")
@@ -102,12 +102,12 @@ def _draw(axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Non
         axes.legend(fontsize=8, framealpha=0.8, ncols=2 if len(lines) > 4 else 1)
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
     steps = np.concatenate([steps for steps, _ in lines.values()])
-    if steps.min() == steps.max():  # else the axis of a single step would count in hundredths
+    if steps.min() == steps.max():  # else the axis of a single step has fractional ticks
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
 
 
 def _fit_height(axes: Axes, values: Sequence[np.ndarray]) -> None:
-    """From 0 to what each line reaches in 99 % of its points, so that one spike does not flatten the rest."""
+    """Scale from 0 to the lines' 99 % quantiles, so that a single spike does not flatten the rest."""
     top = max(np.quantile(line, 0.99) if len(line) >= 100 else line.max() for line in values)
     if min(line.min() for line in values) >= 0 and top > 0:
         axes.set_ylim(0, 1.08 * top)

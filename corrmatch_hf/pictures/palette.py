@@ -1,4 +1,4 @@
-"""One colour per class, the same ones in every picture. White is kept for ignored pixels."""
+"""One colour per class, the same in all pictures. White is reserved for ignored pixels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ IGNORED = (255, 255, 255)
 def class_palette(
     id2label: Mapping[int, str], colors: Sequence[Sequence[int]] | np.ndarray | None = None
 ) -> np.ndarray:
-    """uint8 (K, 3) RGB colours: `colors` where the data set has its own, else fixed ones easy to tell apart.
+    """uint8 (K, 3) RGB colours: `colors` of the dataset if given, else fixed ones that are easy to distinguish.
 
-    A class called "background" is black. The fixed colours of K classes are the first K of those of K + 1.
+    A class named "background" is black. The fixed colours of K classes are the first K of those of K + 1.
 
     Raises:
         InputError: `colors` is not (K, 3) with values 0..255.
@@ -38,16 +38,16 @@ def class_palette(
 
 @lru_cache(maxsize=8)
 def _distinct_colors(count: int) -> np.ndarray:
-    """Farthest-point choice in the Oklab colour space: each colour is as far as can be from all before it."""
+    """(count, 3) uint8. Farthest-point sampling in Oklab: each colour is as far as possible from all previous ones."""
     levels = np.arange(0, 256, 15)
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(rgb)
     chroma = np.hypot(lab[:, 1], lab[:, 2])
-    # Not so dark, pale or grey that it is lost on a photo, nor so loud that the photo is lost under it.
+    # Neither too dark, pale or grey to be seen on a photo, nor so bright that it hides the photo.
     usable = (lab[:, 0] > 0.42) & (lab[:, 0] < 0.88) & (chroma > 0.07) & (chroma < 0.2)
     rgb, lab = rgb[usable], lab[usable]
 
-    chosen = [int(np.abs(rgb - (45, 120, 210)).sum(1).argmin())]  # a blue to begin with
+    chosen = [int(np.abs(rgb - (45, 120, 210)).sum(1).argmin())]  # the first one is blue
     distance = np.linalg.norm(lab - lab[chosen[0]], axis=1)
     for _ in range(count - 1):
         chosen.append(int(distance.argmax()))
@@ -56,7 +56,7 @@ def _distinct_colors(count: int) -> np.ndarray:
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB 0..255 to Oklab, where distance is perceived difference (Björn Ottosson, 2020)."""
+    """(N, 3) sRGB in 0..255 -> Oklab, in which distance is perceived difference (Björn Ottosson, 2020)."""
     c = rgb / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     lms = linear @ np.array(

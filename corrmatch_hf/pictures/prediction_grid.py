@@ -1,4 +1,4 @@
-"""A sheet of photos beside their truth, their prediction and, where given, their pseudo-labels."""
+"""A grid of photos with their true labels, predictions and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import InputError
-from .overlay import TEXT, LegendEntry, color_map, draw_legend, text_font
-from .palette import IGNORED
+from .legend import TEXT, LegendEntry, class_entry, draw_legend, text_font
+from .overlay import color_map
 
 COLUMNS = {"image": "photo", "label": "truth", "prediction": "prediction", "pseudo_label": "pseudo-label"}
 
@@ -21,17 +21,17 @@ def prediction_grid(
     *,
     cell_width: int = 360,
 ) -> Image.Image:
-    """One row per image: photo | truth | prediction | pseudo-label; in the maps white is ignored.
+    """One row per image: photo | truth | prediction | pseudo-label; ignored pixels are white.
 
     Args:
         rows: each with "image" (PIL, or uint8 (H, W, 3)) and any of "label", "prediction", "pseudo_label"
-            (integers (H, W)). A column no row has is left out; a map that a row lacks (missing or None)
-            leaves its place empty.
+            (integers (H, W)). Columns without any map are left out; a missing map leaves its cell
+            empty.
         palette: uint8 (K, 3).
-        cell_width: width in pixels that every picture is scaled to; high ones to at most 4/3 of it.
+        cell_width: width in pixels that pictures are scaled to; their height is at most 4/3 of it.
 
     Returns:
-        An RGB image with column titles, and below a legend of the classes that occur in any map.
+        An RGB image with column titles, and a legend of all classes shown.
     """
     if not rows:
         raise InputError("There is no image to show: give at least one row.")
@@ -42,7 +42,7 @@ def prediction_grid(
     cells = [[_cell(row.get(key), key, palette, cell_width) for key in columns] for row in rows]
     heights = [max(cell.height for cell in line if cell is not None) for line in cells]
     width = len(columns) * (cell_width + gap) + gap
-    legend = draw_legend(_present(rows, id2label, palette), font_size, max_width=width)
+    legend = draw_legend(_classes_shown(rows, id2label, palette), font_size, max_width=width)
     width = max(width, legend.width)
     canvas = Image.new("RGB", (width, title_height + sum(heights) + len(rows) * gap + legend.height), "white")
 
@@ -69,25 +69,24 @@ def _cell(content: object, key: str, palette: np.ndarray, width: int) -> Image.I
     if key == "image":
         picture = content if isinstance(content, Image.Image) else Image.fromarray(np.asarray(content))
         picture, how = picture.convert("RGB"), Image.Resampling.LANCZOS
-    else:  # nearest: no colours between the classes
+    else:  # nearest, since other colours belong to no class
         picture, how = Image.fromarray(color_map(np.asarray(content), palette)), Image.Resampling.NEAREST
     scale = min(width / picture.width, width * 4 / 3 / picture.height)
     picture = picture.resize(
         (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), how
     )
-    if key != "image":  # a thin frame, or white at the edge would run into the paper
+    if key != "image":  # a thin frame around white edges
         ImageDraw.Draw(picture).rectangle(
             (0, 0, picture.width - 1, picture.height - 1), outline=(128, 128, 128)
         )
     return picture
 
 
-def _present(rows: Sequence[Mapping], id2label: Mapping[int, str], palette: np.ndarray) -> list[LegendEntry]:
+def _classes_shown(
+    rows: Sequence[Mapping], id2label: Mapping[int, str], palette: np.ndarray
+) -> list[LegendEntry]:
+    """Legend entries of the classes in any map, by id, and of ignored pixels."""
     maps = [row[key] for row in rows for key in COLUMNS if key != "image" and row.get(key) is not None]
     ids = sorted({c for m in maps for c in np.unique(np.asarray(m)).tolist()})
-    entries = [
-        LegendEntry(tuple(palette[c].tolist()), id2label.get(c, str(c))) for c in ids if 0 <= c < len(palette)
-    ]
-    if len(entries) < len(ids):
-        entries.append(LegendEntry(IGNORED, "ignored"))
-    return entries
+    classes = [c for c in ids if 0 <= c < len(palette)]
+    return [class_entry(c, id2label, palette) for c in classes + [-1] * (len(classes) < len(ids))]

@@ -205,7 +205,7 @@ def test_parameters_may_be_absent_or_null(handler):
         ({"threshold": 1.5}, "'threshold' is 1.5: give a number from 0 to 1"),
         ({"threshold": "high"}, "'threshold' is 'high'"),
         ({"threshold": float("nan")}, "'threshold' is nan"),
-        ({"subtask": "panoptic"}, "subtask 'panoptic' is not what this model does"),
+        ({"subtask": "panoptic"}, "subtask 'panoptic' is not supported"),
         ({"mask_threshold": 0.5}, "'mask_threshold' has no meaning"),
         ({"overlap_mask_area_threshold": 0.5}, "'overlap_mask_area_threshold' has no meaning"),
         ([0.5], '"parameters" is a list'),
@@ -231,16 +231,16 @@ def test_a_parameter_that_cannot_be_followed_is_refused(handler, parameters, mes
         ({"inputs": []}, "empty list"),
         ({"inputs": [photo(), "%"]}, '"inputs[1]" is not an image in base64'),
         ({"inputs": [[photo()]]}, '"inputs[0]" is a list'),
-        ({"inputs": "https://example.org/photo.jpg"}, "addresses and names of files are not fetched"),
+        ({"inputs": "https://example.org/photo.jpg"}, "URLs and paths are not fetched"),
         ({"inputs": "data:text/plain,hello"}, "data: URL without base64"),
         ({"inputs": "ä" * 8}, "not an image in base64"),
-        ({"inputs": text_of(b"hello, world")}, '"inputs" is not an image that can be read'),
-        ({"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"}, "not an image that can be read"),
+        ({"inputs": text_of(b"hello, world")}, '"inputs" is not a readable image'),
+        ({"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"}, "not a readable image"),
         ({"inputs": {"image": photo(), "mask": 1}}, "keys ['image', 'mask']"),
         ({"inputs": {}}, "has the keys []"),
-        ({"inputs": file_of(photo(size=(200, 200)), "JPEG")[:2000]}, "damaged or cut off"),
-        ({"inputs": file_of(photo())[:-60]}, "damaged or cut off"),
-        ({"inputs": file_of(photo())[:20]}, "not an image that can be read"),
+        ({"inputs": file_of(photo(size=(200, 200)), "JPEG")[:2000]}, "corrupt or truncated"),
+        ({"inputs": file_of(photo())[:-60]}, "corrupt or truncated"),
+        ({"inputs": file_of(photo())[:20]}, "not a readable image"),
     ],
 )
 def test_a_bad_request_is_refused_with_a_sentence(handler, data, message):
@@ -310,7 +310,7 @@ def test_the_hubs_client_gets_masks_without_this_package(client, handler, tmp_pa
 
 
 def test_the_hubs_client_is_told_what_is_wrong(client):
-    with pytest.raises(Exception, match="subtask 'instance' is not what this model does"):
+    with pytest.raises(Exception, match="subtask 'instance' is not supported"):
         client.image_segmentation(file_of(photo()), subtask="instance")
 
 

@@ -399,7 +399,7 @@ def test_a_picture_that_is_a_program_starts_none(handler, tmp_path, monkeypatch,
     assert opened.format == "EPS"
     with pytest.raises(pytest.fail.Exception, match="a program was started"):
         opened.load()  # what the trap is for
-    for inputs, message in ((EPS, "not an image that can be read"), (Image.open(path), "is a EPS image")):
+    for inputs, message in ((EPS, "not a readable image"), (Image.open(path), "is a EPS image")):
         with pytest.raises(ValueError, match=message):
             handler({"inputs": inputs})
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "space"))
@@ -419,7 +419,7 @@ def test_a_request_has_a_limited_number_of_images(handler, saved, monkeypatch):
     assert len(strict({"inputs": [photo, photo]})) == 2
     monkeypatch.setattr(strict, "_read", None)  # nothing is read of a request that is refused
     with pytest.raises(
-        ValueError, match='"inputs" holds 3 images: at most 2 are allowed; send more requests'
+        ValueError, match='"inputs" contains 3 images: at most 2 are allowed; send more requests'
     ):
         strict({"inputs": [photo] * 3})
     assert handler.max_images == 16
@@ -521,6 +521,6 @@ def test_a_small_picture_of_huge_tiles_is_refused_undecoded(handler, tmp_path, m
     entries = b"".join(struct.pack("<HHII", t, 4, 1, start if t == 324 else value) for t, value in tags)
     content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
     assert Image.open(io.BytesIO(content)).size == (16, 16)
-    with pytest.raises(ValueError, match="TIFF image of tiles that are far larger than it is"):
+    with pytest.raises(ValueError, match="TIFF image whose tiles are far larger than the image"):
         handler({"inputs": content})
     assert_too_large_for_the_space(content, tmp_path, monkeypatch)
