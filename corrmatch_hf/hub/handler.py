@@ -82,7 +82,8 @@ class EndpointHandler:
             raise ValueError('"inputs" is an empty list: send at least one image.')
         if len(inputs) > self.max_images:
             raise ValueError(
-                f'"inputs" contains {len(inputs):,} images: at most {self.max_images:,} are allowed; send more requests.'
+                f'"inputs" contains {len(inputs):,} images: at most {self.max_images:,} are allowed; '
+                "send more requests."
             )
         return [self._answer(each, f"inputs[{i}]", threshold) for i, each in enumerate(inputs)]
 

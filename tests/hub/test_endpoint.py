@@ -206,8 +206,8 @@ def test_parameters_may_be_absent_or_null(handler):
         ({"threshold": "high"}, "'threshold' is 'high'"),
         ({"threshold": float("nan")}, "'threshold' is nan"),
         ({"subtask": "panoptic"}, "subtask 'panoptic' is not supported"),
-        ({"mask_threshold": 0.5}, "'mask_threshold' has no meaning"),
-        ({"overlap_mask_area_threshold": 0.5}, "'overlap_mask_area_threshold' has no meaning"),
+        ({"mask_threshold": 0.5}, "'mask_threshold' does not apply"),
+        ({"overlap_mask_area_threshold": 0.5}, "'overlap_mask_area_threshold' does not apply"),
         ([0.5], '"parameters" is a list'),
     ],
 )
