@@ -46,7 +46,7 @@ def rows(
     box[::2, crop // 4 : crop // 2, crop // 5 : 2 * crop // 3] = True
     pixels = f"{images} x {crop}^2"
 
-    pseudo, other = PseudoLabels.of(weak), PseudoLabels.of(partner)
+    pseudo, other = PseudoLabels.of(weak, valid), PseudoLabels.of(partner, other_valid)
     thresholds = [DynamicThreshold(CLASSES).to(device) for _ in range(2)]
 
     def threshold_reference() -> Tensor:
@@ -77,8 +77,8 @@ def rows(
         )
 
     def cutmix_ours() -> tuple[Tensor, ...]:
-        mixed = pseudo.pasted(other, box)
-        return mixed.labels, mixed.confidence, torch.where(box, other_valid, valid)
+        mixed = pseudo.mixed(other, box)
+        return mixed.labels, mixed.confidence, mixed.valid
 
     same = all(torch.equal(a, b) for a, b in zip(cutmix_reference(), cutmix_ours(), strict=True))
     times = milliseconds(cutmix_reference, cutmix_ours, device, 4 * repeats)

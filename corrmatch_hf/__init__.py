@@ -11,36 +11,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .methods import PUBLIC_NAMES as METHOD_NAMES
+
 __version__ = "0.1.0"
 
+# Public name -> the module that defines it.
 _WHERE = {
     "CorrMatchConfig": "model",
     "CorrMatchForSegmentation": "model",
     "CorrMatchImageProcessor": "model",
-    "pixel_propagation": "model.correlation_corrmatch",
+    "pixel_propagation": "model",
+    "correlation_rows": "model",
     "correlation_shapes": "methods.corrmatch",
-    "correlation_rows": "model.correlation_corrmatch",
-    "propagate_rows": "ops.region_propagation.rows",
-    "region_propagation": "ops.region_propagation.propagate",
+    "propagate_rows": "ops.region_propagation",
+    "region_propagation": "ops.region_propagation",
     "ohem_cross_entropy": "ops.losses",
-    "DynamicThreshold": "methods.dynamic_threshold",
-    "CorrMatch": "methods",
-    "CorrMatchOptions": "methods",
-    "CPS": "methods",
-    "CPSOptions": "methods",
-    "DGCL": "methods",
-    "DGCLOptions": "methods",
-    "FixMatch": "methods",
-    "FixMatchOptions": "methods",
-    "IPixMatch": "methods",
-    "IPixMatchOptions": "methods",
-    "MeanTeacher": "methods",
-    "MeanTeacherOptions": "methods",
-    "UniMatch": "methods",
-    "UniMatchV2": "methods",
-    "UniMatchV2Options": "methods",
-    "UniMatchOptions": "methods",
-    "Supervised": "methods",
     "InputError": "errors",
     "MeanIoU": "evaluation",
     "optimize_for_inference": "evaluation",
@@ -48,18 +33,20 @@ _WHERE = {
     "load_semi_dataset": "data",
     "SemiSupervisedTrainer": "training",
     "TrainingConfig": "training",
-}
+} | {name: f"methods.{file}" for name, file in METHOD_NAMES.items()}
 
 _ROOMS = {
+    "commands",
     "data",
     "errors",
     "evaluation",
+    "hub",
     "methods",
     "model",
-    "ops",
-    "hub",
-    "pictures",
     "official",
+    "ops",
+    "options",
+    "pictures",
     "training",
 }
 

@@ -84,8 +84,9 @@ def values(spec: dataclasses.Field, hint: Any) -> str:
 
 
 def citation(method: str) -> str:
-    from corrmatch_hf.methods.citations import REFERENCES
-    reference = REFERENCES[method]
+    from corrmatch_hf.methods.citations import citation_of
+
+    reference = citation_of(method)
     return f"{reference.text}\n\n```bibtex\n{reference.bibtex}\n```"
 
 

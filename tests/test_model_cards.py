@@ -13,7 +13,7 @@ import corrmatch_hf.pictures
 from corrmatch_hf.commands.arguments import RECIPES, parse
 from corrmatch_hf.commands.train import GROUPS
 from corrmatch_hf.methods import METHODS, method_class
-from corrmatch_hf.methods.citations import REFERENCES
+from corrmatch_hf.methods.citations import citation_of
 
 ROOT = Path(__file__).parents[1]
 HOUSEKEEPING = {"output_dir", "num_workers", "eval_steps", "save_steps"}  # no part of the recipe
@@ -81,7 +81,7 @@ def test_its_numbers_are_those_that_the_recipe_quotes(name):
 
 @both
 def test_it_cites_the_paper(name):
-    assert REFERENCES["corrmatch"].bibtex in card(name).text
+    assert citation_of("corrmatch").bibtex in card(name).text
 
 
 def test_the_template_is_the_one_the_package_fills():

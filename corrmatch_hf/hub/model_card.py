@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment
 
 from ..errors import InputError
-from ..methods.citations import REFERENCES
+from ..methods.citations import citation_of
 from ..model import CorrMatchConfig, CorrMatchForSegmentation
 from ..text import percent, presentable, without_tokens
 
@@ -249,7 +249,7 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
             "name": name,
             "run": run,
             "decoder": DECODERS.get(decoder, decoder),
-            "reference": REFERENCES.get(run.get("method")),
+            "reference": citation_of(run.get("method")),
             "dataset": dataset,
             "classes": [label for _, label in sorted(run["id2label"].items(), key=lambda item: int(item[0]))],
             "means": MEANS,

@@ -1,54 +1,59 @@
-"""One method = one file; the trainer finds it by name."""
+"""The training methods: one method is one file in this folder and one line in `REGISTRY`.
+
+The line gives everything else: `corrmatch_hf.UniMatchV2` and `corrmatch_hf.UniMatchV2Options`, `--method unimatch_v2`
+with its options, the citation on model cards and the page in the documentation.
+
+Importing this package loads no method, and not even torch: classes are imported when they are first used.
+"""
 
 from __future__ import annotations
 
-from ..errors import unknown_name
-from .base import Method
-from .corrmatch import CorrMatch, CorrMatchOptions
-from .cps import CPS, CPSOptions
-from .dgcl import DGCL, DGCLOptions
-from .dynamic_threshold import DynamicThreshold
-from .fixmatch import FixMatch, FixMatchOptions
-from .ipixmatch import IPixMatch, IPixMatchOptions
-from .mean_teacher import MeanTeacher, MeanTeacherOptions
-from .supervised import Supervised, SupervisedOptions
-from .unimatch import UniMatch, UniMatchOptions
-from .unimatch_v2 import UniMatchV2, UniMatchV2Options
+import importlib
+from typing import TYPE_CHECKING, Any
 
-METHODS: dict[str, type[Method]] = {
-    cls.name: cls
-    for cls in (CorrMatch, UniMatch, UniMatchV2, FixMatch, IPixMatch, CPS, DGCL, MeanTeacher, Supervised)
+from ..errors import unknown_name
+
+if TYPE_CHECKING:
+    from .base import Method
+
+    METHODS: dict[str, type[Method]]
+
+# `--method NAME` is the class in NAME.py; its options are the class with "Options" appended.
+REGISTRY = {
+    "corrmatch": "CorrMatch",
+    "unimatch": "UniMatch",
+    "unimatch_v2": "UniMatchV2",
+    "fixmatch": "FixMatch",
+    "ipixmatch": "IPixMatch",
+    "cps": "CPS",
+    "dgcl": "DGCL",
+    "mean_teacher": "MeanTeacher",
+    "supervised": "Supervised",
+}
+
+# Public name -> the file that defines it.
+PUBLIC_NAMES = {"Method": "base", "DynamicThreshold": "dynamic_threshold"} | {
+    public: name for name, cls in REGISTRY.items() for public in (cls, f"{cls}Options")
 }
 
 
 def method_class(name: str) -> type[Method]:
-    """The method called `name`; an `InputError` naming the nearest one where there is none."""
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    """The method called `name`; an `InputError` with the nearest name if there is none."""
+    if name not in REGISTRY:
+        raise unknown_name("method", name, REGISTRY)
+    return getattr(importlib.import_module(f".{name}", __name__), REGISTRY[name])
 
 
-__all__ = [
-    "CPS",
-    "DGCL",
-    "METHODS",
-    "CPSOptions",
-    "CorrMatch",
-    "CorrMatchOptions",
-    "DGCLOptions",
-    "DynamicThreshold",
-    "FixMatch",
-    "FixMatchOptions",
-    "IPixMatch",
-    "IPixMatchOptions",
-    "MeanTeacher",
-    "MeanTeacherOptions",
-    "Method",
-    "Supervised",
-    "SupervisedOptions",
-    "UniMatch",
-    "UniMatchOptions",
-    "UniMatchV2",
-    "UniMatchV2Options",
-    "method_class",
-]
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":  # {"corrmatch": CorrMatch, ...}; reading it imports all methods
+        return {method: method_class(method) for method in REGISTRY}
+    if name in PUBLIC_NAMES:
+        return getattr(importlib.import_module(f".{PUBLIC_NAMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["METHODS", "REGISTRY", "method_class", *PUBLIC_NAMES]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

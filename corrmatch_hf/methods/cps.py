@@ -14,19 +14,20 @@ With CutMix, on the unlabelled images only:
     Yi    = argmax ((1 - m) fi(u) + m fi(u'))                   no gradient, but batch statistics in BatchNorm
     L_cps = CE(f1(u_mix), Y2) + CE(f2(u_mix), Y1)               lambda: 1 on VOC, 5 on Cityscapes
 
-u' is the next image of the total batch, whatever the number of processes; an image alone is refused. The published runs
-draw a second batch for u'. Here fi(u') is fi(u), one row on, which saves two of eight forward passes.
+u' is the next image of the total batch, whatever the number of processes; a single image is rejected. The published
+runs draw a second batch for u'. Here fi(u') is the next row of fi(u), which saves two of eight forward passes.
 
-With --inter_pixel_loss (see `inter_pixel.py`), its weighted terms on the unlabelled images join the total: f1 against
-f2's logits without gradient and f2 against f1's, on u or, with CutMix, on u_mix against the mixed logits. CPS knows no
-confidence, so all pixels that are not padding are compared.
+With --inter_pixel_loss (see `inter_pixel.py`), its weighted terms on the unlabelled images are added to the total: f1
+against f2's logits without gradient and f2 against f1's, on u or, with CutMix, on u_mix against the mixed logits. CPS
+has no measure of confidence, so all pixels that are not padding are compared.
 """
 
 from __future__ import annotations
 
 import copy
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +38,10 @@ from ..distributed import world_size
 from ..errors import InputError
 from ..ops.losses import soft_cross_entropy
 from ..ops.random_masks import cutmix_mask, next_rows
-from .base import Logs, Method, Weight, choice
-from .inter_pixel import InterPixelOptions, inter_pixel_term
+from ..options import option
+from .base import Logs, Method, loss_logs
+from .citations import Citation
+from .inter_pixel import InterPixelOptions, inter_pixel_terms
 
 Pair = list[Tensor]  # one of f1, one of f2
 
@@ -47,25 +50,19 @@ Pair = list[Tensor]  # one of f1, one of f2
 class CPSOptions(InterPixelOptions):
     """The defaults are those of the published runs on VOC without CutMix."""
 
-    cps_weight: Weight = field(
-        default=1.5,
-        metadata={
-            "help": "lambda: weight of the cross supervision (VOC 1.5, with CutMix 1; Cityscapes 6 and 5)."
-        },
+    cps_weight: float = option(
+        1.5,
+        "lambda: weight of the cross supervision (VOC 1.5, with CutMix 1; Cityscapes 6 and 5).",
+        at_least=0,
     )
-    cps_cutmix: bool = field(
-        default=False,
-        metadata={"help": "Cross supervision on unlabelled images mixed with CutMix, and on them alone."},
+    cps_cutmix: bool = option(
+        False, "Cross supervision on unlabelled images mixed with CutMix, and on them alone."
     )
-    cps_supervision: str = choice(
-        "hard",
-        ("hard", "soft"),
-        "What a network learns from the other: its labels, or its probabilities (the paper's comparison, CPC).",
+    cps_supervision: Literal["hard", "soft"] = option(
+        "hard", "Target of the other network: labels, or probabilities (the paper's comparison, CPC)."
     )
-    cps_on_labeled: bool = field(
-        default=True, metadata={"help": "Cross supervision on labelled images; never with --cps_cutmix."}
-    )
-    cps_on_unlabeled: bool = field(default=True, metadata={"help": "Cross supervision on unlabelled images."})
+    cps_on_labeled: bool = option(True, "Cross supervision on labelled images; never with --cps_cutmix.")
+    cps_on_unlabeled: bool = option(True, "Cross supervision on unlabelled images.")
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -75,31 +72,52 @@ class CPSOptions(InterPixelOptions):
             )
         if self.inter_pixel_loss != "none" and not self.cps_on_unlabeled:
             found.append(
-                f"--inter_pixel_loss {self.inter_pixel_loss} compares what the networks say of unlabelled images, but "
+                f"--inter_pixel_loss {self.inter_pixel_loss} compares predictions for unlabelled images, but "
                 "--cps_on_unlabeled is off; switch one of them"
             )
         if not self.cps_on_labeled and not self.cps_on_unlabeled:
             found.append(
-                "--cps_on_labeled and --cps_on_unlabeled are both off; leave one on, or train with --method supervised"
+                "--cps_on_labeled and --cps_on_unlabeled are both off; leave one on, or use --method supervised"
             )
         return found
 
 
+@dataclass
+class Supervision:
+    """N images on which the networks teach each other."""
+
+    logits: Pair  # (N, K, H, W), with gradient
+    targets: Pair  # what each network teaches the other: (N, H, W) labels or, if soft, (N, K, H, W) logits
+    teachers: Pair | None = None  # for the inter-pixel loss, (N, K, H, W) logits whose gradient is not used
+    valid: Tensor | None = None  # for the inter-pixel loss, (N, H, W) bool, not padding
+
+
 class CPS(Method):
-    """Cross pseudo supervision of two networks. See the file's head for the equations.
+    """Cross pseudo supervision of two networks; the head of this file has the equations.
 
     Args:
         model: f1, which is evaluated and saved. f2 is a copy of it with another decoder, drawn from the seed.
         options, seed: as for every method.
 
     Raises:
-        InputError: the two networks would start equal. Both would then get the same gradients for ever.
+        InputError: the two networks would start equal, and then stay equal because they get the same gradients.
     """
 
     name = "cps"
     Options = CPSOptions
-    strong_views = 0
     options: CPSOptions
+    citation = Citation(
+        "[Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision](https://arxiv.org/abs/2106.01226) "
+        "(CVPR 2021)",
+        """\
+@inproceedings{chen2021cps,
+  title={Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision},
+  author={Chen, Xiaokang and Yuan, Yuhui and Zeng, Gang and Wang, Jingdong},
+  booktitle={CVPR},
+  year={2021}
+}""",
+    )
+    strong_views = 0
 
     def __init__(self, model: nn.Module, options: CPSOptions | None = None, seed: int = 0):
         super().__init__(model, options, seed)
@@ -126,73 +144,51 @@ class CPS(Method):
         # The pass with every gradient comes first: under autocast the others reuse its cast weights.
         x = self._logits(batch.image)
         if o.cps_cutmix:
-            mixed, targets, compared = self._mixed(batch)
-            learnt = [(mixed, targets)]
+            parts = [self._mixed(batch)]
         else:
-            seen = [x] if o.cps_on_labeled else []
+            parts = [Supervision(x, self._targets(x))] if o.cps_on_labeled else []
             if o.cps_on_unlabeled:
-                seen.append(self._logits(batch.weak))
-            learnt = [(logits, self._targets(logits)) for logits in seen]
-            compared = (seen[-1], seen[-1], batch.valid)
-        return self.losses(x, batch.label, learnt, compared, batch.step)
+                weak = self._logits(batch.weak)
+                parts.append(Supervision(weak, self._targets(weak), weak, batch.valid))
+        return self.losses(x, parts, batch)
 
-    def losses(
-        self,
-        x: Pair,
-        label: Tensor,
-        learnt: list[tuple[Pair, Pair]],
-        compared: tuple[Pair, Pair, Tensor] | None = None,
-        step: int = 0,
-    ) -> tuple[Tensor, Logs]:
-        """All terms and their total, from the networks' outputs.
+    def losses(self, x: Pair, parts: list[Supervision], batch: SemiBatch) -> tuple[Tensor, Logs]:
+        """The total and all terms.
 
         Args:
             x: logits (B_l, K, H, W) of the labelled images.
-            label: (B_l, H, W) int64, ids or ignore_index.
-            learnt: for each part of the batch under cross supervision, its logits (N, K, H, W) and the targets that
-                the networks give: labels (N, H, W) or, with soft supervision, logits (N, K, H, W).
-            compared: for the inter-pixel loss, what the networks say of the unlabelled images as students and as
-                teachers, logits (N, K, H, W) each, and which pixels are not padding, (N, H, W) bool.
-            step: of the loss's random choice of pixels.
+            parts: of the batch under cross supervision; the last one is of unlabelled images if any are.
+            batch: gives labels and step.
         """
-        # Every process has as many pixels, so the mean over the total batch is the processes' mean.
-        of_1 = torch.cat([self._supervised(logits[0], targets[1]) for logits, targets in learnt]).mean()
-        of_2 = torch.cat([self._supervised(logits[1], targets[0]) for logits, targets in learnt]).mean()
+        # Every process has equally many pixels, so the mean over the total batch is the processes' mean.
+        of_1 = torch.cat([self._supervised(part.logits[0], part.targets[1]) for part in parts]).mean()
+        of_2 = torch.cat([self._supervised(part.logits[1], part.targets[0]) for part in parts]).mean()
         terms = {
-            "x1": self.labeled_loss(x[0], label),
-            "x2": self.labeled_loss(x[1], label),
+            "x1": self.labeled_loss(x[0], batch.label),
+            "x2": self.labeled_loss(x[1], batch.label),
             "cps": of_1 + of_2,
         }
         total = terms["x1"] + terms["x2"] + self.options.cps_weight * terms["cps"]
         if self.options.inter_pixel_loss != "none":
-            students, teachers, valid = compared
-            terms["inter_pixel"] = sum(
-                # Another draw of pixels for each network.
-                inter_pixel_term(
-                    self.options, students[i], teachers[1 - i], valid, seed=self.seed + i, step=step
-                )
-                for i in range(2)
-            )
+            students, teachers, valid = parts[-1].logits, parts[-1].teachers, parts[-1].valid
+            views = [(students[0], teachers[1], valid), (students[1], teachers[0], valid)]
+            # The sum of both networks' terms, as of the other losses.
+            terms["inter_pixel"] = 2 * inter_pixel_terms(self, views, batch.step)["inter_pixel"]
             total = total + terms["inter_pixel"]
 
-        logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
-        agree = [self._labels(targets[0]) == self._labels(targets[1]) for _, targets in learnt]
-        logs["agreement"] = torch.cat(agree).float().mean()
-        return total, logs
+        agree = [self._labels(part.targets[0]) == self._labels(part.targets[1]) for part in parts]
+        return total, loss_logs(terms) | {"agreement": torch.cat(agree).float().mean()}
 
     def _logits(self, images: Tensor) -> Pair:
         return [self.model(images).logits, self.second(images).logits]
 
     def _targets(self, logits: Pair) -> Pair:
-        """What each network gives the other to learn, without gradient."""
+        """What each network teaches the other, without gradient."""
         hard = self.options.cps_supervision == "hard"
         return [one.argmax(1) if hard else one.detach() for one in logits]
 
-    def _mixed(self, batch: SemiBatch) -> tuple[Pair, Pair, tuple[Pair, Pair, Tensor] | None]:
-        """Logits of the mixed images, targets mixed alike, and what `losses` compares; None where nothing is compared.
-
-        Mixing labels is mixing logits before the argmax.
-        """
+    def _mixed(self, batch: SemiBatch) -> Supervision:
+        """The mixed images, with targets mixed in the same way: mixing labels is mixing logits before the argmax."""
         rows, _, *size = batch.weak.shape
         self.check_batch(rows * world_size())
         mask = cutmix_mask(rows, size, batch.weak.device, seed=self.seed, step=batch.step)
@@ -203,10 +199,11 @@ class CPS(Method):
         with torch.no_grad():
             plain = self._logits(batch.weak)
         targets = [mix(target) for target in self._targets(plain)]
-        teachers = [mix(logits) for logits in plain] if self.options.inter_pixel_loss != "none" else None
-        del plain  # or it would take its memory during the passes with gradient, too
-        logits = self._logits(mix(batch.weak))
-        return logits, targets, teachers and (logits, teachers, mix(batch.valid))
+        teachers = valid = None
+        if self.options.inter_pixel_loss != "none":
+            teachers, valid = [mix(logits) for logits in plain], mix(batch.valid)
+        del plain  # otherwise it would keep its memory during the passes with gradient
+        return Supervision(self._logits(mix(batch.weak)), targets, teachers, valid)
 
     def _supervised(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy per pixel, (N, H, W)."""

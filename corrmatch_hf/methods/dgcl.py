@@ -3,7 +3,7 @@
 With f the student and g its moving average, three passes make one step:
 
     1. g on u_w and on u_m, the CutMix partner's weak view, in evaluation mode without gradient: pseudo-labels Y
-       and their entropy e
+       and their entropy
     2. f on [x; u_w; u_s], labelled images, weak views, and strong views with the partner's box pasted in
     3. the projection head on the decoder's features z of [x; u_w]: r, one vector for each pixel at stride 4
 
@@ -14,39 +14,40 @@ With f the student and g its moving average, three passes make one step:
            -log( exp(a.v / T) / (exp(a.v / T) + sum_n exp(a.n / T)) )           all vectors at length 1
     L    = L_x + 1/2 L_u + 1/2 L_c
 
-With --inter_pixel_loss, its weighted term joins the sum: f(u_s) against g, over the pixels that L_u keeps (see
+With --inter_pixel_loss, its weighted term is added: f(u_s) against g, over the pixels that L_u keeps (see
 `inter_pixel.py`).
 
-The contrast takes the labels of x, and those of u_w but for the max(80 (1 - r_t), 10) % of highest entropy. A pixel's
-density is its mean similarity to its 8, 16 and 32 nearest features in the memory of its class. Of each class:
+The contrast uses the labels of x, and those of u_w except for the max(80 (1 - r_t), 10) % of highest entropy. A pixel's
+density is its mean similarity to its 8, 16 and 32 nearest features in the memory of its class. For each class:
 
-    anchors a      r of the 200 pixels of lowest density in the batch; gradient flows here alone
+    anchors a      r of the 200 pixels of lowest density in the batch; only they get a gradient
     v              mean of r of the 50 densest pixels in the batch and the 50 densest in the memory
-    negatives n    r of 512 pixels of the batch that are of another class
+    negatives n    r of 512 pixels of the batch that belong to another class
 
 A class takes part once its own memory is full. The published runs wait for all classes, so that one that never occurs
-switches the contrast off for ever. After the loss up to a tenth of each memory is replaced by pixels of the batch, with
-the density they had. Everything is drawn from, and is the mean over, the total batch of all processes.
+switches the contrast off for good. After the loss up to a tenth of each memory is replaced by pixels of the batch, with
+the density they had. All draws and means are over the total batch of all processes.
 
-What else differs from the published runs:
-- The strong views are those of all methods here: colours are changed, too, and the box covers 2-40 % instead of half of
-  the image; the partner is a second view or another image, as `cutmix_partner` says.
+Other differences from the published runs:
+- The strong views are those of all methods here: colours are changed as well, and the box covers 2-40 % of the image
+  instead of half; `cutmix_partner` chooses a second view or another image as the partner.
 - The teacher is in evaluation mode, with an average of the student's BatchNorm statistics; theirs uses those of the
-  batch, which makes the labels of an image depend on its neighbours.
-- Entropy is ranked over the total batch, not that of each process; the partner's pixels are held to the same threshold.
-- The projection head sees [x; u_w]; theirs sees u_s as well, to no use but its BatchNorm.
-- Negatives are looked for among 4096 random pixels of the total batch, so there are fewer than 512 only where other
+  batch, which makes the labels of an image depend on the other images of the batch.
+- Entropy is ranked over the total batch instead of that of each process; the partner's pixels have the same threshold.
+- The projection head sees [x; u_w]; theirs also sees u_s, which affects nothing but its BatchNorm.
+- Negatives are searched among 4096 random pixels of the total batch, so there are fewer than 512 only where other
   classes make up less than an eighth of it.
-- The teacher is what is evaluated and saved; theirs report the better of teacher and student.
+- The teacher is what is evaluated and saved; they report the better of teacher and student.
 - There is neither an auxiliary head (weight 0.4 on Cityscapes) nor dropout in the decoder.
 - A stored density is 0 while the memory of its class has fewer than 32 entries, theirs up to 1000.
-- A class's memory is smaller where there are more than 21 classes, and so is the number of pixels whose density is
-  measured in a step, which is the same.
+- With more than 21 classes a class's memory is smaller, and so is the number of pixels whose density is measured in a
+  step, which is the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,8 @@ from ..data.batch import SemiBatch
 from ..distributed import all_reduce, per_process
 from ..errors import InputError
 from ..evaluation.inference import evaluating
+from ..model import resize
 from ..model.decoders_corrmatch import ConvNormAct
-from ..model.modeling_corrmatch import resize
 from ..ops.dense_contrast import (
     NEIGHBOURS,
     NOTHING,
@@ -71,13 +72,15 @@ from ..ops.dense_contrast import (
 )
 from ..ops.losses import masked_cross_entropy
 from ..ops.random_masks import step_generator
-from .base import BelowOne, Logs, Method, Positive, Share, Weight, choice
-from .inter_pixel import InterPixelOptions, inter_pixel_term
+from ..options import option
+from .base import Logs, Method, loss_logs
+from .citations import Citation
+from .inter_pixel import InterPixelOptions, inter_pixel_terms
 from .memory_bank import MemoryBank
-from .pseudo_labels import partner_logits
+from .pseudo_labels import PseudoLabels, partner_logits
 from .teacher import Teacher
 
-SAMPLING = ("density", "confidence", "random")
+Sampling = Literal["density", "confidence", "random"]
 POOL = 4096  # random pixels of the total batch among which every class finds its negatives
 NO_CLASS = -1
 UNLABELED_LOGS = ("loss/u", "loss/c", "kept_ratio", "ready_classes")
@@ -87,74 +90,56 @@ UNLABELED_LOGS = ("loss/u", "loss/c", "kept_ratio", "ready_classes")
 class DGCLOptions(InterPixelOptions):
     """The defaults are those of the published runs on VOC."""
 
-    dgcl_total_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Forward passes over which the entropy filters relax; those of the whole run if not given."
-        },
+    dgcl_total_steps: int | None = option(
+        None, "Forward passes over which the entropy filters relax; by default those of the run.", at_least=1
     )
-    dgcl_supervised_share: Share = field(
-        default=0.0125,
-        metadata={
-            "help": "Share of --dgcl_total_steps on labelled images alone (VOC 1 of 80 epochs, Cityscapes 0.05)."
-        },
+    dgcl_supervised_share: float = option(
+        0.0125,
+        "Share of --dgcl_total_steps on labelled images alone (VOC 1 of 80 epochs, Cityscapes 0.05).",
+        at_least=0,
+        at_most=1,
     )
-    dgcl_teacher_decay: BelowOne = field(
-        default=0.999, metadata={"help": "Share of the teacher's weights kept by a step."}
+    dgcl_teacher_decay: float = option(
+        0.999, "Share of the teacher's weights kept by a step.", at_least=0, below=1
     )
-    dgcl_label_drop: Share = field(
-        default=0.2,
-        metadata={"help": "Share of pixels without pseudo-label at the start; falls linearly to 0."},
+    dgcl_label_drop: float = option(
+        0.2,
+        "Share of pixels without pseudo-label at the start; falls linearly to 0.",
+        at_least=0,
+        at_most=1,
     )
-    dgcl_contrast_drop: Share = field(
-        default=0.8, metadata={"help": "Share of unlabelled pixels left out of the contrast at the start."}
+    dgcl_contrast_drop: float = option(
+        0.8, "Share of unlabelled pixels left out of the contrast at the start.", at_least=0, at_most=1
     )
-    dgcl_contrast_drop_least: Share = field(
-        default=0.1, metadata={"help": "Where that share, falling linearly towards 0, stops."}
+    dgcl_contrast_drop_least: float = option(
+        0.1, "Lower limit of that share, which falls linearly towards 0.", at_least=0, at_most=1
     )
-    dgcl_unlabeled_weight: Weight = field(
-        default=0.5, metadata={"help": "Weight of the loss on pseudo-labels."}
+    dgcl_unlabeled_weight: float = option(0.5, "Weight of the loss on pseudo-labels.", at_least=0)
+    dgcl_contrast_weight: float = option(0.5, "Weight of the contrastive loss.", at_least=0)
+    dgcl_temperature: float = option(0.5, "T of the contrastive loss.", above=0)
+    dgcl_ignored_class: int = option(
+        0, "Class left out of the contrast, for instance VOC's background; -1 for none.", at_least=-1
     )
-    dgcl_contrast_weight: Weight = field(default=0.5, metadata={"help": "Weight of the contrastive loss."})
-    dgcl_temperature: Positive = field(default=0.5, metadata={"help": "T of the contrastive loss."})
-    dgcl_ignored_class: int = field(
-        default=0,
-        metadata={"help": "Class left out of the contrast, VOC's background for instance; -1 for none."},
+    dgcl_anchor_sampling: Sampling = option(
+        "density", "Anchors: pixels of lowest density, of lowest confidence, or any."
     )
-    dgcl_anchor_sampling: str = choice(
-        "density", SAMPLING, "Anchors: pixels of lowest density, of lowest confidence, or any."
+    dgcl_key_sampling: Sampling = option(
+        "density", "Pixels of the prototype: of highest density, of highest confidence, or any."
     )
-    dgcl_key_sampling: str = choice(
-        "density", SAMPLING, "Pixels of the prototype: of highest density, of highest confidence, or any."
+    dgcl_anchors: int = option(200, "Anchors of each class and step.", at_least=1)
+    dgcl_keys: int = option(50, "Pixels of the prototype, from the batch and from memory each.", at_least=1)
+    dgcl_negatives: int = option(512, "Negatives of each class and step.", at_least=1)
+    dgcl_projection_channels: int = option(256, "Length of the projected vectors.", at_least=1)
+    dgcl_memory_size: int = option(
+        10_000, "Largest memory of a class in pixels; the time of a step grows with its square (CPU: 1000)."
     )
-    dgcl_anchors: int = field(default=200, metadata={"help": "Anchors of each class and step."})
-    dgcl_keys: int = field(
-        default=50, metadata={"help": "Pixels of the prototype, from the batch and from memory each."}
+    dgcl_memory_total: int = option(
+        210_000,
+        "Largest memory of all classes in pixels: about 2 kB each with 256 channels, on every process.",
     )
-    dgcl_negatives: int = field(default=512, metadata={"help": "Negatives of each class and step."})
-    dgcl_projection_channels: int = field(default=256, metadata={"help": "Length of the projected vectors."})
-    dgcl_memory_size: int = field(
-        default=10_000,
-        metadata={
-            "help": "Pixels remembered of each class, at most; the time of a step grows with the square (CPU: 1000)."
-        },
-    )
-    dgcl_memory_total: int = field(
-        default=210_000,
-        metadata={
-            "help": "Pixels remembered of all classes, at most: about 2 kB each with 256 channels, on every process."
-        },
-    )
-
-    def problems(self) -> list[str]:
-        found = super().problems()
-        for name in ("total_steps", "anchors", "keys", "negatives", "projection_channels"):
-            if (value := getattr(self, f"dgcl_{name}")) is not None and value < 1:
-                found.append(f"--dgcl_{name} is {value}; at least 1 is needed")
-        return found
 
     def memory_per_class(self, num_labels: int) -> int:
-        """Entries of each class's memory; `InputError` where a density could not be measured in it."""
+        """Entries of each class's memory; `InputError` if they are too few to measure a density."""
         size = min(self.dgcl_memory_size, self.dgcl_memory_total // num_labels)
         if size < max(NEIGHBOURS):
             raise InputError(
@@ -171,12 +156,12 @@ class Pixels:
     features: Tensor  # (P, C) float32, length 1, detached
     projections: Tensor  # (P, D) float32, with gradient
     confidence: Tensor  # (P,) float32, the student's
-    labels: Tensor  # (P,) int64, NO_CLASS where it is not known well enough
+    labels: Tensor  # (P,) int64, NO_CLASS where the label is unknown or too uncertain
     images: tuple[int, int]  # labelled and unlabelled images of this process
 
 
 class DGCL(Method):
-    """DGCL's training step. See the file's head for the equations, and `MemoryBank` for the memory it takes.
+    """DGCL's training step; the head of this file has the equations, `MemoryBank` the memory that it needs.
 
     The projection head and the memory are part of the method's state, not of the saved model.
     """
@@ -184,11 +169,22 @@ class DGCL(Method):
     name = "dgcl"
     Options = DGCLOptions
     options: DGCLOptions
+    citation = Citation(
+        "Hunting Sparsity: Density-Guided Contrastive Learning for Semi-Supervised Semantic Segmentation (CVPR 2023)",
+        """\
+@inproceedings{wang2023dgcl,
+  title={Hunting Sparsity: Density-Guided Contrastive Learning for Semi-Supervised Semantic Segmentation},
+  author={Wang, Xiaoyang and Zhang, Bingfeng and Yu, Limin and Xiao, Jimin},
+  booktitle={CVPR},
+  year={2023}
+}""",
+    )
+    teacher: Teacher
 
     def __init__(self, model: nn.Module, options: DGCLOptions | None = None, seed: int = 0):
         super().__init__(model, options, seed)
         o, labels, channels = self.options, model.config.num_labels, model.decoder.fused_channels
-        if not -1 <= o.dgcl_ignored_class < labels:
+        if o.dgcl_ignored_class >= labels:
             raise InputError(
                 f"--dgcl_ignored_class is {o.dgcl_ignored_class}; give one of the classes 0 to {labels - 1}, or -1."
             )
@@ -199,15 +195,10 @@ class DGCL(Method):
         self.memory = MemoryBank(labels, o.memory_per_class(labels), channels, o.dgcl_projection_channels)
         self.total_steps = o.dgcl_total_steps
         self.warming_up = False
-        # Every process computes the same memory: data-parallel training need not send it round in every step.
+        # Every process computes the same memory, so data-parallel training need not broadcast it in every step.
         self._ddp_params_and_buffers_to_ignore = [f"memory.{name}" for name, _ in self.memory.named_buffers()]
 
-    @property
-    def segmentation_model(self) -> nn.Module:
-        """The teacher."""
-        return self.teacher.network
-
-    # -------------------------------------------------------------------------------------------------- schedule
+    # -------------------- schedule
 
     def plan(self, total_steps: int) -> None:
         if self.options.dgcl_total_steps is None:
@@ -229,14 +220,14 @@ class DGCL(Method):
         o, left = self.options, 1 - self.progress(step)
         return o.dgcl_label_drop * left, max(o.dgcl_contrast_drop * left, o.dgcl_contrast_drop_least)
 
-    # ------------------------------------------------------------------------------------------------------ step
+    # -------------------- step
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         self.warming_up = batch.step < self._supervised_steps()
         return self._supervised(batch) if self.warming_up else self._semi_supervised(batch)
 
     def after_step(self) -> None:
-        self.teacher.update(self.model)
+        super().after_step()
         if self.warming_up:
             self.teacher.updates.zero_()  # until unlabelled images come, the teacher is a copy of the student
 
@@ -245,30 +236,30 @@ class DGCL(Method):
         loss = self.labeled_loss(resize(decoded.logits, batch.image.shape[-2:]), batch.label)
         # Data-parallel training waits for every gradient: the projection head's is 0.
         total = loss + 0 * self.projection(decoded.fused).sum()
-        # The same names in every step: what logs are collected in has one shape.
+        # The same names in every step, because the collected logs have a fixed shape.
         zero = torch.zeros_like(loss.detach())
         later = UNLABELED_LOGS + (("loss/inter_pixel",) if self.options.inter_pixel_loss != "none" else ())
         return total, {"loss/x": loss.detach()} | dict.fromkeys(later, zero)
 
     def _semi_supervised(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        o, size = self.options, batch.weak.shape[-2:]
+        o, size, teacher = self.options, batch.weak.shape[-2:], self.teacher.network
         labeled, unlabeled = len(batch.image), len(batch.weak)
+        both = labeled + unlabeled
         drop, contrast_drop = self.dropped(batch.step)
 
-        with evaluating(self.teacher.network):
-            low = self.teacher.network.decode(self.teacher.network.encode(batch.weak)).logits.float()
-            weak = resize(low, size)
-        partner, partner_valid = partner_logits(self.teacher.network, batch, weak)
+        with evaluating(teacher):
+            low = teacher.decode(teacher.encode(batch.weak)).logits.float()  # (B_u, K, h, w)
+            weak_logits = resize(low, size)
+        weak = _labels_by_entropy(weak_logits, batch.valid)
+        target = weak.mixed(_labels_by_entropy(*partner_logits(teacher, batch, weak_logits)), batch.box[:, 0])
 
         decoded = self.model.decode(
             self.model.encode(torch.cat([batch.image, batch.weak, batch.strong[:, 0]]))
         )
-        logits = resize(decoded.logits, size)
-        both = labeled + unlabeled
-
+        logits = resize(decoded.logits, size)  # (B_l + 2 B_u, K, H, W)
+        strong = logits[both:]
         terms = {"x": self.labeled_loss(logits[:labeled], batch.label)}
-        strong, box = logits[both:], batch.box[:, 0]
-        terms["u"], kept = self._self_training(strong, weak, batch.valid, partner, partner_valid, box, drop)
+        terms["u"], kept = self._self_training(strong, weak, target, drop)
 
         pixels = Pixels(
             F.normalize(_rows(decoded.fused[:both].detach()), dim=-1),
@@ -278,35 +269,25 @@ class DGCL(Method):
             (labeled, unlabeled),
         )
         terms["c"], ready = self._contrast(pixels, batch.step)
+        terms |= inter_pixel_terms(self, [(strong, target, kept)], batch.step)
 
         total = terms["x"] + o.dgcl_unlabeled_weight * terms["u"] + o.dgcl_contrast_weight * terms["c"]
-        if o.inter_pixel_loss != "none":  # off by default: then nothing is pasted for it
-            pasted = torch.where(box.unsqueeze(1), partner, weak)
-            terms["inter_pixel"] = inter_pixel_term(o, strong, pasted, kept, seed=self.seed, step=batch.step)
-            total = total + terms["inter_pixel"]
-        logs = {f"loss/{name}": value.detach() for name, value in terms.items()}
-        return total, {**logs, "kept_ratio": kept.float().mean(), "ready_classes": ready}
+        total = total + terms.get("inter_pixel", 0)
+        return total, loss_logs(terms) | {"kept_ratio": kept.float().mean(), "ready_classes": ready}
 
     def _self_training(
-        self,
-        strong: Tensor,
-        weak: Tensor,
-        valid: Tensor,
-        partner: Tensor,
-        partner_valid: Tensor,
-        box: Tensor,
-        drop: float,
+        self, strong: Tensor, weak: PseudoLabels, target: PseudoLabels, drop: float
     ) -> tuple[Tensor, Tensor]:
-        """L_u from logits (N, K, H, W) and masks (N, H, W), and the pixels (N, H, W) that it is over."""
-        uncertainty = entropy(weak)
-        threshold = entropy_threshold(uncertainty, valid, drop)
-        kept = torch.where(
-            box, partner_valid & (entropy(partner) <= threshold), valid & (uncertainty <= threshold)
-        )
-        labels = torch.where(box, partner.argmax(1), weak.argmax(1))
+        """L_u of logits (N, K, H, W), and which pixels (N, H, W) it is over.
+
+        `weak` gives the threshold, that leaves out its share `drop` of highest entropy; `target` is `weak` with the
+        partner's box.
+        """
+        threshold = -entropy_threshold(-weak.confidence, weak.valid, drop)
+        kept = target.confident(threshold)
         count = per_process(kept.sum())
-        # Every process has as many pixels, so those of this one are those "per process".
-        return kept.numel() / count * masked_cross_entropy(strong, labels, kept, count), kept
+        # Every process has equally many pixels, so those of this one are those "per process".
+        return kept.numel() / count * masked_cross_entropy(strong, target.labels, kept, count), kept
 
     def _contrast_labels(self, batch: SemiBatch, low: Tensor, drop: float) -> Tensor:
         """(N, h, w) labels of [x; u_w] at the size of the teacher's logits `low` (N_u, K, h, w)."""
@@ -320,16 +301,16 @@ class DGCL(Method):
         certain = valid & (uncertainty <= entropy_threshold(uncertainty, valid, drop))
         return torch.cat([labels, low.argmax(1).masked_fill(~certain, NO_CLASS)])
 
-    # -------------------------------------------------------------------------------------------------- contrast
+    # -------------------- contrast
 
     def _contrast(self, pixels: Pixels, step: int) -> tuple[Tensor, Tensor]:
-        """L_c, and the number of classes whose memory is full; then the memory learns the batch."""
+        """L_c, and the number of classes whose memory is full; then pixels of the batch enter the memory."""
         o, memory = self.options, self.memory
         classes = len(memory.added)
         draw = self._draw(pixels, step, "candidates")
         wanted = pixels.labels.masked_fill(pixels.labels == o.dgcl_ignored_class, NO_CLASS)
         index, order = draw_per_class(wanted, draw, classes, memory.size)
-        # As many candidates of the total batch as one process may have: the rest is no candidate.
+        # The total batch has as many candidates as one process may have.
         order = order.masked_fill(order < best_of_all(order, memory.size)[0][:, -1:], NOTHING)
         present = order > NOTHING
 
@@ -359,7 +340,7 @@ class DGCL(Method):
         return loss, ready.sum().float()
 
     def _draw(self, pixels: Pixels, step: int, use: str) -> Tensor:
-        """(P,) random numbers, a part of those of the total batch."""
+        """(P,) random numbers: this process's part of those of the total batch."""
         generator = step_generator(pixels.labels.device, self.seed, step, use)
         each = len(pixels.labels) // sum(pixels.images)
         return torch.cat([pixel_scores(images, each, generator) for images in pixels.images])
@@ -415,3 +396,8 @@ class DGCL(Method):
 def _rows(maps: Tensor) -> Tensor:
     """(N, C, h, w) -> (N h w, C) float32."""
     return maps.float().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _labels_by_entropy(logits: Tensor, valid: Tensor) -> PseudoLabels:
+    """Pseudo-labels of logits (N, K, H, W) whose confidence is minus their entropy."""
+    return PseudoLabels(logits.argmax(1), -entropy(logits), valid, logits)

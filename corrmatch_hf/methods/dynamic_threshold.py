@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from ..distributed import all_reduce
 from ..errors import unknown_name
 
-UPDATES = ("class_max", "global_max", "global_mean", "per_class", "fixed")
+ThresholdUpdate = Literal["class_max", "global_max", "global_mean", "per_class", "fixed"]
+UPDATES: tuple[str, ...] = get_args(ThresholdUpdate)
 
 
 class DynamicThreshold(nn.Module):
-    """An exponential average of how confident the model is at best.
+    """A confidence threshold: an exponential average of the model's largest confidences.
 
     Args:
         num_labels: number of classes K.
@@ -41,7 +44,7 @@ class DynamicThreshold(nn.Module):
 
     @torch.no_grad()
     def update(self, confidence: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-        """Follow one batch and return the new value. Without a valid pixel on any process nothing changes.
+        """Follow one batch and return the new value. If no process has a valid pixel, nothing changes.
 
         Args:
             confidence: (N, H, W) float, the largest class probability of each pixel.
@@ -56,7 +59,7 @@ class DynamicThreshold(nn.Module):
             target, seen = total[0] / total[1].clamp(min=1), total[1] > 0
         else:
             # The maximum over processes of K floats replaces gathering their logits: the same value.
-            # A GPU's atomic maxima would queue up at K cells: there every column of pixels has its own.
+            # On a GPU, atomic maxima at only K cells would wait for each other: there every column has its own.
             columns = labels.shape[-1] if labels.is_cuda else 1
             best = largest_per_class(torch.where(valid, confidence, -1.0), labels, self.num_labels, columns)
             best = all_reduce(best, "max")
@@ -88,9 +91,9 @@ def largest_per_class(values: Tensor, labels: Tensor, num_labels: int, columns: 
         values: (N, H, W) float, -1 or above.
         labels: (N, H, W) int64 in 0..num_labels-1.
         num_labels: number of classes.
-        columns: maxima kept side by side on the way; N*H*W must be a multiple of it. The result is the same.
+        columns: intermediate maxima per class; N*H*W must be a multiple of it. It does not change the result.
     """
     best = values.new_full((num_labels, columns), -1.0)
-    # Transposed, because a CPU takes one long line more than twice as fast as as many lines of one pixel.
+    # Transposed, because on a CPU one long line takes less than half the time of as many lines of one pixel.
     best.T.scatter_reduce_(1, labels.reshape(-1, columns).T, values.reshape(-1, columns).T, reduce="amax")
     return best.amax(1)

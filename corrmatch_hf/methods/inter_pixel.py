@@ -1,52 +1,81 @@
-"""Inter-pixel consistency as an addition to any teacher-student method: our reading of the idea of IPixMatch.
+"""The inter-pixel loss as an option of every teacher-student method: our reading of the idea of IPixMatch.
 
-No code of IPixMatch (arXiv 2404.18891) is public, and its formula, weight and numbers could not be verified. See
-`ops/inter_pixel.py` for what is known of it and what is ours.
+No code of IPixMatch (arXiv 2404.18891) is public, and its formula, weight and numbers could not be verified.
+`ops/inter_pixel.py` says what is known of it and what is ours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from ..ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 from ..ops.random_masks import step_generator
-from .base import MethodOptions, Positive, Weight, choice
+from ..options import option
+from .base import Method, MethodOptions
+
+if TYPE_CHECKING:
+    from .pseudo_labels import PseudoLabels
 
 
 @dataclass
 class InterPixelOptions(MethodOptions):
     """How the relations between pixels are compared; off by default. Weight, temperature and pixels are ours."""
 
-    inter_pixel_loss: str = choice(
+    inter_pixel_loss: Literal["none", "kl", "correlation", "pairwise"] = option(
         "none",
-        ("none", "kl", "correlation", "pairwise"),
-        "Compare relations between confident pixels, too (our reading of IPixMatch's abstract): each class's "
+        "Also compare relations between confident pixels (our reading of IPixMatch's abstract): each class's "
         "distribution over the pixels, its correlation, or similarities of pixel pairs.",
+        group="Method",
     )
-    inter_pixel_weight: Weight = field(
-        default=0.1,
-        metadata={
-            "help": "Weight of the inter-pixel loss among the unlabelled; try 0.1, 0.5 and 1, choose by validation."
-        },
+    inter_pixel_weight: float = option(
+        0.1,
+        "Weight of the inter-pixel loss among the unlabelled losses; try 0.1, 0.5 and 1, choose by validation.",
+        group="Method",
+        at_least=0,
     )
-    inter_pixel_temperature: Positive = field(
-        default=1.0,
-        metadata={
-            "help": "kl, pairwise: logits or similarities are divided by it before the softmax over pixels."
-        },
+    inter_pixel_temperature: float = option(
+        1.0,
+        "kl, pairwise: logits or similarities are divided by it before the softmax over pixels.",
+        group="Method",
+        above=0,
     )
-    inter_pixel_pixels: int = field(
-        default=1024,
-        metadata={"help": "pairwise: confident pixels sampled per image; memory grows with their square."},
+    inter_pixel_pixels: int = option(
+        1024,
+        "pairwise: confident pixels sampled per image; memory grows with their square.",
+        group="Method",
+        at_least=2,
     )
 
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if self.inter_pixel_pixels < 2:
-            found.append(f"--inter_pixel_pixels is {self.inter_pixel_pixels}; a pair needs at least 2 pixels")
-        return found
+
+def inter_pixel_terms(
+    method: Method, views: Sequence[tuple[Tensor, Tensor | PseudoLabels, Tensor]], step: int
+) -> dict[str, Tensor]:
+    """{"inter_pixel": the weighted loss, mean over the views}, to be added to a method's terms; {} if it is off.
+
+    Args:
+        method: whose `InterPixelOptions` and seed are used.
+        views: for each strong view the student's logits (N, K, H, W), the teacher's as a tensor or as
+            `PseudoLabels`, and the pixels to compare, (N, H, W) bool: confident and not padding.
+        step: of the random choice of pixels.
+    """
+    if method.options.inter_pixel_loss == "none":
+        return {}
+    losses = [
+        inter_pixel_term(
+            method.options,
+            student,
+            teacher if isinstance(teacher, Tensor) else teacher.logits,
+            confident,
+            seed=method.seed + i,  # each view samples other pixels
+            step=step,
+        )
+        for i, (student, teacher, confident) in enumerate(views)
+    ]
+    return {"inter_pixel": sum(losses) / len(losses)}
 
 
 def inter_pixel_term(
@@ -58,15 +87,15 @@ def inter_pixel_term(
     seed: int,
     step: int,
 ) -> Tensor | None:
-    """The weighted inter-pixel loss of a strong view, to be added to the unlabelled loss; None where it is off.
+    """The weighted inter-pixel loss of one strong view; None if it is off.
 
     Args:
         options: of the method.
         student_logits: (N, K, H, W) float, of the strong view.
-        teacher_logits: (N, K, H, W) float, of the weak view, the partner's pasted inside the CutMix box. No gradient
-            reaches them.
+        teacher_logits: (N, K, H, W) float, of the weak view, with the partner's inside the CutMix box. They get no
+            gradient.
         confident: (N, H, W) bool, pixels whose pseudo-label is confident and that are not padding; all that are not
-            padding where a method has no measure of confidence.
+            padding if a method has no measure of confidence.
         seed, step: of the random choice of pixels ("pairwise").
 
     Returns:

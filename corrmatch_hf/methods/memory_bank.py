@@ -1,4 +1,4 @@
-"""What a method remembers of each class's pixels: queues of fixed size in buffers, saved and moved with its state."""
+"""A memory of each class's pixels: queues of fixed size in buffers, saved and moved with the method's state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..ops.dense_contrast import NEIGHBOURS, NOTHING, density, take
 class MemoryBank(nn.Module):
     """For each class the last M pixels seen, first in, first out: feature, projection, and a score given on entry.
 
-    The size is fixed: 4 K M (C + D + 1) bytes, whatever is in it. With K = 21, M = 10 000 and C = D = 256, as
-    published, that is 431 MB; with 150 classes and the M = 1400 that `DGCL` gives them it is as much.
+    Its size is fixed: 4 K M (C + D + 1) bytes. With K = 21, M = 10 000 and C = D = 256, as published, that is 431 MB;
+    with 150 classes and the M = 1400 that `DGCL` gives them it is the same.
 
     Args:
         num_labels: number of classes K.
@@ -54,7 +54,7 @@ class MemoryBank(nn.Module):
 
         Args:
             features, projections, scores: (K, n, C), (K, n, D) and (K, n), n at most M.
-            present: (K, n) bool; in each row the first ones are True, the rest is left out.
+            present: (K, n) bool; in each row the first entries are True, the others are ignored.
         """
         place = (self.added[:, None] + torch.arange(present.shape[1], device=present.device)) % self.size
         for own, new in (
@@ -68,14 +68,14 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def density(self, features: Tensor, index: Tensor) -> Tensor:
-        """Density of pixels among the entries of a class.
+        """Density of pixels among the entries of a class (see `ops/dense_contrast.py`).
 
         Args:
             features: (P, C) rows of length 1.
             index: (K, n) which of them are compared with which class.
 
         Returns:
-            (K, n) float32; see `ops.density`. One class at a time, so n M similarities exist at once.
+            (K, n) float32. Classes are computed one after the other, so only n M similarities exist at once.
         """
         return torch.stack(
             [
@@ -86,8 +86,10 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def best(self, number: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The projections (K, k, D) with the highest scores (by default those given on entry), and (K, k) bool:
-        which there are. k = min(number, M)."""
+        """The projections (K, k, D) with the highest scores (by default those given on entry), k = min(number, M).
+
+        Also (K, k) bool: False where a class has fewer entries.
+        """
         filled = torch.arange(self.size, device=self.added.device) < self.count[:, None]
         scores = (self.scores if scores is None else scores).masked_fill(~filled, NOTHING)
         scores, place = scores.topk(min(number, self.size))

@@ -1,4 +1,7 @@
-"""The baseline: the labelled images alone."""
+"""The baseline: the labelled images alone.
+
+L = L_x        mean cross-entropy (or OHEM) over the labelled pixels
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..data.batch import SemiBatch
-from .base import Logs, Method, MethodOptions
+from .base import Logs, Method, MethodOptions, loss_logs
 
 
 @dataclass
 class SupervisedOptions(MethodOptions):
-    """Options of the supervised baseline: those of the labelled loss."""
+    """Options of the supervised baseline: the labelled loss."""
 
 
 class Supervised(Method):
-    """Mean cross-entropy (or OHEM) on the labelled images. Unlabelled images are not even loaded."""
+    """The supervised baseline. Unlabelled images are not even loaded."""
 
     name = "supervised"
     Options = SupervisedOptions
@@ -24,6 +27,5 @@ class Supervised(Method):
     strong_views = 0
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        logits = self.model(batch.image).logits
-        loss = self.labeled_loss(logits, batch.label)
-        return loss, {"loss/x": loss.detach()}
+        loss = self.labeled_loss(self.model(batch.image).logits, batch.label)
+        return loss, loss_logs({"x": loss})

@@ -1,4 +1,4 @@
-"""A teacher: the moving average of a student, part of the method's state."""
+"""A teacher: the exponential moving average (EMA) of a student, part of the method's state."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 class Teacher(nn.Module):
     """A network whose weights follow another's, without gradient.
 
-    At step t (from 0) the weights become a g + (1 - a) f with a = min(1 - 1 / (t + 1), decay): a copy of the student at
-    first. The step is counted in a buffer, so it survives resuming, and nothing is read back to the host.
+    At step t (from 0) the weights become a g + (1 - a) f with a = min(1 - 1 / (t + 1), decay), so that the teacher is
+    a copy of the student at first. The step is counted in a buffer: it survives resuming, and nothing is read back to
+    the host.
 
     Args:
         student: f; the teacher starts as its copy.
         decay: share of the old weights kept by an update, in [0, 1).
-        buffers: whether buffers (BatchNorm's statistics) follow, too; else the teacher keeps its own.
-        warm_up: whether `a` rises as above; else it is `decay` from the first update on.
+        buffers: whether buffers (BatchNorm's statistics) follow as well; otherwise the teacher keeps its own.
+        warm_up: whether `a` rises as above; otherwise it is `decay` from the first update on.
     """
 
     def __init__(self, student: nn.Module, decay: float, *, buffers: bool = True, warm_up: bool = True):
@@ -37,10 +38,10 @@ class Teacher(nn.Module):
         if self.follow_buffers:
             pairs += zip(self.network.buffers(), student.buffers(), strict=True)
         for own, theirs in pairs:
-            if own.is_floating_point():
-                own.lerp_(theirs.detach(), 1 - kept) if isinstance(kept, float) else own.copy_(
-                    torch.lerp(theirs.detach(), own, kept.to(own.dtype))
-                )
-            else:
+            if not own.is_floating_point():
                 own.copy_(theirs)
+            elif isinstance(kept, float):
+                own.lerp_(theirs.detach(), 1 - kept)
+            else:  # a tensor, so that nothing is read back
+                own.copy_(torch.lerp(theirs.detach(), own, kept.to(own.dtype)))
         self.updates += 1

@@ -10,106 +10,88 @@ Passes of one step:
     fp  = sum of CE(f_fp(u_w), Y) [c >= tau] V / sum V                  no CutMix here
     L   = ( L_x + s_1 / 4 + s_2 / 4 + fp / 2 ) / 2
 
-With --inter_pixel_loss, the mean of its weighted terms on both strong views joins the sum (see `inter_pixel.py`).
+With --inter_pixel_loss, half the mean of its weighted terms on both strong views is added (see `inter_pixel.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..data.batch import SemiBatch
-from .base import BelowOne, Logs, Method
+from ..options import option
+from .base import Logs, Method, loss_logs
+from .citations import Citation
 from .feature_perturbation import with_dropped_channels
-from .inter_pixel import inter_pixel_term
-from .pseudo_labels import (
-    ConfidenceOptions,
-    PseudoLabels,
-    confident_cross_entropy,
-    kept_ratio,
-    partner_logits,
-)
+from .pseudo_labels import ConfidenceOptions, PseudoLabels, partner_pseudo_labels, strong_view_terms
 
 
 @dataclass
 class UniMatchOptions(ConfidenceOptions):
     """The threshold and the feature perturbation."""
 
-    feature_dropout: BelowOne = field(
-        default=0.5, metadata={"help": "Share of channels dropped by the feature perturbation."}
+    feature_dropout: float = option(
+        0.5, "Share of channels dropped by the feature perturbation.", at_least=0, below=1
     )
 
 
+@dataclass
+class Predictions:
+    """Logits (N, K, H, W) of the step's views, with gradient."""
+
+    x: Tensor
+    perturbed: Tensor
+    strong: tuple[Tensor, Tensor]
+
+
 class UniMatch(Method):
-    """UniMatch's training step. See the file's head for the equations."""
+    """UniMatch's training step; the head of this file has the equations."""
 
     name = "unimatch"
     Options = UniMatchOptions
     options: UniMatchOptions
+    citation = Citation(
+        "[Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation]"
+        "(https://arxiv.org/abs/2208.09910) (UniMatch, CVPR 2023)",
+        """\
+@inproceedings{yang2023unimatch,
+  title={Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation},
+  author={Yang, Lihe and Qi, Lei and Feng, Litong and Zhang, Wayne and Shi, Yinghuan},
+  booktitle={CVPR},
+  year={2023}
+}""",
+    )
     strong_views = 2
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        size = batch.weak.shape[-2:]
         labeled, unlabeled = len(batch.image), len(batch.weak)
-        partner, partner_valid = partner_logits(self.model, batch)
+        partner = partner_pseudo_labels(self.model, batch)
 
         features = self.model.encode(torch.cat([batch.image, batch.weak]))
         both = with_dropped_channels(
             features, self.options.feature_dropout, (labeled, unlabeled), seed=self.seed, step=batch.step
         )
-        logits = self.model.upsample(self.model.decode(both).logits, size)
-        x, weak = logits[:labeled], logits[labeled : labeled + unlabeled]
-        perturbed = logits[2 * labeled + unlabeled :]
+        # (2 (B_l + B_u), K, H, W): [x; u_w], then both perturbed. The perturbed x is decoded for BatchNorm alone.
+        logits = self.model.upsample(self.model.decode(both).logits, batch.weak.shape[-2:])
+        x, weak, _, perturbed = logits.split([labeled, unlabeled, labeled, unlabeled])
 
         strong = self.model(torch.cat([batch.strong[:, 0], batch.strong[:, 1]])).logits.chunk(2)
         return self.losses(
-            x,
-            weak,
-            perturbed,
-            strong,
-            partner,
-            batch.label,
-            batch.valid,
-            partner_valid,
-            batch.box,
-            step=batch.step,
+            Predictions(x, perturbed, strong), PseudoLabels.of(weak, batch.valid), partner, batch
         )
 
     def losses(
-        self,
-        x: Tensor,
-        weak: Tensor,
-        perturbed: Tensor,
-        strong: tuple[Tensor, Tensor],
-        partner: Tensor,
-        label: Tensor,
-        valid: Tensor,
-        partner_valid: Tensor,
-        boxes: Tensor,
-        step: int = 0,
+        self, p: Predictions, weak: PseudoLabels, partner: PseudoLabels, batch: SemiBatch
     ) -> tuple[Tensor, Logs]:
-        """All terms and their total: logits (N, K, H, W), labels and masks (N, H, W), boxes (N, 2, H, W)."""
-        threshold = self.options.confidence_threshold
-        target, other = PseudoLabels.of(weak), PseudoLabels.of(partner)
+        """The total and all terms."""
+        kept = weak.confident(self.options.confidence_threshold)
         terms = {
-            "x": self.labeled_loss(x, label),
-            "fp": confident_cross_entropy(perturbed, target, valid, threshold),
+            "x": self.labeled_loss(p.x, batch.label),
+            "fp": weak.cross_entropy(p.perturbed, kept),
+            **strong_view_terms(self, p.strong, weak, partner, batch),
         }
-        inter = []
-        for i, view in enumerate(strong):
-            box = boxes[:, i]
-            mixed, mixed_valid = target.pasted(other, box), torch.where(box, partner_valid, valid)
-            terms[f"s{i + 1}"] = confident_cross_entropy(view, mixed, mixed_valid, threshold)
-            if self.options.inter_pixel_loss != "none":  # off by default: then nothing is pasted for it
-                kept = (mixed.confidence >= threshold) & mixed_valid
-                teacher = torch.where(box.unsqueeze(1), partner, weak.detach().float())
-                seed = self.seed + i  # another draw of pixels for each view
-                inter.append(inter_pixel_term(self.options, view, teacher, kept, seed=seed, step=step))
         total = (terms["x"] + terms["s1"] / 4 + terms["s2"] / 4 + terms["fp"] / 2) / 2
-        if inter:
-            terms["inter_pixel"] = sum(inter) / len(inter)
-            total = total + terms["inter_pixel"] / 2
-        logs = {f"loss/{name}": term.detach() for name, term in terms.items()}
-        return total, logs | {"kept_ratio": kept_ratio(target, valid, threshold)}
+        total = total + terms.get("inter_pixel", 0) / 2
+        return total, loss_logs(terms) | {"kept_ratio": weak.ratio(kept)}

@@ -1,4 +1,14 @@
-"""Pixels of each class, in tensors of fixed size: how many there really are is known to the device alone."""
+"""The parts of DGCL's contrast between pixels: which pixels take part, their density, and the loss.
+
+Everything has a fixed size, because how many pixels each class really has is known on the device only and must not be
+read back: places without a pixel have the score `NOTHING`. Draws and ranks are over the total batch of all processes.
+
+    entropy, entropy_threshold      leave out a given share of the least certain pixels
+    pixel_scores, draw_per_class    random candidates of each class
+    best_of_all                     the highest scores over all processes
+    density                         how crowded a feature's surroundings are
+    prototype_contrast              the loss
+"""
 
 from __future__ import annotations
 
@@ -11,6 +21,35 @@ from torch import Tensor
 from ..distributed import all_gather, rank, world_size
 
 NOTHING = float("-inf")  # score of an empty place
+NEIGHBOURS = (8, 16, 32)  # scales of the density in the published runs
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """-sum_k p_k log p_k of the softmax p of logits (N, K, H, W), in float32: (N, H, W), without gradient."""
+    log_p = logits.detach().float().log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def entropy_threshold(values: Tensor, valid: Tensor, dropped: float) -> Tensor:
+    """The entropy above which the share `dropped` of the valid pixels of the total batch lies.
+
+    It is the quantile 1 - `dropped`, interpolated linearly as in `numpy.quantile`, without reading back how many pixels
+    are valid.
+
+    Args:
+        values: entropies, any shape, the same on all processes.
+        valid: bool, same shape; the pixels that count.
+        dropped: share in [0, 1].
+
+    Returns:
+        Scalar float32; without a valid pixel the largest float, which no entropy reaches.
+    """
+    largest = torch.finfo(torch.float32).max
+    ordered = all_gather(values.float().masked_fill(~valid, largest).flatten()).sort().values
+    place = (1 - dropped) * ((ordered < largest).sum() - 1).clamp(min=0)
+    around = torch.stack([place.floor(), place.ceil()]).long().clamp(max=len(ordered) - 1)
+    below, above = ordered.gather(0, around)  # indexing with a scalar would read it back
+    return torch.lerp(below, above, place - place.floor())
 
 
 def pixel_scores(rows: int, pixels: int, generator: torch.Generator) -> Tensor:
@@ -26,7 +65,7 @@ def draw_per_class(labels: Tensor, scores: Tensor, num_labels: int, count: int) 
     """Up to `count` pixels of each class, by falling score.
 
     Args:
-        labels: (P,) int64; ids outside 0..K-1 belong to no class.
+        labels: (P,) int64; pixels with ids outside 0..K-1 are not drawn.
         scores: (P,) float; random ones make a random draw.
 
     Returns:
@@ -45,11 +84,11 @@ def draw_per_class(labels: Tensor, scores: Tensor, num_labels: int, count: int) 
 
 
 def best_of_all(scores: Tensor, count: int, *values: Tensor) -> tuple[Tensor, ...]:
-    """Of every row, the entries with the `count` highest scores over all processes, best first, detached.
+    """The entries of every row with the `count` highest scores over all processes, best first, detached.
 
     Args:
         scores: (K, n) float, `NOTHING` where there is no entry.
-        values: what belongs to the entries, (K, n, ...) each.
+        values: tensors (K, n, ...) that are sorted along with the scores.
 
     Returns:
         Scores (K, m), m at most `count`, and the values (K, m, ...). The same on all processes.
@@ -74,39 +113,6 @@ def _side_by_side(values: Tensor) -> Tensor:
     return all_gather(values).unflatten(0, (world_size(), len(values))).transpose(0, 1).flatten(1, 2)
 
 
-# -------------------- The contrastive loss of DGCL: every anchor towards its class's prototype, away from pixels of other classes.
-
-
-def prototype_contrast(
-    anchors: Tensor, prototypes: Tensor, negatives: Tensor, is_negative: Tensor, temperature: float
-) -> Tensor:
-    """-log( exp(a.v / T) / (exp(a.v / T) + sum_n exp(a.n / T)) ) of each anchor a, all vectors at length 1.
-
-    Args:
-        anchors: (K, A, D) float, with gradient: A of each class.
-        prototypes: (K, D) float, v: one of each class.
-        negatives: (K, N, D) float, n: pixels that are not of the class.
-        is_negative: (K, N) bool, False where there is none.
-        temperature: T above 0.
-
-    Returns:
-        (K, A) float32. Without any negative it is 0. Gradient reaches the anchors alone.
-    """
-    with torch.autocast(anchors.device.type, enabled=False):
-        anchors = F.normalize(anchors.float(), dim=-1)
-        prototypes, negatives = (F.normalize(v.detach().float(), dim=-1) for v in (prototypes, negatives))
-        positive = anchors @ prototypes.unsqueeze(-1)
-        negative = (anchors @ negatives.mT).masked_fill(~is_negative.unsqueeze(1), float("-inf"))
-        logits = torch.cat([positive, negative], dim=-1) / temperature
-        return logits.logsumexp(-1) - logits[..., 0]
-
-
-# -------------------- How crowded a feature's surroundings are (DGCL): its mean similarity to its nearest neighbours, at several scales.
-
-
-NEIGHBOURS = (8, 16, 32)  # of the published runs
-
-
 def density(
     features: Tensor, memory: Tensor, count: Tensor, neighbours: Sequence[int] = NEIGHBOURS
 ) -> Tensor:
@@ -114,12 +120,12 @@ def density(
 
     Args:
         features: (n, C) rows of length 1.
-        memory: (M, C) rows of length 1, of which the first `count` are filled; M is at least the largest k.
+        memory: (M, C) rows of length 1, the first `count` of them filled; M is at least the largest k.
         count: integer scalar, on the device.
         neighbours: the scales k.
 
     Returns:
-        (n,) float32 in [-1, 1], without gradient; 0 while `count` is below the largest k.
+        (n,) float32 in [-1, 1], without gradient; 0 if `count` is below the largest k.
     """
     most = max(neighbours)
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
@@ -130,32 +136,25 @@ def density(
         return torch.stack(scales).mean(0) * (count >= most)
 
 
-# -------------------- Leaving out the least certain pixels: the share of them is given, not the threshold.
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """-sum_k p_k log p_k of the softmax p of logits (N, K, H, W), in float32: (N, H, W), without gradient."""
-    log_p = logits.detach().float().log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1)
-
-
-def entropy_threshold(values: Tensor, valid: Tensor, dropped: float) -> Tensor:
-    """The entropy above which lies the share `dropped` of the valid pixels of the total batch.
-
-    The quantile 1 - `dropped`, interpolated linearly as `numpy.quantile` does, but of a number of values that
-    only the device knows.
+def prototype_contrast(
+    anchors: Tensor, prototypes: Tensor, negatives: Tensor, is_negative: Tensor, temperature: float
+) -> Tensor:
+    """-log( exp(a.v / T) / (exp(a.v / T) + sum_n exp(a.n / T)) ) of each anchor a, all vectors at length 1.
 
     Args:
-        values: entropies, any shape, the same on all processes.
-        valid: bool, same shape; the pixels that count.
-        dropped: share in [0, 1].
+        anchors: (K, A, D) float, with gradient: A of each class.
+        prototypes: (K, D) float, v: one of each class.
+        negatives: (K, N, D) float, n: pixels of other classes.
+        is_negative: (K, N) bool, False where there is none.
+        temperature: T above 0.
 
     Returns:
-        Scalar float32; without a valid pixel the largest float, which is no pixel's entropy.
+        (K, A) float32; 0 without any negative. Only the anchors get a gradient.
     """
-    largest = torch.finfo(torch.float32).max
-    ordered = all_gather(values.float().masked_fill(~valid, largest).flatten()).sort().values
-    place = (1 - dropped) * ((ordered < largest).sum() - 1).clamp(min=0)
-    around = torch.stack([place.floor(), place.ceil()]).long().clamp(max=len(ordered) - 1)
-    below, above = ordered.gather(0, around)  # indexing with a scalar would read it back
-    return torch.lerp(below, above, place - place.floor())
+    with torch.autocast(anchors.device.type, enabled=False):
+        anchors = F.normalize(anchors.float(), dim=-1)
+        prototypes, negatives = (F.normalize(v.detach().float(), dim=-1) for v in (prototypes, negatives))
+        positive = anchors @ prototypes.unsqueeze(-1)
+        negative = (anchors @ negatives.mT).masked_fill(~is_negative.unsqueeze(1), float("-inf"))
+        logits = torch.cat([positive, negative], dim=-1) / temperature
+        return logits.logsumexp(-1) - logits[..., 0]

@@ -1,8 +1,8 @@
 """Consistency of the relations between pixels: our reading of the idea of IPixMatch (arXiv 2404.18891).
 
-No code of that method is public, and its formula could not be verified. Its abstract and summaries say that relations
-inside the teacher's soft pseudo-labels are compared with the student's over confident pixels, by KL divergence or by a
-correlation distance. What exactly is compared is our reading; do not expect the paper's numbers.
+No code of that method is public, and its formula could not be verified. According to its abstract and summaries,
+relations inside the teacher's soft pseudo-labels are compared with the student's over confident pixels, by KL
+divergence or by a correlation distance. What exactly is compared is our reading; do not expect the paper's numbers.
 
     kl            per class, the logits over the image's confident pixels become a distribution over these pixels;
                   KL(teacher || student), mean over classes
@@ -12,11 +12,11 @@ correlation distance. What exactly is compared is our reading; do not expect the
 
 For all of them: student and teacher logits are (N, K, H, W) floats, a CutMix box already pasted into the teacher's;
 `confident` is (N, H, W) bool and excludes padding. The value of an image needs at least two confident pixels; the loss
-is the mean over the images of the total batch of all processes that have one, and 0 with zero gradient where none has.
-It is a float32 scalar, under autocast too. No gradient reaches the teacher or a pixel that is not confident.
+is the mean over the images of the total batch of all processes that have one, and 0 with zero gradient if none has.
+It is a float32 scalar, under autocast too. Neither the teacher nor pixels that are not confident get a gradient.
 
-These losses see relations only, not values: adding a number to all logits of a class leaves `kl` as it is. They
-complement a loss per pixel and cannot replace it.
+These losses depend on relations only, not on values: adding a number to all logits of a class does not change `kl`.
+They complement a loss per pixel and cannot replace it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def inter_pixel_kl(
 ) -> Tensor:
     """KL divergence of each class's distribution over the confident pixels, times temperature squared.
 
-    The factor keeps the gradient's size when the temperature (above 0) flattens the distributions.
+    The factor keeps the size of the gradient when the temperature (above 0) flattens the distributions.
     Memory: about 7 float32 tensors of the logits' size at once.
     """
     usable, mask = _usable(confident.flatten(1))
@@ -49,7 +49,7 @@ def inter_pixel_correlation(student_logits: Tensor, teacher_logits: Tensor, conf
     """1 - Pearson correlation of each class's probabilities over the confident pixels.
 
     A class whose teacher probabilities are constant (standard deviation below 1e-6) has no correlation and is left out,
-    and so is an image where that holds for all classes. A constant student correlates with nothing: the class costs 1.
+    and so is an image with only such classes. A constant student correlates with nothing: the class costs 1.
     Memory: about 5 float32 tensors of the logits' size at once.
     """
     mask = confident.flatten(1).unsqueeze(1)
@@ -80,7 +80,7 @@ def inter_pixel_pairwise(
     The similarities are cosines of probability vectors, in [0, 1]; a temperature (above 0) below 1 sharpens their rows.
 
     Args:
-        generator: of the sample, on the logits' device and in one state on all processes.
+        generator: of the sample, on the logits' device and in the same state on all processes.
         pixels: P, confident pixels sampled per image (all of them where there are fewer), at least 2.
 
     Memory: a handful of (N, P, P) float32 tensors, 4 P^2 bytes an image each (4 MiB at 1024), whatever H and W are.
@@ -96,7 +96,7 @@ def inter_pixel_pairwise(
 def _usable(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Which images have two pixels in `mask` (N, P), and the mask with all pixels for the others.
 
-    The others are then computed like any image, finite, and weighted with 0: nothing depends on the host knowing them.
+    The others are then computed like any image and weighted with 0, so that the host need not know which they are.
     """
     usable = mask.sum(1) >= 2
     return usable, mask | ~usable.unsqueeze(1)
@@ -110,7 +110,7 @@ def _kl_over_masked(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """KL(softmax teacher || softmax student) over the last dimension where `mask` (not all False) holds."""
     log_student = student.masked_fill(~mask, -torch.inf).log_softmax(-1)
     log_teacher = teacher.masked_fill(~mask, -torch.inf).log_softmax(-1)
-    # Outside the mask the difference is inf - inf, and its gradient must not be looked at.
+    # Outside the mask the difference is inf - inf, whose gradient must not be used.
     return (log_teacher.exp() * (log_teacher - log_student).masked_fill(~mask, 0)).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""The losses of the field, each a mean over the total batch of all processes (see `ops/distributed.py`).
+"""The losses of the field, each a mean over the total batch of all processes (see `distributed.py`).
 
 Logits are (N, K, H, W) floats, labels (N, H, W) integers. Everything is computed in float32, under autocast too.
 A mean over no pixel is 0 with zero gradient, never NaN.
@@ -20,8 +20,8 @@ def masked_mean(values: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:
 def masked_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:
     """Cross-entropy against hard labels where `mask` (N, H, W) holds, divided by `denominator`.
 
-    The denominator is not the number of kept pixels but that of all valid ones (CorrMatch equation 6 and
-    its relatives): few confident pixels weigh little.
+    Methods divide by the number of all valid pixels, not of the kept ones (CorrMatch equation 6): few confident pixels
+    then weigh little.
     """
     return masked_mean(F.cross_entropy(logits.float(), labels, reduction="none"), mask, denominator)
 
@@ -41,15 +41,15 @@ def ohem_cross_entropy(
 ) -> Tensor:
     """Cross-entropy over the hard pixels: online hard example mining, the labelled loss of the Cityscapes recipes.
 
-    A pixel is kept when the probability of its true class is at most max(`threshold`, the `min_kept`-th smallest such
+    A pixel is kept if the probability of its true class is at most max(`threshold`, the `min_kept`-th smallest such
     probability). With fewer than `min_kept` valid pixels all of them are kept.
 
     Args:
         logits: (N, K, H, W) float.
         labels: (N, H, W) int64, ids or `ignore_index`.
         threshold: probability in [0, 1].
-        min_kept: number of pixels of the total batch (all processes together) that are kept at least.
-        ignore_index: label of the pixels that do not count.
+        min_kept: smallest number of kept pixels in the total batch of all processes.
+        ignore_index: label of the pixels to ignore.
 
     Returns:
         Scalar float32.
@@ -57,8 +57,8 @@ def ohem_cross_entropy(
     logits = logits.float()
     valid = labels != ignore_index
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
-    # The loss is -log of that probability. Ignored pixels get one that no valid pixel can have, so that they sort
-    # last and no boolean indexing is needed.
+    # The loss is -log of that probability. Ignored pixels get 2, above any probability, so that they sort last and no
+    # boolean indexing is needed.
     probability = loss.detach().neg().exp().masked_fill(~valid, 2.0)
     cut = _kth_smallest(probability.flatten(), min_kept).clamp(min=threshold)
     kept = valid & (probability <= cut)
@@ -66,7 +66,7 @@ def ohem_cross_entropy(
 
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest value over all processes; the largest one where there are fewer than k."""
+    """The k-th smallest value over all processes; the largest one if there are fewer than k."""
     k = max(k, 1)
     values = all_gather(values.topk(min(k, values.numel()), largest=False, sorted=False).values)
     if k > values.numel():
@@ -75,7 +75,7 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student) per pixel, (N, H, W); no gradient reaches the teacher."""
+    """KL(teacher || student) per pixel, (N, H, W); the teacher gets no gradient."""
     student = student_logits.float().log_softmax(1)
     teacher = teacher_logits.detach().float().log_softmax(1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)

@@ -1,8 +1,9 @@
-"""Dropout masks over channels that do not depend on the number of processes.
+"""Random masks of a training step: dropped channels, and the boxes of CPS's CutMix.
 
-`nn.Dropout2d` draws from the process's own generator, so two processes would drop other channels than one process with
-the same total batch, and a resumed run others than an uninterrupted one. Here the mask of the total batch is drawn from
-a generator that depends on the seed, the step and the place of use only, and each process takes its rows.
+They do not depend on the number of processes or on resuming. `nn.Dropout2d`, which draws from the process's own
+generator, would drop other channels in two processes than in one with the same total batch, and others in a resumed run
+than in an uninterrupted one. Here the mask of the total batch is drawn from a generator that depends on the seed, the
+step and the use only, and each process takes its rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ import torch
 from torch import BoolTensor, Tensor
 
 from ..distributed import all_gather, rank, world_size
+
+CUTMIX_BOXES = 3  # of a mask
+CUTMIX_AREA = (
+    0.25,
+    0.5,
+)  # share of the image that the boxes of a mask cover together, if they do not overlap
 
 
 def step_generator(device: torch.device | str, seed: int, step: int, use: str) -> torch.Generator:
@@ -55,7 +62,7 @@ def stacked_channel_mask(
 ) -> Tensor:
     """(sum(rows), channels): a mask for each part of a batch that stacks several, such as labelled and unlabelled.
 
-    One draw a part: the rows of the total batch keep their order whatever the number of processes.
+    Each part has a draw of its own, so that the rows of the total batch keep their order for any number of processes.
     """
     return torch.cat(
         [
@@ -77,14 +84,14 @@ def complementary_channel_masks(
 ) -> Tensor:
     """(2 * rows, channels) float32, for two views of `rows` images: 0 or 2 for the first, 2 minus that for the second.
 
-    A channel that one view lacks counts double in the other. Equal numbers of channels get the same masks.
+    A channel dropped in one view is doubled in the other. Equal numbers of channels get the same masks.
 
     Args:
         rows: images of this process, the same on all of them.
         channels, device: of the masks.
         seed, step, use: of the random draw.
-        whole: leave a random half of the total batch's pairs, rounded down, as they are: 1 everywhere. They are the
-            same pairs whatever `channels` is.
+        whole: give a random half of the total batch's pairs, rounded down, a mask of ones. They are the same pairs
+            for any `channels`.
     """
     total = rows * world_size()
     drawn = torch.rand(
@@ -98,22 +105,13 @@ def complementary_channel_masks(
     return torch.cat([own, 2 - own])
 
 
-# -------------------- CutMix on a total batch: masks of several boxes, and the images that show through them.
-#
-# Both are the same for any number of processes with the same total batch.
-
-
-BOXES = 3  # of a mask
-AREA = (0.25, 0.5)  # of the image, shared out among the boxes
-
-
 def cutmix_mask(
     rows: int, size: tuple[int, int], device: torch.device | str, *, seed: int, step: int
 ) -> BoolTensor:
-    """(rows, H, W), True where the partner is seen: the boxes of CPS's published runs, whose overlaps cancel.
+    """(rows, H, W), True where the partner is pasted: the boxes of CPS's published runs, whose overlaps cancel.
 
-    A box has the area p / 3 of the image, p uniform in AREA, its height is p^a sqrt(1/3) of the image's with `a`
-    uniform in [0, 1], and it lies anywhere inside. A pixel is True when an odd number of boxes covers it.
+    A box has the area p / 3 of the image, p uniform in CUTMIX_AREA; its height is p^a sqrt(1/3) of the image's with `a`
+    uniform in [0, 1]; its place is uniform inside the image. A pixel is True if an odd number of boxes covers it.
 
     Args:
         rows: images of this process; the same number on all of them.
@@ -122,26 +120,25 @@ def cutmix_mask(
         seed, step: of the random draw.
     """
     generator = step_generator(device, seed, step, "cutmix mask")
-    total = torch.rand(rows * world_size(), BOXES, 4, generator=generator, device=device)
+    total = torch.rand(rows * world_size(), CUTMIX_BOXES, 4, generator=generator, device=device)
     area, aspect, *corner = total[rank() * rows : (rank() + 1) * rows].unbind(-1)
-    area = AREA[0] + (AREA[1] - AREA[0]) * area
+    area = CUTMIX_AREA[0] + (CUTMIX_AREA[1] - CUTMIX_AREA[0]) * area
     height = area**aspect
     inside = []
     for length, share, place in zip(size, (height, area / height), corner, strict=True):
-        extent = (share * BOXES**-0.5 * length).round()
+        extent = (share * CUTMIX_BOXES**-0.5 * length).round()
         start = (place * (length - extent + 1)).floor()
         pixel = torch.arange(length, device=device)
-        inside.append(
-            (pixel >= start[..., None]) & (pixel < (start + extent)[..., None])
-        )  # (rows, BOXES, length)
-    boxes = inside[0][..., :, None] & inside[1][..., None, :]
+        # (rows, CUTMIX_BOXES, length)
+        inside.append((pixel >= start[..., None]) & (pixel < (start + extent)[..., None]))
+    boxes = inside[0][..., :, None] & inside[1][..., None, :]  # (rows, CUTMIX_BOXES, H, W)
     return boxes.sum(1) % 2 == 1
 
 
 def next_rows(tensor: Tensor) -> Tensor:
-    """For each row of this process the next row of the total batch, cyclic; detached.
+    """For each row of this process the next row of the total batch, cyclically; detached.
 
-    The last one comes from the following process. In a total batch of one row it is that row itself.
+    That of the last row comes from the following process. In a total batch of one row it is that row itself.
     """
     firsts = all_gather(tensor[:1])
     following = (rank() + 1) % world_size()

@@ -4,44 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import CorrMatch, CorrMatchOptions, Supervised
 from corrmatch_hf.methods.corrmatch import Predictions
-from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation, pixel_propagation
+from corrmatch_hf.model import pixel_propagation
 
-
-def tiny_model(num_labels=5, **config):
-    config = {"encoder_name": "test_resnet", "output_stride": 16, "aspp_channels": 16, "decoder_channels": 16,
-              "low_level_channels": 8, "correlation_channels": 16} | config  # fmt: skip
-    return CorrMatchForSegmentation(CorrMatchConfig(num_labels=num_labels, **config))
-
-
-def random_batch(step=0, labeled=2, unlabeled=2, size=49, num_labels=5, rows=(1,), seed=0, views=1):
-    generator = torch.Generator().manual_seed(seed)
-
-    def images(n, *more):
-        return torch.randn(n, *more, 3, size, size, generator=generator)
-
-    box = torch.zeros(unlabeled, views, size, size, dtype=torch.bool)
-    for view in range(views):
-        box[list(rows), view, 8 + 3 * view : 30, 5 : 25 + view] = True
-    valid = torch.ones(unlabeled, size, size, dtype=torch.bool)
-    valid[:, 40:] = False
-    return SemiBatch(
-        step=step,
-        image=images(labeled),
-        label=torch.randint(0, num_labels, (labeled, size, size), generator=generator),
-        weak=images(unlabeled),
-        strong=images(unlabeled, views),
-        valid=valid,
-        box=box,
-        partner_rows=list(rows),
-        partner_weak=images(len(rows)),
-        partner_valid=torch.ones(len(rows), size, size, dtype=torch.bool),
-        labeled_files=["x.jpg"] * labeled,
-        unlabeled_files=["u.jpg"] * unlabeled,
-    )
+from .tiny import pseudo, random_batch, targets, tiny_model
 
 
 def test_a_model_that_another_method_trained_before_trains_its_correlation_head():
@@ -66,15 +34,11 @@ def reference_step(t, **options):
              "weak_perturbed": "logits_fp", "strong": "logits_s", "strong_corr": "corr_logits_s",
              "partner": "logits_mix"}  # fmt: skip
     inputs = {ours: t[f"in.{theirs}"].clone().requires_grad_() for ours, theirs in names.items()}
-    box, valid = t["in.cutmix_box"].bool(), t["in.ignore"] != 255
-    total, logs = method.losses(
-        Predictions(**inputs),
-        t["in.labels"].long(),
-        valid,
-        torch.where(box, t["in.ignore_mix"] != 255, valid),
-        box,
-        t["in.shapes"].float(),  # a shape is a row that has full resolution already
-    )
+    weak = pseudo(inputs["weak"], t["in.ignore"] != 255)
+    partner = pseudo(inputs["partner"], t["in.ignore_mix"] != 255)
+    # A shape is a row that has full resolution already.
+    predictions = Predictions(**inputs | {"weak": weak, "partner": partner}, rows=t["in.shapes"].float())
+    total, logs = method.losses(predictions, targets(t["in.labels"].long(), t["in.cutmix_box"].bool()))
     return method, total, logs, inputs, names
 
 
@@ -124,18 +88,6 @@ def test_threshold_zero_keeps_every_valid_pixel(reference):
     assert logs["kept_ratio"].item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("position", ["encoder", "aspp", "fusion", "classifier"])
-def test_one_step_trains_every_parameter(position):
-    model = tiny_model(correlation_position=position)
-    method = CorrMatch(model).train()
-    loss, logs = method(random_batch())
-    loss.backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None]
-    assert without == [], "data-parallel training needs a gradient everywhere"
-    assert loss.isfinite() and all(value.isfinite() for value in logs.values())
-    assert all(not value.requires_grad for value in logs.values())
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -162,21 +114,6 @@ def test_correlation_scale_as_printed_in_the_paper():
         CorrMatch(tiny_model(correlation_scale=s)).train()(random_batch())[0] for s in ("scores", "rows")
     ]
     assert all(loss.isfinite() for loss in losses)
-
-
-def test_edge_cases_are_finite():
-    method = CorrMatch(tiny_model(), CorrMatchOptions()).train()
-    one = random_batch(labeled=1, unlabeled=1, rows=(0,))
-    nothing = random_batch()
-    nothing.label.fill_(255)
-    nothing.valid.fill_(False)
-    nothing.partner_valid.fill_(False)
-    no_box = random_batch(rows=())
-    for batch in (one, nothing, no_box):
-        loss, logs = method(batch)
-        loss.backward()
-        assert loss.isfinite() and all(v.isfinite() for v in logs.values())
-        assert all(p.grad.isfinite().all() for p in method.parameters())
 
 
 def test_partner_pass_is_in_evaluation_mode_and_restores_modes():
@@ -215,30 +152,6 @@ def test_shapes_never_start_at_the_last_position():
 def test_a_model_without_the_head_is_refused():
     with pytest.raises(InputError, match="correlation head"):
         CorrMatch(tiny_model(correlation_head=False))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"threshold_initial": 1.5}, "threshold_initial"),
-        ({"num_shapes": 0}, "propagation none"),
-        ({"soft_loss": "mse"}, "kl, cross_entropy, cosine"),
-        ({"feature_dropout": 1.0}, "feature_dropout"),
-        ({"hard_weight": -1}, "hard_weight is -1; a finite"),
-        ({"ohem_min_kept": 0}, "ohem_min_kept"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(InputError, match=message):
-        CorrMatch(tiny_model(), CorrMatchOptions(**options))
-
-
-def test_supervised_leaves_no_parameter_without_gradient():
-    method = Supervised(
-        tiny_model()
-    ).train()  # the model has a correlation head that this method does not use
-    method(random_batch())[0].backward()
-    assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.parametrize("rows", [(), (0, 1)])

@@ -25,7 +25,7 @@ from corrmatch_hf.methods import (
 from corrmatch_hf.training.config import TrainingConfig
 from corrmatch_hf.training.optimizer import freeze
 
-from .test_corrmatch import random_batch, tiny_model
+from .tiny import random_batch, tiny_model
 
 STEPS = 3
 

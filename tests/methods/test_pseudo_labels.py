@@ -8,8 +8,7 @@ import torch
 from corrmatch_hf.methods import method_class
 from corrmatch_hf.methods.pseudo_labels import partner_logits
 
-from .test_corrmatch import random_batch
-from .test_transformers import tiny_vit
+from .tiny import random_batch, tiny_vit
 
 
 def batch_of_partners(places):

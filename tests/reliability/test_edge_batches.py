@@ -13,8 +13,8 @@ import torch
 
 from corrmatch_hf.methods import METHODS, method_class
 
-from ..methods.test_corrmatch import random_batch, tiny_model
 from ..methods.test_dgcl import fill
+from ..methods.tiny import random_batch, tiny_model
 
 K, SIZE, IGNORED = 5, 33, 255
 DGCL = {

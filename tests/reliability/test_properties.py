@@ -293,7 +293,9 @@ def test_targets_inside_the_box_are_the_partners(seed, size, classes, covered):
     rng = generator(seed)
     weak, partner = (torch.randn(2, classes, *size, generator=rng) for _ in range(2))
     box = torch.rand(2, *size, generator=rng) < covered
-    mixed = PseudoLabels.of(weak).pasted(PseudoLabels.of(partner), box)
+    everywhere = torch.ones_like(box)
+    mixed = PseudoLabels.of(weak, everywhere).mixed(PseudoLabels.of(partner, ~everywhere), box)
+    assert torch.equal(mixed.valid, ~box)
     for n, y, x in np.ndindex(*box.shape):
         logits = (partner if box[n, y, x] else weak)[n, :, y, x].double()
         assert mixed.labels[n, y, x] == logits.argmax()

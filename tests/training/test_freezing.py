@@ -6,7 +6,7 @@ import torch
 from corrmatch_hf.methods import METHODS, method_class
 from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder
 
-from ..methods.test_transformers import tiny_vit
+from ..methods.tiny import tiny_vit
 
 
 def encoders(method):

@@ -12,8 +12,7 @@ from corrmatch_hf.methods import CPS
 from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder, pretrained_encoder_weights
 from corrmatch_hf.training.optimizer import build_optimizer, layer_scales
 
-from ..methods.test_corrmatch import tiny_model
-from ..methods.test_transformers import tiny_vit
+from ..methods.tiny import tiny_model, tiny_vit
 
 
 def config(**options):

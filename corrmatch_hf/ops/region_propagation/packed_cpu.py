@@ -1,8 +1,7 @@
-"""Region propagation on a CPU: pixels packed into 64-bit words, one plane of bits per digit of the
-labels.
+"""Region propagation on a CPU: pixels packed into 64-bit words, one plane of bits per binary digit of the labels.
 
 Counting labels inside a shape is then an `and` and a population count of a few words. The order of the pixels in the
-words does not matter as long as all of them share it.
+words does not matter as long as it is the same for all of them.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ def popcount(words: np.ndarray) -> np.ndarray:
 
 
 class Canvas:
-    """One image's labels, on which shapes are painted as algorithm 1 says.
+    """One image's labels, on which shapes are painted by algorithm 1.
 
-    Labels are kept as binary numbers, a plane of bits per digit: five planes for 21 classes. A label that more than
-    half of the pixels share has the digits that more than half of them have, so it is found from a count per digit.
+    Labels are kept as binary numbers, a plane of bits per digit: five planes for 21 classes. Each digit of a label that
+    more than half of the pixels have is the digit of more than half of them, so that a count per digit finds it.
 
     Shapes may come in several portions, in order, so that they stay in the cache.
 
@@ -66,7 +65,7 @@ class Canvas:
         seg = shapes & self.confident
         seg_size = popcount(seg)
         share = seg_size.astype(np.float32) / np.maximum(popcount(shapes), 1).astype(np.float32)
-        # The confident mask does not grow while looping: which shapes pass the first test is known beforehand.
+        # The confident mask does not grow in the loop, so it is known beforehand which shapes pass the first test.
         candidates = np.flatnonzero((seg_size > 0) & ~(share < self.threshold))
         if not candidates.size:
             return
@@ -81,7 +80,7 @@ class Canvas:
                 planes |= shape & self._plane_values(top)
 
     def _most_frequent(self, planes: np.ndarray, seg: np.ndarray, size: int) -> tuple[int, int]:
-        """The label most frequent in `seg`, the lowest on ties, and its count; (0, 0) if it cannot be enough."""
+        """The most frequent label in `seg`, the lowest on ties, and its count; (0, 0) if it cannot pass the test."""
         digits = (2 * popcount(planes & seg) > size).tolist()
         label = sum(1 << place for place, digit in enumerate(digits) if digit)
         differs = np.bitwise_or.reduce(planes ^ self._plane_values(label), axis=0)
@@ -98,11 +97,11 @@ class Canvas:
         return label, int(counts[label])
 
     def _plane_values(self, label: int) -> np.ndarray:
-        """(digits, 1) uint64: what the planes hold where all pixels have this label."""
+        """(digits, 1) uint64: the planes' words where all pixels have this label."""
         return np.where(label >> self.places & 1, ALL, NONE)
 
     def finish(self) -> np.ndarray:
-        """Writes the new labels into `labels`, and returns which pixels were painted (P,) bool."""
+        """Write the new labels into `labels`, and return which pixels were painted, (P,) bool."""
         painted = unpack(self.painted, self.labels.size)
         if self.painted.any():
             labels = np.zeros(self.labels.size, np.min_scalar_type(1 << len(self.planes)))

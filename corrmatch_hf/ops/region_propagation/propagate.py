@@ -1,10 +1,10 @@
 """Region propagation (CorrMatch equations 8-10, algorithm 1): confident labels spread over correlation shapes.
 
-Three forms of one algorithm, identical to the bit: packed words on a CPU, Triton kernels on a GPU, and batched tensor
-operations elsewhere. Only the first reads anything back to the host.
+The algorithm exists in three forms with bit-identical results: packed words on a CPU (`packed_cpu.py`), Triton kernels
+on a GPU (`triton.py`), and batched tensor operations elsewhere. Only the first needs its tensors on the host.
 
-Which shapes can pass the first test does not depend on the painting, because the confident mask does not grow while
-looping; so only those few are walked.
+Which shapes pass the first test does not depend on the painting, because the confident mask does not grow in the loop;
+so only those few are walked.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def region_propagation(
 ) -> tuple[Tensor, Tensor]:
     """Paint every shape that is mostly confident, and mostly of one class, with that class.
 
-    For each image, shapes in order: `seg = shape & confident`; the shape is skipped when `seg` is empty or
-    |seg| / |shape| < threshold. `top` is the most frequent label in `seg` (the lowest id on ties); when its share of
-    `seg` exceeds the threshold the whole shape takes that label and counts as confident afterwards. Later shapes see
-    what earlier ones painted, but `confident` stays as it was at the start. Ratios are compared in float32.
+    For each image, shapes in order: `seg = shape & confident`; the shape is skipped if `seg` is empty or
+    |seg| / |shape| < threshold. `top` is the most frequent label in `seg` (the lowest id on ties); if its share of
+    `seg` exceeds the threshold, the whole shape takes that label and becomes confident in the result. Later shapes see
+    what earlier ones painted, but `seg` is always made with the input's `confident`. Ratios are compared in float32.
 
     Args:
         labels: (N, H, W) int64 pseudo-labels, ids >= 0.
         confident: (N, H, W) bool.
-        shapes: (N, S, H, W) bool, what must not be painted (padding, CutMix box) already removed.
+        shapes: (N, S, H, W) bool, without the pixels that must not be painted (padding, CutMix box).
         threshold: scalar in [0, 1].
-        num_labels: number of classes; only asked for off the CPU, where leaving it out costs one read-back.
+        num_labels: number of classes, used on other devices than the CPU; without it one value is read back.
 
     Returns:
         labels (N, H, W) int64 and confident (N, H, W) bool after propagation; the inputs are not changed.
@@ -56,7 +56,7 @@ def region_propagation(
 
 @cache
 def _triton_kernels() -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """None where Triton is not installed."""
+    """None if Triton is not installed."""
     try:
         from .triton import propagate_triton
     except ImportError:
@@ -80,7 +80,7 @@ def _propagate_batched(
     labels: Tensor, confident: Tensor, shapes: Tensor, threshold: Tensor, num_labels: int
 ) -> tuple[Tensor, Tensor]:
     shape = shapes.flatten(2)  # (N, S, P)
-    seg = shape & confident.flatten(1).unsqueeze(1)
+    seg = shape & confident.flatten(1).unsqueeze(1)  # (N, S, P)
     seg_size = seg.sum(2)
     share = seg_size.float() / shape.sum(2).clamp(min=1).float()
     candidate = (seg_size > 0) & ~(share < threshold)

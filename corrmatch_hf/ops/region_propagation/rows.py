@@ -1,12 +1,13 @@
-"""Region propagation from low-resolution correlation rows: their shapes at full resolution are never all there.
+"""Shapes from low-resolution rows of a correlation map (equation 7), and region propagation along them.
 
-A shape is where a row, brought to full resolution, lies above the middle of its range. On a CPU this is found per cell,
-the square between four neighbouring points of the row. A bilinear value lies between those of the corners, so most
-cells are all in or all out; only the pixels of cells that the shape's edge runs through are interpolated. The bits of a
-shape are kept in the order of the cells.
+A shape is where a row, interpolated to full resolution, lies above the middle of its range. `row_shapes` computes just
+that. `propagate_rows` never holds all shapes at full resolution on a CPU: it finds them per cell, the square between
+four neighbouring points of the row. A bilinear value lies between those of the corners, so most cells are all in or all
+out; only the pixels of cells that the shape's edge crosses are interpolated. The bits of a shape are kept in the order
+of the cells.
 
-Which pixels `F.interpolate` itself puts above the middle is then known, except where the value is so close to the
-middle that rounding decides. A row with such a pixel (one in five at a crop of 321) is brought to full resolution.
+This gives the pixels that `F.interpolate` itself puts above the middle, except where the value is so close to the
+middle that rounding decides. A row with such a pixel (one in five at a crop of 321) is interpolated to full resolution.
 """
 
 from __future__ import annotations
@@ -21,14 +22,53 @@ from torch import Tensor
 from .packed_cpu import Canvas, as_words, pack
 from .propagate import region_propagation
 
-# Pixels worked on at once: few, so that they stay in the cache.
+# Pixels interpolated to full resolution at once by `row_shapes`: 64 MiB of float32.
+PIXELS = 2**24
+
+# Pixels of `propagate_rows` at once on a CPU: few, so that they stay in the cache.
 CPU_PIXELS = 2**22
 
-# How near to the middle of its range a value is not known to lie above or below it, in units of that middle and for
+# A value that is nearer than this to the middle of its range may lie above or below it, in units of that middle and for
 # non-negative numbers. A bilinear value takes at most 5 roundings of u = eps / 2: 5 u for the value in `F.interpolate`,
 # 5 u for the ends of the range there, 3 u for scaling to 0..1 (two differences and a quotient, the range being at most
 # twice the middle), 5 u for the value here and 1 u for the bound itself: 19 u.
 ROUNDING = 10 * float(np.finfo(np.float32).eps)
+
+
+@torch.no_grad()
+def row_shapes(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    """The regions where each row is high: interpolated to `size`, scaled to 0..1 over the image and cut at 0.5.
+
+    A constant row gives an empty shape.
+
+    Args:
+        rows: (N, S, h, w) floating, finite; see `correlation_rows`.
+        size: (H, W) of the shapes.
+
+    Returns:
+        bool (N, S, H, W).
+    """
+    maps = rows.flatten(0, 1)
+    at_once = max(1, PIXELS // (size[0] * size[1]))
+    shapes = torch.cat([upper_half(full_size(some, size)) for some in maps.split(at_once)])
+    # The interpolation's rounding errors would turn a constant row into a shape.
+    varies = maps.amax(dim=(1, 2)) > maps.amin(dim=(1, 2))
+    return shapes.logical_and_(varies[:, None, None]).view(*rows.shape[:2], *size)
+
+
+def full_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """maps (S, h, w) -> (S, *size), bilinear with aligned corners, as the network upsamples.
+
+    With one channel each, because `F.interpolate` rounds differently with three channels or with many small ones.
+    """
+    return F.interpolate(maps.unsqueeze(1), size=tuple(size), mode="bilinear", align_corners=True)[:, 0]
+
+
+def upper_half(maps: Tensor) -> Tensor:
+    """maps (S, H, W) -> bool: above the middle between the minimum and the maximum of each map."""
+    low = maps.amin(dim=(1, 2), keepdim=True)
+    span = maps.amax(dim=(1, 2), keepdim=True) - low
+    return (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny) > 0.5
 
 
 def propagate_rows(
@@ -41,8 +81,8 @@ def propagate_rows(
 ) -> tuple[Tensor, Tensor]:
     """`region_propagation` along the shapes of `rows` (equation 7), identical to the bit.
 
-    Each row is brought to (H, W), scaled to 0..1 over the image and cut at 0.5; then what is not allowed is removed. A
-    row that is the same everywhere gives an empty shape.
+    Each row is interpolated to (H, W), scaled to 0..1 over the image and cut at 0.5; then pixels that are not allowed
+    are removed. A constant row gives an empty shape.
 
     Args:
         rows: (N, S, h, w) floating, finite; see `correlation_rows`.
@@ -50,7 +90,7 @@ def propagate_rows(
         confident: (N, H, W) bool.
         allowed: (N, H, W) bool, where shapes may lie: neither padding nor CutMix box.
         threshold: scalar in [0, 1].
-        num_labels: number of classes; only asked for off the CPU, where leaving it out costs one read-back.
+        num_labels: number of classes, used on other devices than the CPU; without it one value is read back.
 
     Returns:
         labels (N, H, W) int64 and confident (N, H, W) bool after propagation; the inputs are not changed.
@@ -86,7 +126,7 @@ def _propagate_cells(
 class _Axis:
     """Bilinear interpolation from `points` to `pixels` along one axis, by cells: cell i starts at point i.
 
-    The weights are read off `F.interpolate`, so that they are its own to the bit.
+    The weights are those of `F.interpolate` to the bit, because it computes them.
     """
 
     def __init__(self, points: int, pixels: int):
@@ -107,9 +147,8 @@ class _Axis:
         start = np.concatenate([[True], self.cell[1:] != self.cell[:-1]])
         end = np.concatenate([self.cell[1:] != self.cell[:-1], [True]])
         next_on_point = np.concatenate([on_point[1:], [False]])
-        self.ends = weights[
-            on_point | start | (end & ~next_on_point)
-        ]  # (ends, points), the weights of those pixels
+        # (ends, points), the weights of those pixels.
+        self.ends = weights[on_point | start | (end & ~next_on_point)]
 
 
 class _Cells:
@@ -139,7 +178,7 @@ class _Cells:
         self.pixel_of_bit[self.bit_of_pixel] = np.arange(size[0] * size[1])
 
     def gather(self, pixels: np.ndarray) -> np.ndarray:
-        """(P,) -> (bits,): where there is no pixel, any value."""
+        """(P,) -> (bits,); bits without a pixel get any value."""
         return pixels[self.pixel_of_bit]
 
     def shapes(self, rows: Tensor) -> np.ndarray:
@@ -149,7 +188,7 @@ class _Cells:
         low, high = self._extremes(maps)
         middle = (low + high) / 2
         slack = middle * ROUNDING
-        # The bound is one for non-negative numbers; and within rounding of the whole range nothing is known.
+        # ROUNDING holds for non-negative numbers, and if it is small beside the whole range; elsewhere all is unclear.
         slack[(low < 0) | (high - low <= 4 * slack) | (middle < 1e-30)] = np.inf
         over, under = (middle + slack).astype(np.float32), (middle - slack).astype(np.float32)
         over[constant] = under[constant] = np.inf
@@ -184,7 +223,7 @@ class _Cells:
         full = full_size(rows[again], self.size).flatten(1)
         pixels = torch.from_numpy(self.pixel_of_bit.reshape(*self.grid, -1)[i, j])
         s = torch.from_numpy(s)
-        # The ends of the row's range beside the pixels asked for: they are then scaled as in the whole.
+        # The ends of the row's range beside the wanted pixels, so that these are scaled as in the whole row.
         ends = torch.stack([full.amin(dim=1), full.amax(dim=1)], dim=1)
         values = torch.cat([full[s[:, None], pixels], ends[s]], dim=1)
         return upper_half(values[:, None])[:, 0, :-2].numpy()
@@ -200,46 +239,3 @@ class _Cells:
         """The four corners (S, h, w) of all cells; the last cells of a line have no second point, or itself."""
         padded = np.pad(maps, ((0, 0), (0, 1), (0, 1)), mode="edge")
         return padded[:, :-1, :-1], padded[:, :-1, 1:], padded[:, 1:, :-1], padded[:, 1:, 1:]
-
-
-# -------------------- Rows of a correlation map as binary shapes at full resolution (equation 7).
-
-
-# Pixels brought to full resolution at once: 64 MiB of float32.
-PIXELS = 2**24
-
-
-@torch.no_grad()
-def row_shapes(rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """The regions where each row is high: brought to `size`, scaled to 0..1 over the image and cut at 0.5.
-
-    A row that is the same everywhere says nothing and gives an empty shape.
-
-    Args:
-        rows: (N, S, h, w) floating, finite; see `correlation_rows`.
-        size: (H, W) of the shapes.
-
-    Returns:
-        bool (N, S, H, W).
-    """
-    maps = rows.flatten(0, 1)
-    at_once = max(1, PIXELS // (size[0] * size[1]))
-    shapes = torch.cat([upper_half(full_size(some, size)) for some in maps.split(at_once)])
-    # Of a constant row, the upsampling's rounding would be cut into a shape.
-    varies = maps.amax(dim=(1, 2)) > maps.amin(dim=(1, 2))
-    return shapes.logical_and_(varies[:, None, None]).view(*rows.shape[:2], *size)
-
-
-def full_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """maps (S, h, w) -> (S, *size), bilinear with aligned corners, as the network upsamples.
-
-    One channel each: `F.interpolate` rounds otherwise for three or, small, for many.
-    """
-    return F.interpolate(maps.unsqueeze(1), size=tuple(size), mode="bilinear", align_corners=True)[:, 0]
-
-
-def upper_half(maps: Tensor) -> Tensor:
-    """maps (S, H, W) -> bool: above the middle between the minimum and the maximum of each map."""
-    low = maps.amin(dim=(1, 2), keepdim=True)
-    span = maps.amax(dim=(1, 2), keepdim=True) - low
-    return (maps - low) / span.clamp_min(torch.finfo(maps.dtype).tiny) > 0.5

@@ -1,8 +1,8 @@
 """Region propagation on a GPU: two Triton kernels, nothing is read back to the host.
 
-The first, a program per shape, counts the shape and its confident part, and packs it into 32-bit words. The second, a
-program per image, walks the shapes that pass the first test of algorithm 1 in order; the words tell it which parts of
-the image it need not look at.
+The first, one program per shape, counts the shape's pixels and the confident ones, and packs it into 32-bit words. The
+second, one program per image, walks in order the shapes that pass the first test of algorithm 1, and skips the parts of
+the image in which all words of the shape are 0.
 """
 
 from __future__ import annotations
