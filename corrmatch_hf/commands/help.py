@@ -38,13 +38,14 @@ def help_text(
     positionals = []
     for cls in types:
         hints = get_type_hints(cls)
+        own = method.name if method is not None and cls is method.Options else "Options"
         for spec in fields(cls):
             hint, meta = hints[spec.name], spec.metadata
             if meta.get("positional"):
                 positionals.append(_metavar(spec, hint))
                 heading = "Arguments"
             elif everything or meta.get("common") or _required(spec):
-                heading = meta.get("group") or "Options"
+                heading = meta.get("group") or own
             else:
                 hidden += 1
                 continue
