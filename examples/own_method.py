@@ -7,7 +7,7 @@ The labelled images teach the classes; on the unlabelled ones the network is to 
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -20,15 +20,14 @@ from corrmatch_hf import (
 )
 from corrmatch_hf.distributed import per_process
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods.base import Method, MethodOptions, Weight
+from corrmatch_hf.methods.base import Method, MethodOptions
 from corrmatch_hf.ops.losses import masked_mean
+from corrmatch_hf.options import option
 
 
 @dataclass
 class EntropyOptions(MethodOptions):
-    entropy_weight: Weight = field(
-        default=0.1, metadata={"help": "Weight of the entropy of unlabelled images."}
-    )
+    entropy_weight: float = option(0.1, "Weight of the entropy of unlabelled images.", at_least=0)
 
 
 class EntropyMinimisation(Method):

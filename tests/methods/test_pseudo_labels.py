@@ -1,4 +1,4 @@
-"""What is said of CutMix's partners, with and without a pass of their own."""
+"""Pseudo-labels and how they mix; predictions for CutMix partners, with and without a pass of their own."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from corrmatch_hf.methods import method_class
-from corrmatch_hf.methods.pseudo_labels import partner_logits
+from corrmatch_hf.methods.pseudo_labels import PseudoLabels, partner_logits
 
 from .tiny import random_batch, tiny_vit
 
@@ -67,3 +67,16 @@ def test_teachers_see_every_image_once(name, options, images):
         losses.append(loss)
     assert seen.passes == images
     torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_mixed_pseudo_labels_are_those_of_the_mixed_logits():
+    weak, partner = torch.randn(2, 2, 5, 6, 7)
+    valid, partner_valid, box = torch.rand(3, 2, 6, 7) < 0.5
+    mixed = PseudoLabels.of(weak, valid).mixed(PseudoLabels.of(partner, partner_valid), box)
+    assert torch.equal(mixed.logits, torch.where(box[:, None], partner, weak))
+    again = PseudoLabels.of(mixed.logits, mixed.valid)
+    assert torch.equal(mixed.labels, again.labels) and torch.equal(mixed.confidence, again.confidence)
+    assert torch.equal(mixed.valid, torch.where(box, partner_valid, valid))
+    kept = mixed.confident(0.5)
+    assert torch.equal(kept, (again.confidence >= 0.5) & mixed.valid)
+    assert mixed.ratio(kept) == kept.sum() / mixed.valid.sum()

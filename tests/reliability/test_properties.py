@@ -30,8 +30,8 @@ from corrmatch_hf.ops.region_propagation.rows import propagate_rows
 from ..data.test_augment import slow_image
 from ..data.test_augment import slow_mask as slow_crop
 from ..model.test_correlation_corrmatch import correlation_map, explicit_propagation
-from ..ops.test_cutmix_mask import slow_mask
 from ..ops.test_losses import slow_ohem
+from ..ops.test_random_masks import slow_mask
 from ..ops.test_region_propagation import ROWS, batched, full_size, random_rows, slow
 
 SEEDS = st.integers(0, 2**32 - 1)
