@@ -276,7 +276,8 @@ class CorrMatch(Method):
             both = with_dropped_channels(features, o.feature_dropout, rows, seed=self.seed, step=step)
             start = count + labeled
         else:
-            copies = CorrMatchFeatures(*(level[labeled:].repeat(2, 1, 1, 1) for level in features))
+            # torch.cat keeps the channels-last layout, which `repeat` would not.
+            copies = CorrMatchFeatures(*(torch.cat([level[labeled:]] * 2) for level in features))
             # A pair that stayed whole would only repeat the weak view.
             copies = with_complementary_channels(copies, seed=self.seed, step=step, whole=False)
             both = CorrMatchFeatures(*map(torch.cat, zip(features, copies, strict=True)))
