@@ -201,7 +201,7 @@ def test_every_picture_that_cannot_be_used_is_named_at_once(folder, aside):
         assert all(part in line for part in parts), line
 
 
-def test_of_many_problems_the_first_twenty_are_told(tmp_path, aside):
+def test_of_many_problems_the_first_twenty_are_listed(tmp_path, aside):
     write_split(tmp_path / "images", tmp_path / "masks", 25)
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")

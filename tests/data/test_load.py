@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from corrmatch_hf.data import load_semi_dataset
+from corrmatch_hf.data.load import draw_labeled
 from corrmatch_hf.data.options import DataOptions
 from corrmatch_hf.data.semi_dataset import EvaluationSet
 from corrmatch_hf.errors import InputError
@@ -111,7 +112,7 @@ def test_pictures_may_lie_deeper(tmp_path):
     assert counts(load_semi_dataset(data_dir=str(tmp_path))) == (4, 0, 0)
 
 
-def test_what_is_wrong_with_a_folder_is_said(folder, tmp_path):
+def test_errors_name_the_folder_and_its_option(folder, tmp_path):
     with pytest.raises(InputError, match=r"folder .*nowhere \(--data_dir\) does not exist"):
         load_semi_dataset(data_dir=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"photos \(--train_images, --train_masks\) does not exist"):
@@ -369,12 +370,15 @@ def test_imagefolder_with_metadata(tmp_path):
         {"image_file_name": f"photos/{i:03d}.png", "label_file_name": f"ids/{i:03d}.png"} for i in range(3)
     ]
     (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    for where in ({"dataset_name": str(tmp_path)}, {"dataset_name": "imagefolder", "data_dir": str(tmp_path)}):
+    for where in (
+        {"dataset_name": str(tmp_path)},
+        {"dataset_name": "imagefolder", "data_dir": str(tmp_path)},
+    ):
         semi = load_semi_dataset(**where)
         assert counts(semi) == (3, 0, 0) and stems(semi.labeled) == ["000", "001", "002"]
 
 
-def test_a_dataset_of_classification_is_told_apart(tmp_path):
+def test_a_classification_dataset_is_rejected(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     data = datasets.Dataset.from_dict({"image": rows(2)["image"], "label": [0, 1]}, features=features)
     data.save_to_disk(str(tmp_path / "saved"))
@@ -456,3 +460,45 @@ def test_evaluation_set(folder):
         photo = np.array(Image.open(folder / "validation" / "images" / f"{stem}.png"))
         assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), photo)
     assert EvaluationSet(semi.validation.remove_columns("label"), semi)[0]["label"] is None
+
+
+# ------------------------------------------------------------------------------- choosing the labelled images
+
+
+def draw(count, classes, seed=0, num_labels=None):
+    asked = []
+
+    def present(i):
+        asked.append(i)
+        return frozenset(classes[i])
+
+    return draw_labeled(count, len(classes), present, num_labels, seed), asked
+
+
+def test_every_class_appears_where_it_can():
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        classes = [{int(rng.integers(0, 3))} for _ in range(60)]
+        classes[7], classes[30] = {0, 8}, {9}  # rare
+        drawn, _ = draw(5, classes, seed)
+        assert len(drawn) == 5 and drawn == sorted(set(drawn))
+        assert {7, 30} <= set(drawn)
+        assert set().union(*(classes[i] for i in drawn)) == set().union(*classes)
+        assert draw(5, classes, seed)[0] == drawn
+
+
+def test_with_too_few_images_the_richest_are_taken():
+    drawn, _ = draw(1, [{0}, {0, 1, 2}, {1}, {2, 3}])
+    assert drawn == [1]
+
+
+def test_masks_are_looked_at_no_more_than_needed():
+    classes = [{0, 1, 2}] * 1000
+    drawn, asked = draw(10, classes, num_labels=3)
+    assert len(drawn) == 10 and len(asked) == 40
+    _, asked = draw(10, classes)  # without knowing how many classes there are
+    assert len(asked) == 1000
+
+
+def test_all_of_them():
+    assert draw(4, [{0}, {1}, {0}, {0}])[0] == [0, 1, 2, 3]

@@ -80,7 +80,7 @@ def test_color_coded_masks(mode):
         form.read(Image.fromarray(colors).convert(mode), "m.png")
 
 
-def test_voc_colors_are_known_without_being_told():
+def test_voc_colors_need_no_option():
     ids = np.array([[0, 20], [7, 255]])
     colors = np.array(voc_colors(), dtype=np.uint8)[ids]
     assert np.array_equal(MaskFormat(21).read(colors, "mask"), ids)
@@ -117,7 +117,7 @@ def test_ids_without_a_class_are_named_with_the_remedy(ids, listed):
     )
 
 
-def test_what_is_no_mask_is_named():
+def test_an_array_that_is_not_a_mask_is_named():
     for value in (np.zeros((2, 2, 5), np.uint8), np.array([[0.5]]), None, np.zeros((0, 3), np.uint8)):
         with pytest.raises(InputError, match=r"Mask masks/a\.png"):
             MaskFormat(5).read(value, "masks/a.png")

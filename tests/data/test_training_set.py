@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmatch_hf.data import Augmentation, SemiDataset, training_batches
+from corrmatch_hf.data import Augmentation, SemiBatch, SemiDataset, training_batches
 from corrmatch_hf.data.endless import Stream, generator
 from corrmatch_hf.data.images import read_photo
 from corrmatch_hf.errors import InputError
@@ -321,3 +321,14 @@ def test_camvid(shared_dir):
     assert semi.num_labels == 11 and semi.id2label[8] == "car"
     (batch,) = batches(semi, 1, Augmentation(crop_size=161))
     assert set(batch.label.unique().tolist()) <= {*range(11), 255}
+
+
+def test_to_moves_tensors_and_converts_pictures_alone():
+    batch = SemiBatch(
+        3, torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), labeled_files=["a", "b"]
+    )
+    moved = batch.to("cpu", non_blocking=True, dtype=torch.float64)
+    assert moved.image.dtype == torch.float64 and moved.label.dtype == torch.int64
+    assert moved.step == 3 and moved.labeled_files == ["a", "b"] and moved.weak is None
+    assert batch.image.dtype == torch.float32
+    assert batch.to("meta").label.is_meta

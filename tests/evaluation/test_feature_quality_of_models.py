@@ -156,7 +156,7 @@ def test_images_without_a_pixel_that_counts():
 # ------------------------------------------------------------------------------------------------- bad input, processes
 
 
-def test_what_cannot_be_measured_is_told_before_or_by_name(monkeypatch):
+def test_missing_requirements_and_labels_are_named(monkeypatch):
     model, rows = tiny_model(), samples(2)
     with pytest.raises(InputError, match="max_pixels is 2"):
         model_feature_quality(model, rows, max_pixels=2, **NORMALISATION)

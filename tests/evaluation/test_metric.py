@@ -63,7 +63,7 @@ def test_added_in_parts_it_gives_the_same():
     assert parts["mean_iou"] == whole["mean_iou"]
 
 
-def test_ids_that_do_not_fit_and_a_missing_class_count_are_told():
+def test_wrong_ids_and_a_missing_class_count_are_named():
     maps = [np.zeros((2, 2), int)]
     with pytest.raises(InputError, match="id 3"):
         MeanIoU().compute(predictions=maps, references=[np.full((2, 2), 3)], num_labels=2)

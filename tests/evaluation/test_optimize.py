@@ -50,7 +50,7 @@ def test_the_copy_gives_equal_logits_and_leaves_the_model_alone(encoder_name, de
     assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)
 
 
-def test_the_copy_is_no_checkpoint(tmp_path):
+def test_the_copy_cannot_be_saved(tmp_path):
     model = network("test_resnet")
     with pytest.raises(InputError, match="save the model that it was made from"):
         optimize_for_inference(model).save_pretrained(tmp_path / "fast")

@@ -14,7 +14,7 @@ def card_of(images=None, masks=None, **options):
     return dataset_card("user/streets", images=images, masks=masks, pixels=PIXELS, id2label=NAMES, **options)
 
 
-def test_front_matter_says_what_the_hub_needs():
+def test_front_matter_has_what_the_hub_needs():
     assert card_of(license="cc-by-4.0").data.to_dict() == {
         "pretty_name": "streets",
         "license": "cc-by-4.0",

@@ -260,7 +260,7 @@ def test_an_image_with_too_many_pixels_is_refused_undecoded(handler, monkeypatch
     assert not decoded
 
 
-def test_pil_s_own_limit_is_told_as_well(handler, monkeypatch):
+def test_pils_own_limit_has_a_clear_error_too(handler, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="too many pixels"):
         handler({"inputs": file_of(photo())})
@@ -309,7 +309,7 @@ def test_the_hubs_client_gets_masks_without_this_package(client, handler, tmp_pa
             np.testing.assert_array_equal(np.asarray(theirs.mask), mask_of(ours))
 
 
-def test_the_hubs_client_is_told_what_is_wrong(client):
+def test_the_hubs_client_gets_the_error_message(client):
     with pytest.raises(Exception, match="subtask 'instance' is not supported"):
         client.image_segmentation(file_of(photo()), subtask="instance")
 

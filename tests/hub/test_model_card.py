@@ -213,7 +213,7 @@ def test_limits_say_nothing_that_is_not_known(tmp_path):
         (80, 80, "which are therefore optimistic"),
     ],
 )  # fmt: skip
-def test_the_card_says_whether_the_weights_were_chosen_by_their_result(step, best_step, words, tmp_path):
+def test_the_card_states_whether_the_weights_were_selected_by_their_result(step, best_step, words, tmp_path):
     best = {"step": best_step, "mean_iou": 0.7}
     path = write_run_card(tmp_path, run=RUN | {"steps": 90}, metrics=METRICS | {"step": step}, best=best)
     assert words in limits(path) and limits(path).count("- The weights ") == 1
@@ -231,7 +231,7 @@ def test_the_card_says_whether_the_weights_were_chosen_by_their_result(step, bes
         ({}, None),
     ],
 )
-def test_the_card_says_where_the_encoder_came_from_if_it_is_known(origin, words, tmp_path):
+def test_the_card_names_the_encoders_initial_weights_if_known(origin, words, tmp_path):
     text = write_run_card(tmp_path, run=RUN | origin).read_text(encoding="utf-8")
     assert words in text if words else "The encoder started" not in text
 
@@ -331,7 +331,7 @@ def test_an_edited_card_survives_the_next_run_into_its_folder(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["run"]["seed"] == 6
 
 
-def test_the_published_record_says_what_the_card_says(tmp_path):
+def test_the_published_record_agrees_with_the_card(tmp_path):
     saved_model(tmp_path)
     write_run_card(tmp_path, run=RUN | {"parameters": 1, "inference_only": False})
     run = json.loads(record_for_push(tmp_path, "user/streets", inference_only=True))["run"]
@@ -358,7 +358,7 @@ def test_pictures_that_were_removed_are_not_published(tmp_path):
     assert "curves.png" in card.text and "predictions.png" not in card.text and "widget" not in card.data
 
 
-def test_a_model_without_a_card_gets_what_its_config_says(tmp_path):
+def test_a_model_without_a_card_gets_one_from_its_config(tmp_path):
     model = saved_model(tmp_path)
     text = card_for_push(tmp_path, "user/streets")
     assert (
@@ -371,7 +371,7 @@ def test_a_model_without_a_card_gets_what_its_config_says(tmp_path):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_the_card_says_that_the_correlation_head_is_left_out(recorded, tmp_path):
+def test_the_card_mentions_a_missing_correlation_head(recorded, tmp_path):
     model = saved_model(tmp_path)
     if recorded:
         write_run_card(tmp_path, run=RUN | {"parameters": sum(p.numel() for p in model.parameters())})
@@ -386,7 +386,7 @@ def test_a_model_that_never_had_a_correlation_head_does_not_miss_it(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": null}'])
-def test_a_damaged_record_is_named(text, tmp_path):
+def test_a_corrupt_record_is_named(text, tmp_path):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InputError, match=r"run\.json does not contain the facts of a run"):
         card_for_push(tmp_path, "user/streets")

@@ -10,7 +10,7 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from .conftest import tiny_model
 
 
-def test_encoder_weights_come_by_name_and_the_model_says_so(hub):
+def test_encoder_weights_come_by_name_and_the_model_records_it(hub):
     torch.manual_seed(3)
     donor = timm.create_model("test_resnet.r160_in1k", pretrained=False)
     hub.add(

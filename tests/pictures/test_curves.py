@@ -77,7 +77,7 @@ def test_losses_below_zero_are_seen():
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1}], [{"loss": 1.0}], [{"step": 1, "loss": float("nan")}]])
-def test_a_log_with_nothing_to_plot_is_told(rows):
+def test_a_log_with_nothing_to_plot_is_rejected(rows):
     with pytest.raises(InputError, match="nothing to plot"):
         training_curves(rows)
 

@@ -1,9 +1,7 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from corrmatch_hf.data.load import draw_labeled
 from corrmatch_hf.data.sources.lists import Pair, read_list
 from corrmatch_hf.errors import InputError
 
@@ -60,42 +58,3 @@ def test_missing_entries_are_named_with_list_line_and_path(tmp_path, pair):
         read(tmp_path, "nowhere/b.png\n", masks=False)
     with pytest.raises(InputError, match=r"is empty"):
         read(tmp_path, "\n \n")
-
-
-def draw(count, classes, seed=0, num_labels=None):
-    asked = []
-
-    def present(i):
-        asked.append(i)
-        return frozenset(classes[i])
-
-    return draw_labeled(count, len(classes), present, num_labels, seed), asked
-
-
-def test_every_class_appears_where_it_can():
-    rng = np.random.default_rng(0)
-    for seed in range(20):
-        classes = [{int(rng.integers(0, 3))} for _ in range(60)]
-        classes[7], classes[30] = {0, 8}, {9}  # rare
-        drawn, _ = draw(5, classes, seed)
-        assert len(drawn) == 5 and drawn == sorted(set(drawn))
-        assert {7, 30} <= set(drawn)
-        assert set().union(*(classes[i] for i in drawn)) == set().union(*classes)
-        assert draw(5, classes, seed)[0] == drawn
-
-
-def test_with_too_few_images_the_richest_are_taken():
-    drawn, _ = draw(1, [{0}, {0, 1, 2}, {1}, {2, 3}])
-    assert drawn == [1]
-
-
-def test_masks_are_looked_at_no_more_than_needed():
-    classes = [{0, 1, 2}] * 1000
-    drawn, asked = draw(10, classes, num_labels=3)
-    assert len(drawn) == 10 and len(asked) == 40
-    _, asked = draw(10, classes)  # without knowing how many classes there are
-    assert len(asked) == 1000
-
-
-def test_all_of_them():
-    assert draw(4, [{0}, {1}, {0}, {0}])[0] == [0, 1, 2, 3]

@@ -117,7 +117,7 @@ def test_nothing_labelled_gives_none_and_valid_json():
     assert json.loads(json.dumps(figures, allow_nan=False))["per_class"]["a"]["frequency"] is None
 
 
-def test_classes_of_one_name_are_both_told():
+def test_classes_with_the_same_name_are_both_listed():
     confusion = ConfusionMatrix(3)
     confusion.update(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]))
     per_class = confusion.compute({0: "door", 1: "door", 2: "wall"})["per_class"]
