@@ -8,12 +8,18 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from corrmatch_hf.methods import METHODS
-from corrmatch_hf.training import NonFiniteLossError
+from corrmatch_hf.training import NonFiniteLossError, report
 from corrmatch_hf.training.checkpoint import list_checkpoints
 
 from .small_run import make
 
 OPTIONS = {"dgcl": {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}, "fixmatch": {"teacher": "ema"}}
+
+
+@pytest.fixture(autouse=True)
+def _without_report(monkeypatch):
+    """It takes longer than everything else."""
+    monkeypatch.setattr(report, "write_report", lambda folder, facts: None)
 
 
 def poison_images(trainer, steps):

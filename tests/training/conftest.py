@@ -1,10 +1,15 @@
-"""A run small enough to be repeated: six tiny pictures and a network of a few thousand weights."""
+"""A run small enough to be repeated: six tiny pictures and a network of a few thousand weights.
+
+`report=True` also makes the report, which takes longer than everything else.
+"""
 
 import pytest
+import torch
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
 from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import method_class
+from corrmatch_hf.training import report as report_module
 
 
 @pytest.fixture(scope="session")
@@ -13,10 +18,10 @@ def tiny_data():
 
 
 @pytest.fixture
-def make_trainer(tmp_path, tiny_data):
-    def make(method="corrmatch", data=tiny_data, options=None, model=None, **config):
-        import torch
-
+def make_trainer(tmp_path, tiny_data, monkeypatch):
+    def make(method="corrmatch", data=tiny_data, options=None, model=None, report=False, **config):
+        if not report:
+            monkeypatch.setattr(report_module, "write_report", lambda folder, facts: None)
         torch.manual_seed(0)
         cls = method_class(method)
         model = model or CorrMatchForSegmentation(

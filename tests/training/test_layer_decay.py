@@ -12,7 +12,7 @@ from corrmatch_hf.methods import CPS
 from corrmatch_hf.model.encoder_corrmatch import CorrMatchEncoder, pretrained_encoder_weights
 from corrmatch_hf.training.optimizer import build_optimizer, layer_scales
 
-from ..methods.tiny import tiny_model, tiny_vit
+from ..methods.tiny import tiny_vit
 
 
 def config(**options):
@@ -96,7 +96,3 @@ def test_a_run_logs_the_rate_of_the_last_layer_and_lowers_all(make_trainer):
 def test_an_encoder_without_known_layers_is_refused():
     with pytest.raises(InputError, match=r"--layer_decay: .*'poolformerv2_s12'"):
         layer_scales(CorrMatchForSegmentation(CorrMatchConfig(encoder_name="poolformerv2_s12")), 0.5)
-
-
-def test_without_it_there_are_two_rates():
-    assert len(build_optimizer(tiny_model(), config(layer_decay=None), 8).param_groups) == 2
