@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,7 @@ import yaml
 from ..data.options import SOURCES, DataOptions
 from ..errors import InputError, refuse, unknown_name
 from ..options import Options, choices_of, option, plain_type
-from .help import help_text
+from .help import help_text, is_required
 
 RECIPES = Path(__file__).with_name("recipes")
 BOOLEANS = {"true": True, "yes": True, "y": True, "t": True, "1": True} | {
@@ -25,6 +25,7 @@ BOOLEANS = {"true": True, "yes": True, "y": True, "t": True, "1": True} | {
 }  # fmt: skip
 # On the command line, one of a pair replaces the other of the YAML file.
 ALTERNATIVES = (("max_steps", "num_epochs"), ("labeled_count", "labeled_fraction"))
+HELP = ("-h", "--help", "--help-all", "--help_all")
 REMOVED = ("cpu_threads", "recolor_on_device", "card_pictures")  # options of version 0.1
 
 
@@ -60,47 +61,30 @@ def parse(
     """
     args = list(args)
     config = _value_of("--config", args, remove=True)
-    given = {_option_name(arg) for arg in args if arg.startswith("--")}
-    recipe = config
-    if config is None and not given & set(SOURCES):
-        recipe = default_recipe
-    values = read_config(recipe) if recipe else {}
-    for pair in ALTERNATIVES:
-        for one, other in (pair, pair[::-1]):
-            if one in given and other not in given:
-                values.pop(other, None)
-
-    types, method, elsewhere = list(groups), None, set()
+    path = config or _default_config(args, default_recipe)
+    values = _config_values(path, args) if path else {}
+    types, method = list(groups), None
     if MethodChoice in groups:
-        from ..methods import METHODS, method_class
+        from ..methods import method_class
 
         method = method_class(_value_of("--method", args) or values.get("method") or MethodChoice.method)
         types.append(method.Options)
-        elsewhere = {spec.name for cls in METHODS.values() for spec in fields(cls.Options)}
-    asked = [arg for arg in args if arg in ("-h", "--help", "--help-all", "--help_all")]
+    asked = [arg for arg in args if arg in HELP]
     if asked:
         shown = values if config else {}  # the default recipe is for the synthetic dataset alone
-        print(help_text(command, types, method, shown, everything="all" in asked[-1], description=description,
-                        examples=examples))  # fmt: skip
+        everything = asked[-1] in HELP[2:]
+        print(help_text(command, types, method, shown, everything, description, examples))
         raise SystemExit(0)
 
     problems: list[str] = []
-    hints = {cls: get_type_hints(cls) for cls in types}
-    known = {spec.name: (spec, hints[cls][spec.name]) for cls in types for spec in fields(cls)}
-    raw = _from_yaml(values, known, elsewhere, recipe, problems)
+    known = {name: found for cls in types for name, found in _declared(cls).items()}
+    skipped = option_names(MethodChoice) if method is not None else set()
+    raw = _from_yaml(values, known, skipped, path, problems)
     raw |= _from_command_line(command, args, known, problems)
-    converted = {}
-    for name, text in raw.items():
-        try:
-            converted[name] = convert(name, known[name][1], text)
-        except ValueError as error:
-            problems.append(str(error))
-    missing = [name for name, (spec, _) in known.items() if _is_required(spec) and name not in raw]
+    missing = [f"--{name}" for name, (spec, _) in known.items() if is_required(spec) and name not in raw]
     if missing:
-        raise UsageError(
-            f"{', '.join(f'--{name}' for name in missing)} must be given; see corrmatch {command} --help"
-        )
-    parsed = [cls(**{s.name: converted[s.name] for s in fields(cls) if s.name in converted}) for cls in types]
+        raise UsageError(f"{', '.join(missing)} must be given; see corrmatch {command} --help")
+    parsed = _instances(types, known, raw, problems)
     for group in parsed:
         # Training needs a training split; evaluation does not, and finds problems of the data where it loads them.
         if method is not None or not isinstance(group, DataOptions):
@@ -109,12 +93,46 @@ def parse(
     return (*parsed[:-1], method, parsed[-1]) if method is not None else tuple(parsed)
 
 
-def _from_yaml(values: dict, known: dict, elsewhere: set[str], path: str | None, problems: list[str]) -> dict:
+def _declared(cls: type[Options]) -> dict[str, tuple[Field, Any]]:
+    """name -> (field, type) of the options of a class."""
+    hints = get_type_hints(cls)
+    return {spec.name: (spec, hints[spec.name]) for spec in fields(cls)}
+
+
+def _default_config(args: Sequence[str], default_recipe: str | None) -> str | None:
+    """`default_recipe`, if no option names a dataset."""
+    given = {_option_name(arg) for arg in args if arg.startswith("--")}
+    return None if given & set(SOURCES) else default_recipe
+
+
+def _config_values(path: str, args: Sequence[str]) -> dict[str, Any]:
+    """The values of a YAML file, without those that an alternative on the command line replaces."""
+    values = read_config(path)
+    given = {_option_name(arg) for arg in args if arg.startswith("--")}
+    for pair in ALTERNATIVES:
+        for one, other in (pair, pair[::-1]):
+            if one in given and other not in given:
+                values.pop(other, None)
+    return values
+
+
+def _instances(types: list[type], known: dict, raw: dict[str, Any], problems: list[str]) -> list[Options]:
+    """The option classes with the converted texts of `raw`; a text that cannot be converted leaves the default."""
+    converted = {}
+    for name, text in raw.items():
+        try:
+            converted[name] = convert(name, known[name][1], text)
+        except ValueError as error:
+            problems.append(str(error))
+    return [cls(**{s.name: converted[s.name] for s in fields(cls) if s.name in converted}) for cls in types]
+
+
+def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, problems: list[str]) -> dict:
     """The options of a YAML file as text, so that they are converted exactly as those of the command line."""
     raw: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            if name not in elsewhere:  # options of other methods are skipped: one file serves several methods
+            if name not in skipped:  # options of other methods: one file serves several methods
                 problems.append(_unknown(f"option in {path}", name, known))
             continue
         spec, hint = known[name]
@@ -204,13 +222,13 @@ def _json(name: str, text: str, kind: type, wanted: str) -> Any:
 
 
 def option_names(*groups: type[Options]) -> set[str]:
-    """The names of all options of `groups`, of every method if `MethodChoice` is among them, and of help."""
+    """The names of all options of `groups`, and those of every method if `MethodChoice` is among them."""
     types = list(groups)
     if MethodChoice in groups:
         from ..methods import METHODS
 
         types += [method.Options for method in METHODS.values()]
-    return {spec.name for cls in types for spec in fields(cls)} | {"config", "help", "help_all"}
+    return {spec.name for cls in types for spec in fields(cls)}
 
 
 def read_config(config: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -245,10 +263,6 @@ def find_config(config: str) -> Path:
         else f"give a YAML file, or a recipe of the package: {', '.join(sorted(n for n in recipes if '/' not in n))}"
     )
     raise InputError(f"--config {config}: no such file; {hint}.")
-
-
-def _is_required(spec: Field) -> bool:
-    return spec.default is MISSING and spec.default_factory is MISSING
 
 
 def _option_name(arg: str) -> str:

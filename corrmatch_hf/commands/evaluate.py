@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..data.load import load_semi_dataset
 from ..data.options import SOURCES, DataOptions
@@ -17,6 +17,11 @@ from ..options import Options, option
 from ..text import percent
 from . import COMMANDS
 from .arguments import parse
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 
 EXAMPLES = """
 corrmatch evaluate --model outputs/run --data_dir photos
@@ -103,9 +108,7 @@ def main(args: Sequence[str]) -> dict:
     # Heavy imports come after parsing, so that --help is fast.
     from accelerate import PartialState
 
-    from ..evaluation import evaluate_segmentation
-    from ..evaluation.feature_quality import model_feature_quality, require_scikit_learn
-    from ..evaluation.optimize import PRECISIONS, optimize_for_inference
+    from ..evaluation.feature_quality import require_scikit_learn
     from ..hub.load import load_saved
 
     output = Path(options.output)
@@ -123,6 +126,28 @@ def main(args: Sequence[str]) -> dict:
         print(f"note: the model was trained for {names[0]}, the dataset has {names[1]}.", file=sys.stderr)
 
     process = PartialState()
+    metrics = measure(model, processor, data, options, process)
+    if process.is_main_process:
+        print(table(metrics))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"written to {output}")
+    process.destroy_process_group()
+    return metrics
+
+
+def measure(
+    model: CorrMatchForSegmentation,
+    processor: CorrMatchImageProcessor,
+    data: SemiDataset,
+    options: EvaluationOptions,
+    process: PartialState,
+) -> dict:
+    """The figures on the validation images, which the processes share."""
+    from ..evaluation import evaluate_segmentation
+    from ..evaluation.feature_quality import model_feature_quality
+    from ..evaluation.optimize import PRECISIONS, optimize_for_inference
+
     samples = EvaluationSet(data.validation, data)
     shared = {
         "ignore_index": data.ignore_index,
@@ -149,12 +174,6 @@ def main(args: Sequence[str]) -> dict:
     )
     if options.feature_quality:
         metrics["feature_quality"] = model_feature_quality(model, samples, **shared)
-    if process.is_main_process:
-        print(table(metrics))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written to {output}")
-    process.destroy_process_group()
     return metrics
 
 

@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> None:
         raise InputError(f"{', '.join(missing)} cannot be imported; run: pip install corrmatch-hf[onnx]")
 
     # Heavy imports come after parsing, so that --help is fast.
-    from ..export import export_model
+    from ..evaluation.export import export_model
     from ..hub.load import load_saved
     from ..model import CorrMatchForSegmentation
 

@@ -20,7 +20,6 @@ def help_text(
     types: list[type],
     method: Any,
     values: dict[str, Any],
-    *,
     everything: bool,
     description: str,
     examples: str,
@@ -34,8 +33,7 @@ def help_text(
         everything: all options instead of those marked `common`.
     """
     rows: dict[str, list[str]] = {}
-    hidden = 0
-    positionals = []
+    positionals, hidden = [], 0
     for cls in types:
         hints = get_type_hints(cls)
         own = method.name if method is not None and cls is method.Options else "Options"
@@ -44,34 +42,33 @@ def help_text(
             if meta.get("positional"):
                 positionals.append(_metavar(spec, hint))
                 heading = "Arguments"
-            elif everything or meta.get("common") or _required(spec):
+            elif everything or meta.get("common") or is_required(spec):
                 heading = meta.get("group") or own
             else:
                 hidden += 1
                 continue
             rows.setdefault(heading, []).append(_row(spec, hint, values, method))
-    rows["Help"] = [
-        _entry("--config FILE", "YAML file with values for these options, or the name of a recipe.")
-    ]
-    rows["Help"].append(
-        _entry("-h, --help", "Show the most needed options." if hidden or everything else "Show this.")
-    )
-    if hidden or everything:
-        text = "Show all options"
-        rows["Help"].append(_entry("--help-all", f"{text} ({hidden} more)." if hidden else f"{text}."))
-    usage = " ".join(["usage: corrmatch", command, *positionals, "[options]"])
-    parts = [usage, _wrap(description)]
+    rows["Help"] = list(_general(hidden, everything, method))
+    parts = [" ".join(["usage: corrmatch", command, *positionals, "[options]"]), _wrap(description)]
     if examples:
         parts.append("Examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "))
     parts += [f"{heading}:\n" + "\n".join(rows[heading]) for heading in _ordered(rows, method)]
-    if method is not None:
-        parts.append(
-            _wrap(
-                f"Options of a method are listed by its name: corrmatch {command} --method {method.name} --help-all. "
-                f"A switch such as --streaming is turned off by --streaming False."
-            )
-        )
     return "\n\n".join(parts)
+
+
+def _general(hidden: int, everything: bool, method: Any) -> Iterator[str]:
+    """The rows of the options that every command has."""
+    if method is None:
+        yield _entry("--config FILE", "YAML file with values for these options.")
+    else:
+        yield _entry("--config FILE", "YAML file with values for these options, or the name of a recipe.")
+    if not (hidden or everything):
+        yield _entry("-h, --help", "Show these options.")
+        return
+    yield _entry("-h, --help", "Show the most needed options.")
+    count = f" ({hidden} more)" if hidden else ""
+    own = "" if method is None else f", including those of --method {method.name}"
+    yield _entry("--help-all", f"Show all options{count}{own}.")
 
 
 def _ordered(rows: dict[str, list[str]], method: Any) -> Iterator[str]:
@@ -93,13 +90,15 @@ def _row(spec: Field, hint: Any, values: dict[str, Any], method: Any) -> str:
         from ..methods import METHODS
 
         choices, default = tuple(METHODS), method.name
-    if choices and _shown(choices) is None:
+    if choices and _shown(choices) is None and not all(str(choice) in text for choice in choices):
         text = f"{text.rstrip('.')}: {', '.join(map(str, choices))}."
     if isinstance(default, list):
         default = " ".join(map(str, default))
     if default is MISSING and not meta.get("positional"):
         text += " (required)"
-    elif default not in (None, False, MISSING):
+    elif default is True:
+        text += f" (default: True; turn it off by --{spec.name} False)"
+    elif not any(default is nothing for nothing in (None, False, MISSING)):
         text += f" (default: {default})"
     name = (
         _metavar(spec, hint) if meta.get("positional") else f"--{spec.name} {_metavar(spec, hint)}".rstrip()
@@ -125,7 +124,7 @@ def _shown(choices: tuple) -> str | None:
     return text if len(text) <= SHORT_CHOICES else None
 
 
-def _required(spec: Field) -> bool:
+def is_required(spec: Field) -> bool:
     return spec.default is MISSING and spec.default_factory is MISSING
 
 

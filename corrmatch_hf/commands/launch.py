@@ -16,10 +16,11 @@ NOT_OURS_TO_PASS = ("help", "module", "no_python", "training_script", "training_
 
 
 def split_launcher_flags(args: Sequence[str], own: set[str]) -> tuple[list[str], list[str]]:
-    """`args` -> (flags of `accelerate launch`, the rest). Options in `own` are never the launcher's.
+    """`args` -> (flags of `accelerate launch`, the rest). Options in `own` and those for help are never the launcher's.
 
     `--mixed_precision`, for example, is an option of both; it goes to the training alone, which is enough.
     """
+    own = own | {"config", "help", "help_all"}
     if all(_name(arg) in own for arg in args if arg.startswith("--")):
         return [], list(args)
     from accelerate.commands.launch import launch_command_parser

@@ -48,12 +48,12 @@ class ModelOptions(Options):
     )
     decoder: Literal["deeplabv3plus", "dpt", "linear"] = option(
         "deeplabv3plus",
-        "deeplabv3plus for encoders with a feature pyramid, dpt for plain transformers, linear (the lightest) for both",
+        "deeplabv3plus for encoders with a feature pyramid, dpt for plain transformers, linear (lightest) for both.",
         group="Model",
         metavar="NAME",
     )
     correlation_position: Literal["encoder", "aspp", "fusion", "classifier"] = option(
-        "encoder", "Features that the correlation head receives (table 8 of the paper)", group="Model"
+        "encoder", "Features that the correlation head receives (table 8 of the paper).", group="Model"
     )
     correlation_scale: Literal["scores", "rows"] = option(
         "scores",

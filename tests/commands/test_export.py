@@ -11,7 +11,7 @@ from PIL import Image
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.commands import export as command
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.export import compare, write_onnx
+from corrmatch_hf.evaluation.export import compare, write_onnx
 
 from .conftest import ID2LABEL
 

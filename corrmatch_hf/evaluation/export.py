@@ -21,8 +21,8 @@ from timm.layers import pos_embed_sincos
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .errors import InputError
-from .model import CorrMatchForSegmentation, CorrMatchImageProcessor
+from ..errors import InputError
+from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 
 TOLERANCE = 1e-4  # of the largest logit
 METADATA_FILE = "metadata.json"  # inside a program of torch.export
