@@ -28,7 +28,7 @@ corrmatch evaluate --model outputs/run --data_dir photos
 corrmatch evaluate --model user/model --dataset_name user/dataset --split test --output test.json
 corrmatch evaluate --model outputs/city --data_dir cityscapes --window 801         # sliding window
 corrmatch evaluate --model outputs/run --data_dir photos --precision bf16 --batch_size 8
-torchrun --nproc_per_node 4 -m corrmatch_hf evaluate --model outputs/run --data_dir photos   # 4 GPUs
+torchrun --nproc_per_node 4 -m corrmatch_hf evaluate --model outputs/run --data_dir photos  # 4 GPUs
 """
 
 

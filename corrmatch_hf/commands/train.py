@@ -25,12 +25,12 @@ from .launch import launch, split_launcher_flags
 from .model_options import ModelOptions
 
 EXAMPLES = """
-corrmatch train                                                  # built-in synthetic data
+corrmatch train                                           # built-in synthetic data
 corrmatch train --data_dir photos --labeled_fraction 0.1 --max_steps 5000
 corrmatch train --config pascal --data_dir VOC2012 --labeled_list splits/92/labeled.txt \\
     --unlabeled_list splits/92/unlabeled.txt
-corrmatch train --method supervised                              # the baseline
-corrmatch train --num_processes 4 --config my.yaml               # 4 GPUs; flags of `accelerate launch`
+corrmatch train --method supervised                       # the baseline
+corrmatch train --num_processes 4 --config my.yaml        # 4 GPUs; flags of `accelerate launch`
 corrmatch train --data_dir photos --push_to_hub --hub_model_id user/model
 """
 GROUPS = (MethodChoice, DataOptions, ModelOptions, TrainingConfig)

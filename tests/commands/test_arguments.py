@@ -169,7 +169,10 @@ def test_unknown_option_names_the_nearest():
         ({"eval_stride": 4}, "--eval_window"),
         ({"layer_decay": 0.0}, "--layer_decay is 0.0"),
         ({"layer_decay": 1.5}, "--layer_decay is 1.5"),
-        ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer_decay cannot be combined with --freeze_encoder"),
+        (
+            {"layer_decay": 0.5, "freeze_encoder": True},
+            "--layer_decay cannot be combined with --freeze_encoder",
+        ),
     ],
 )
 def test_bad_values(values, message):

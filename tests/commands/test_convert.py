@@ -200,7 +200,9 @@ def test_what_cannot_be_meant(checkpoint, saved_model, tmp_path):
         main([str(checkpoint), str(tmp_path / "out.pth")])
     with pytest.raises(InputError, match="--recipe is for reading a checkpoint"):
         main([str(saved_model), str(tmp_path / "out.pth"), "--recipe", "pascal"])
-    with pytest.raises(InputError, match="cannot be saved as a checkpoint of the authors: it has encoder test_resnet"):
+    with pytest.raises(
+        InputError, match="cannot be saved as a checkpoint of the authors: it has encoder test_resnet"
+    ):
         main([str(saved_model), str(tmp_path / "out.pth")])
     assert not (tmp_path / "out.pth").exists()
 
