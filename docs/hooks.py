@@ -33,7 +33,9 @@ API = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces the markers of a page."""
-    return MARKER.sub(lambda match: {"options": options, "citation": citation, "api": api}[match[1]](match[2]), markdown)
+    return MARKER.sub(
+        lambda match: {"options": options, "citation": citation, "api": api}[match[1]](match[2]), markdown
+    )
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -44,11 +46,15 @@ def on_page_content(html: str, **_: Any) -> str:
 def options(what: str) -> str:
     """Option tables in Markdown: of a method, of all of `train`, or of one group of it."""
     if what in METHODS:
-        return "\n\n".join(table(rows) for rows in grouped(METHODS[what].Options).values())
+        groups = grouped(METHODS[what].Options)
+        own = groups.pop("", [])  # options of one method name no group
+        shared = [row for rows in groups.values() for row in rows]
+        parts = [table(own)] if own else []
+        return "\n\n".join([*parts, "Shared with other methods:", table(shared)])
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for cls in train.GROUPS:
         for group, rows in grouped(cls).items():
-            groups.setdefault(group or "Other", []).extend(rows)
+            groups[group] += rows
     if what.startswith("group "):
         return table(groups[what.removeprefix("group ")])
     return "\n\n".join(f"## {group}\n\n{table(rows)}" for group, rows in groups.items() if rows)
@@ -84,16 +90,16 @@ def values(spec: dataclasses.Field, hint: Any) -> str:
 
 
 def citation(method: str) -> str:
-    from corrmatch_hf.methods.citations import citation_of
-
-    reference = citation_of(method)
-    return f"{reference.text}\n\n```bibtex\n{reference.bibtex}\n```"
+    cited = METHODS[method].citation
+    return f"{cited.text}.\n\n```bibtex\n{cited.bibtex}\n```"
 
 
 def api(_: str) -> str:
     """One entry for each public name, by the place where it is defined; names not in `API` come last."""
     listed = {name for names in API.values() for name in names}
-    others = [name for name in corrmatch_hf.__all__ if name not in listed and not re.match(r"_|.*Options$", name)]
+    others = [
+        name for name in corrmatch_hf.__all__ if name not in listed and not re.match(r"_|.*Options$", name)
+    ]
     sections = []
     for title, names in {**API, "Further names": others}.items():
         entries = []
@@ -101,7 +107,14 @@ def api(_: str) -> str:
             thing = getattr(corrmatch_hf, name, None) or getattr(corrmatch_hf.methods, name)
             entry = f"::: {thing.__module__}.{thing.__qualname__}"
             if name == "SemiSupervisedTrainer":  # whose base class is not public
-                members = ["train", "evaluate", "save_checkpoint", "save_model", "full_configuration", "push_to_hub"]
+                members = [
+                    "train",
+                    "evaluate",
+                    "save_checkpoint",
+                    "save_model",
+                    "full_configuration",
+                    "push_to_hub",
+                ]
                 entry += f"\n    options:\n      members: {members}\n      inherited_members: {members}"
             entries.append(entry)
         sections.append(f"## {title}\n\n" + "\n\n".join(entries))

@@ -48,14 +48,18 @@ def main() -> None:
     output = Path(__file__).parent / "images" / "synthetic.png"
     output.parent.mkdir(exist_ok=True)
     canvas.quantize(128).save(output, optimize=True)
-    print(f"written to {output}, {output.stat().st_size // 1000} kB; mean gain {100 * gain.mean():.1f} points")
+    print(
+        f"written to {output}, {output.stat().st_size // 1000} kB; mean gain {100 * gain.mean():.1f} points"
+    )
 
 
 def predict(folder: str, images: list[Image.Image]) -> np.ndarray:
     """Class ids (N, H, W) of images of one size by the model in `folder`."""
     model = CorrMatchForSegmentation.from_pretrained(folder).eval()
     processor = CorrMatchImageProcessor.from_pretrained(folder)
-    pixels = [processor(images=image, return_tensors="pt")["pixel_values"] for image in images]  # (1, 3, H, W)
+    pixels = [
+        processor(images=image, return_tensors="pt")["pixel_values"] for image in images
+    ]  # (1, 3, H, W)
     return np.concatenate([predict_probabilities(model, each).argmax(1).numpy() for each in pixels])
 
 
