@@ -1,9 +1,9 @@
-"""A training method of one's own, complete: entropy minimisation on the built-in synthetic data.
+"""A complete training method of your own: entropy minimisation on the built-in synthetic data.
 
     python examples/own_method.py                  # about a minute on two CPU cores; results in outputs/own_method
 
-The labelled images teach the classes; on the unlabelled ones the network is to be sure, whatever it decides.
-`docs/own_method.md` explains what a method gets and what it owes.
+The labelled images teach the classes; on the unlabelled ones, the loss makes predictions confident.
+`docs/own_method.md` explains the interface of a method.
 """
 
 import sys
@@ -48,17 +48,24 @@ class EntropyMinimisation(Method):
 
 
 def main(max_steps: int = 300, output_dir: str = "outputs/own_method") -> dict:
+    # Arguments
+    options = TrainingConfig(
+        output_dir=output_dir, max_steps=max_steps, per_device_batch_size=8, crop_size=65, scale_min=0.6,
+        scale_max=1.2, optimizer="adamw", learning_rate=0.002, head_lr_multiplier=1, eval_batch_size=10,
+    )  # fmt: skip
+
+    # Dataset
     data = load_semi_dataset("synthetic")
+
+    # Model and method
     torch.manual_seed(0)
     config = CorrMatchConfig(
         encoder_name="test_resnet", output_stride=8, aspp_channels=32, decoder_channels=32, correlation_head=False,
         id2label=data.id2label,
     )  # fmt: skip
     method = EntropyMinimisation(CorrMatchForSegmentation(config))
-    options = TrainingConfig(
-        output_dir=output_dir, max_steps=max_steps, per_device_batch_size=8, crop_size=65, scale_min=0.6,
-        scale_max=1.2, optimizer="adamw", learning_rate=0.002, head_lr_multiplier=1, eval_batch_size=10,
-    )  # fmt: skip
+
+    # Training
     return SemiSupervisedTrainer(method, data, options).train()
 
 
