@@ -180,7 +180,7 @@ def test_class_names_of_ones_own(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--recipe", "pascal"], "3 classes apart, so 3 names are needed.*given are 21"),
+        (["--recipe", "pascal"], "has 3 classes, so 3 names are needed.*given are 21"),
         ([], "output stride is not in a checkpoint"),
         (["--recipe", "pascal", "--id2label", "x.json"], "both name the classes"),
         (["--output_stride", "8", "--id2label", "none.json"], "none.json cannot be read"),
@@ -252,7 +252,7 @@ def test_unimatch_v2_needs_neither_recipe_nor_stride(second_version, tmp_path):
     unused = [key for key in average if not torch.equal(back[key], average[key])]
     assert {key.rsplit(".", 2)[0] for key in unused} == {"backbone", "head.scratch.refinenet4.resConfUnit1"}
     for options, reason in (
-        ([], "several sets of weights: choose one of model, model_ema by --key"),
+        ([], "several sets of weights: choose one of model, model_ema with --key"),
         (["--key", "model", "--image_size", "800"], "image_size is 800"),
         (["--key", "model", "--output_stride", "16"], "output_stride is 16, but"),
     ):
