@@ -212,7 +212,7 @@ class Augmentation:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, (value / 255 - mean) / std."""
         pixels = np.asarray(pixels)
         *many, height, width, _ = pixels.shape
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
         scale, offset = 1 / (std * 255), mean / std  # both (3,)
         result = np.empty((*many, 3, height, width), np.float32)
         planes = result.reshape(-1, 3, height, width)

@@ -47,7 +47,7 @@ def read_colors(
     if isinstance(value, str):
         value = _read_json(value, "--label_colors")
     try:
-        colors = {int(i): tuple(int(c) for c in color) for i, color in _entries(value)}
+        colors: dict[int, Any] = {int(i): tuple(int(c) for c in color) for i, color in _entries(value)}
     except (TypeError, ValueError):
         colors = {}
     if not colors or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in colors.values()):
@@ -55,7 +55,7 @@ def read_colors(
             "--label_colors must give [red, green, blue], each 0 to 255, for each class, as in "
             "[[0, 0, 0], [128, 0, 0]]."
         )
-    ignored = ()
+    ignored: tuple[Color, ...] = ()
     if ignore_index >= len(colors) - 1 and ignore_index in colors:
         ignored = (colors.pop(ignore_index),)
     if sorted(colors) != list(range(len(colors))):

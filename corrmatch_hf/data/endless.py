@@ -37,7 +37,7 @@ class Sample(NamedTuple):
     """The sample at a position: its undecoded row, and the pass and index that determine its random numbers."""
 
     number: int  # of the pass over the data
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     row: dict
 
 

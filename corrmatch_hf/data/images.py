@@ -48,7 +48,7 @@ def _decode(value: dict | str | Image.Image) -> Image.Image:
     """Like `datasets.Image.decode_example`, but a too large picture is rejected before its pixels are decoded."""
     if isinstance(value, Image.Image):
         return _upright(value)
-    cell = {"path": value, "bytes": None} if isinstance(value, str) else value
+    cell: dict[str, Any] = {"path": value, "bytes": None} if isinstance(value, str) else value
     content, path = cell.get("bytes"), cell.get("path")
     if content is None and path is None:
         raise ValueError("it is missing")

@@ -74,7 +74,7 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
     source = _open_source(chosen)
     names = _known_names(names, source, chosen, len(label_colors or ()))
     mask_format = MaskFormat(
-        names and len(names), ignore_index, chosen.reduce_labels, label_colors, ignore_colors
+        len(names) if names else None, ignore_index, chosen.reduce_labels, label_colors, ignore_colors
     )
     labeled, rest = _labeled_and_rest(source, chosen, mask_format)
     pool = [rest, source.unlabeled() if chosen.unlabeled_list is None else None, *_extra_unlabeled(chosen)]

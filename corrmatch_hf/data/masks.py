@@ -26,7 +26,7 @@ def voc_colors(count: int = 256) -> tuple[Color, ...]:
         for bit in range(8):
             for channel in range(3):
                 color[channel] |= (class_id >> (3 * bit + channel) & 1) << (7 - bit)
-        colors.append(tuple(color))
+        colors.append((color[0], color[1], color[2]))
     return tuple(colors)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import TypeAlias
 
 import datasets
 import numpy as np
@@ -17,7 +18,7 @@ from ..errors import InputError
 from .images import read_photo
 from .masks import Color, MaskFormat
 
-AnyDataset = datasets.Dataset | datasets.IterableDataset
+AnyDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 @dataclass(frozen=True)

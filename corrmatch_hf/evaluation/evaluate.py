@@ -82,7 +82,10 @@ def evaluate_segmentation(
     confusion = ConfusionMatrix(num_labels, ignore_index, device)
     own = Subset(samples, range(rank, len(samples), world_size))
 
-    with evaluating(model), torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+    with (
+        evaluating(model),
+        torch.autocast(torch.device(device).type, autocast_dtype, enabled=autocast_dtype is not None),
+    ):
         bar = tqdm(total=len(own), desc="evaluating", unit="image", disable=not progress)
         for group in _equal_sizes(_read(own, batch_size, num_workers), batch_size):
             pixels = torch.stack([s["image"] for s in group]).to(device, non_blocking=True)

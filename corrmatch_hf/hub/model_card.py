@@ -60,7 +60,7 @@ SEAL = "\n<!-- Written by corrmatch-hf from run.json ({digest}). Change it freel
 def write_run_card(
     folder: str | Path,
     *,
-    run: Mapping[str, object],
+    run: Mapping[str, Any],
     metrics: Mapping[str, object] | None = None,
     best: Mapping[str, object] | None = None,
     pictures: Mapping[str, str] | None = None,
@@ -242,7 +242,7 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
     environment.filters |= {"cell": _cell, "percent": partial(percent, digits=2), "quoted": _quoted}
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
     text = template.render(
-        facts
+        dict(facts)
         | {
             "front_matter": _front_matter(run, facts["metrics"], facts["samples"], title).to_yaml(),
             "title": title,

@@ -6,6 +6,7 @@ import shlex
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -63,7 +64,7 @@ def push_folder(
     """
     folder = Path(folder)
     check_folder(folder)
-    options = {"private": private, "revision": revision, "inference_only": inference_only}
+    options: dict[str, Any] = {"private": private, "revision": revision, "inference_only": inference_only}
     with upload_errors(
         f"push {folder} to {repo_id}", f"Try again: {retry_command(folder, repo_id, **options)}"
     ):

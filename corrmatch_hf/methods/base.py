@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ class Method(nn.Module):
     uses_correlation_head: ClassVar[bool] = False
     strong_views: ClassVar[int] = 1  # of each unlabelled image in a batch
 
-    options: MethodOptions
+    options: Any  # an instance of `Options`
     teacher: Teacher | None
 
     def __init__(self, model: nn.Module, options: MethodOptions | None = None, seed: int = 0):

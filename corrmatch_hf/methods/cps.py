@@ -199,7 +199,8 @@ class CPS(Method):
         with torch.no_grad():
             plain = self._logits(batch.weak)
         targets = [mix(target) for target in self._targets(plain)]
-        teachers = valid = None
+        teachers: Pair | None = None
+        valid = None
         if self.options.inter_pixel_loss != "none":
             teachers, valid = [mix(logits) for logits in plain], mix(batch.valid)
         del plain  # otherwise it would keep its memory during the passes with gradient

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..data.batch import SemiBatch
 from ..options import option
-from .base import Logs, Method, loss_logs
+from .base import Logs, Method, MethodOptions, loss_logs
 from .citations import Citation
 from .inter_pixel import inter_pixel_terms
 from .pseudo_labels import (
@@ -56,7 +56,7 @@ class FixMatch(Method):
     """FixMatch's training step; the head of this file has the equations."""
 
     name = "fixmatch"
-    Options = FixMatchOptions
+    Options: ClassVar[type[MethodOptions]] = FixMatchOptions
     options: FixMatchOptions
     citation = Citation(
         "[FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence]"

@@ -10,10 +10,9 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-# The packages that this folder needs, as in pyproject.toml of corrmatch-hf. A pushed model lists them in requirements.txt.
-TIMM_REQUIREMENT = (
-    "timm>=1.0.24"  # before, DINOv2 and ConvNeXt fail to build, and EVA02 loads as NaN without an error
-)
+# The packages that this folder needs, as in pyproject.toml; also the requirements.txt of a pushed model. With an older
+# timm, DINOv2 and ConvNeXt cannot be built, and EVA02 loads as NaN without an error.
+TIMM_REQUIREMENT = "timm>=1.0.24"
 REQUIREMENTS = ("torch>=2.6", "torchvision>=0.21", TIMM_REQUIREMENT, "transformers>=5.17", "pillow>=11.0")
 
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.

@@ -97,7 +97,8 @@ class CorrMatchEncoder(nn.Module):
         try:
             return self._features(pixel_values)
         except (AssertionError, RuntimeError) as error:
-            self._explain_size(*pixel_values.shape[-2:], error)
+            height, width = pixel_values.shape[-2:]
+            self._explain_size(height, width, error)
             raise
 
     def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:

@@ -24,7 +24,7 @@ SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_
 RESAMPLINGS = range(6)  # PIL's codes
 
 
-class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):
+class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict
     """
     ignore_index (`int`, *optional*, defaults to 255):
         Label of pixels added around segmentation maps when a batch holds several sizes.

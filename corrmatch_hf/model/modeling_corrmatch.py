@@ -150,8 +150,8 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
-        # transformers allocates here what the weights file lacks. The amount depends on the configuration, which may come
-        # from an untrusted file, so it is limited.
+        # transformers allocates here what the weights file lacks. The amount depends on the configuration, which may be
+        # malicious, so it is limited.
         buffers = [buffer for _, buffer in self.named_non_persistent_buffers()]
         numbers = sum(each.numel() for each in (*map(self.get_parameter_or_buffer, missing_keys), *buffers))
         if numbers > MAX_MISSING_NUMBERS:

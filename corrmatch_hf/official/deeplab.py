@@ -40,7 +40,8 @@ PREFIXES = {  # theirs: ours
     "corr.conv1.": "correlation.query.",
     "corr.conv2.": "correlation.key.",
 }
-ENCODERS = {(3, 4, 6, 3): "resnet50s", (3, 4, 23, 3): "resnet101s"}  # blocks of the four stages: timm's name
+# Blocks of the four stages: timm's name.
+ENCODERS: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "resnet50s", (3, 4, 23, 3): "resnet101s"}
 COUNTER = ".num_batches_tracked"  # BatchNorm had none before PyTorch 0.4.1; the network does not depend on it
 
 
@@ -50,11 +51,11 @@ def config_arguments(shapes: Mapping[str, tuple], path: Path) -> dict:
     Raises:
         InputError: the encoder is not one of the authors'.
     """
-    blocks = [0, 0, 0, 0]
+    blocks = [0, 0, 0, 0]  # of each stage
     for name in shapes:
-        if found := re.match(r"backbone\.layer([1-4])\.(\d{1,5})\.", name):
-            stage = int(found[1]) - 1
-            blocks[stage] = max(blocks[stage], int(found[2]) + 1)
+        if match := re.match(r"backbone\.layer([1-4])\.(\d{1,5})\.", name):
+            stage = int(match[1]) - 1
+            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
     encoder = ENCODERS.get(tuple(blocks))
     if encoder is None:
         known = " or ".join(f"{name} {blocks}" for blocks, name in ENCODERS.items())

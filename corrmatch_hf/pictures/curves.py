@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,7 +73,7 @@ def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = No
     return figure
 
 
-def _series(rows: Iterable[Mapping[str, object]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{key: (steps, values)}, by step; of a step logged twice, as by a resumed run, the last values count."""
     points: dict[str, dict[int, float]] = {}
     wanted = {"loss", "learning_rate", "mean_iou", *SELECTION}
@@ -100,7 +101,7 @@ def _draw(axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Non
             axes.plot(steps, values, color=color, label=label, linewidth=1.4, marker=marker)
     if len(lines) > 1:
         axes.legend(fontsize=8, framealpha=0.8, ncols=2 if len(lines) > 4 else 1)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axes.locator_params(axis="x", integer=True, nbins=6)
     steps = np.concatenate([steps for steps, _ in lines.values()])
     if steps.min() == steps.max():  # else the axis of a single step has fractional ticks
         axes.set_xlim(steps[0] - 1, steps[0] + 1)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,7 +45,7 @@ class StopSignals:
 
     def __init__(self):
         self.received = 0
-        self._handlers_before: dict[int, object] = {}
+        self._handlers_before: dict[int, Any] = {}
         # A gloo group of its own: it compares integers on the host, without waiting for a GPU.
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
 

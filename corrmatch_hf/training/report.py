@@ -111,7 +111,11 @@ def write_report(folder: Path, facts: RunFacts) -> None:
         samples = _draw_predictions(folder, facts)
         pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
     run = _card_facts(facts)
-    provenance = {"options": facts.options, "command": facts.command, "versions": library_versions()}
+    provenance: dict[str, Any] = {
+        "options": facts.options,
+        "command": facts.command,
+        "versions": library_versions(),
+    }
     best = result["best"] and {key: result["best"][key] for key in ("step", "mean_iou")}
     write_run_card(
         folder, run=run, metrics=result["final"], best=best, pictures=pictures, samples=samples, **provenance

@@ -88,7 +88,7 @@ class SemiSupervisedTrainer(Run):
                 self._loop(batches, signals, log, progress)
         finally:
             progress.close()
-            batches.close()
+            batches.close()  # type: ignore[attr-defined]  # a generator
         return self._finish(log)
 
     def _loop(

@@ -59,7 +59,7 @@ def _pack(shapes, confident, threshold, words, seg_size, count, pixels, words_pe
         in_shape += tl.sum(shape)
         in_seg += tl.sum(seg)
         tl.store(words + word, tl.sum(shape << place, axis=1), mask=word < words_per_shape)
-    share = tl.div_rn(in_seg.to(tl.float32), tl.maximum(in_shape, 1).to(tl.float32))
+    share = tl.div_rn(in_seg.to(tl.float32), tl.maximum(in_shape, 1).to(tl.float32))  # type: ignore[union-attr]
     fails = share < tl.load(threshold)
     tl.store(seg_size + program, tl.where(fails, 0, in_seg))
 
