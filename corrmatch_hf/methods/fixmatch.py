@@ -21,7 +21,7 @@ The student as its own teacher is the baseline of UniMatch's first paper, the mo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
