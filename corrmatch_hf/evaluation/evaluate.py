@@ -98,20 +98,7 @@ def evaluate_segmentation(
                 flip=flip,
                 batch_size=batch_size,
             )
-            if probabilities.shape[1] != num_labels:
-                raise InputError(
-                    f"The model predicts {probabilities.shape[1]} classes but the data set has {num_labels}: "
-                    "evaluate on the data set that the model was trained for."
-                )
-            # equal to argmax, but five times as fast on a CPU
-            confidence, prediction = probabilities.max(1)
-            if confidence.sum().isnan():  # else NaN would count as a prediction
-                names = [s["file"] for s, c in zip(group, confidence, strict=True) if c.isnan().any()]
-                raise InputError(
-                    f"The model's outputs for {', '.join(names)} are not finite: its weights are corrupt, or the "
-                    "precision is too low. Evaluate an earlier checkpoint, or in float32."
-                )
-            _count(confusion, prediction, group)
+            _count(confusion, _class_ids(probabilities, num_labels, group), group)
             bar.update(len(group))
         bar.close()
 
@@ -179,6 +166,23 @@ def _equal_sizes(samples: Iterable[dict], batch_size: int) -> Iterator[list[dict
         elif sum(map(len, waiting.values())) >= LOOK_AHEAD * batch_size:
             yield waiting.pop(next(iter(waiting)))  # the group that has waited longest
     yield from waiting.values()
+
+
+def _class_ids(probabilities: Tensor, num_labels: int, group: list[dict]) -> Tensor:
+    """(N, K, H, W) probabilities of a group -> (N, H, W) predicted class ids."""
+    if probabilities.shape[1] != num_labels:
+        raise InputError(
+            f"The model predicts {probabilities.shape[1]} classes but the dataset has {num_labels}: "
+            "evaluate on the dataset that the model was trained for."
+        )
+    confidence, prediction = probabilities.max(1)  # equal to argmax, but five times as fast on a CPU
+    if confidence.sum().isnan():  # else NaN would count as a prediction
+        names = [s["file"] for s, c in zip(group, confidence, strict=True) if c.isnan().any()]
+        raise InputError(
+            f"The model's outputs for {', '.join(names)} are not finite: its weights are corrupt, or the "
+            "precision is too low. Evaluate an earlier checkpoint, or in float32."
+        )
+    return prediction
 
 
 def _count(confusion: ConfusionMatrix, predictions: Tensor, group: list[dict]) -> None:

@@ -133,5 +133,5 @@ def test_what_does_not_fit_is_told(saved_model, photos, tmp_path, capsys):
     with pytest.raises(InputError, match=r"The model has 3 classes, but .*id2label\.json names 2"):
         main(["--data_dir", str(other), "--num_workers", "0", "--model", str(saved_model)])
     names.write_text(json.dumps({0: "sky", 1: "road"}))
-    with pytest.raises(InputError, match="predicts 3 classes but the data set has 2"):
+    with pytest.raises(InputError, match="predicts 3 classes but the dataset has 2"):
         main([*base, "--model", str(saved_model), "--id2label", str(names)])

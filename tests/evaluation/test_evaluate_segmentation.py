@@ -199,7 +199,7 @@ def test_samples_that_cannot_be_evaluated_are_named():
 
 
 def test_another_number_of_classes_is_refused():
-    with pytest.raises(InputError, match="predicts 7 classes but the data set has 4"):
+    with pytest.raises(InputError, match="predicts 7 classes but the dataset has 4"):
         evaluate_segmentation(tiny_model(7), make_samples(), **OPTIONS)
 
 
