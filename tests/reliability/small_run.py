@@ -49,8 +49,8 @@ def make(
 
 
 def said_by(folder: Path) -> Path:
-    """The file with all that the processes of a run print."""
-    return folder.with_suffix(".out")
+    """The file with all that the processes of a run print; outside the folder's own disk, which may be full."""
+    return folder.parents[1] / f"{folder.parent.name}-{folder.name}.out"
 
 
 def train(folder: Path, before=None, env=None, **settings) -> None:
