@@ -408,7 +408,7 @@ def test_a_picture_that_is_a_program_starts_none(handler, tmp_path, monkeypatch,
     with pytest.raises(ValueError, match="cannot be read as a picture"):
         analysis.read_picture(str(path))
     for value in (str(path), {"bytes": EPS, "path": None}):
-        with pytest.raises(InputError, match=r"photo\.jpg: is none of JPEG, "):
+        with pytest.raises(InputError, match=r"photo\.jpg: its format is none of JPEG, "):
             open_picture(value, "photo.jpg")
 
 
