@@ -189,3 +189,10 @@ def test_encoders_without_checkpointing_say_so():
     encoder.set_grad_checkpointing(False)
     with pytest.raises(ValueError, match="'hrnet_w18_small' does not support gradient checkpointing"):
         encoder.set_grad_checkpointing(True)
+
+
+def test_a_timm_that_breaks_encoders_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0.22")
+    with pytest.raises(ImportError, match=r"timm>=1\.0\.24 is required .*found timm==1\.0\.22") as caught:
+        CorrMatchEncoder("test_resnet")
+    assert "pip install -U 'timm>=1.0.24'" in str(caught.value)
