@@ -9,6 +9,7 @@ from .cps import CPS, CPSOptions
 from .dgcl import DGCL, DGCLOptions
 from .dynamic_threshold import DynamicThreshold
 from .fixmatch import FixMatch, FixMatchOptions
+from .gatematch import GateMatch, GateMatchOptions
 from .ipixmatch import IPixMatch, IPixMatchOptions
 from .mean_teacher import MeanTeacher, MeanTeacherOptions
 from .supervised import Supervised, SupervisedOptions
@@ -17,7 +18,7 @@ from .unimatch_v2 import UniMatchV2, UniMatchV2Options
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (CorrMatch, UniMatch, UniMatchV2, FixMatch, IPixMatch, CPS, DGCL, MeanTeacher, Supervised)
+    for cls in (CorrMatch, UniMatch, UniMatchV2, FixMatch, IPixMatch, CPS, DGCL, MeanTeacher, Supervised, GateMatch)
 }
 
 
@@ -39,6 +40,8 @@ __all__ = [
     "DynamicThreshold",
     "FixMatch",
     "FixMatchOptions",
+    "GateMatch",
+    "GateMatchOptions",
     "IPixMatch",
     "IPixMatchOptions",
     "MeanTeacher",
