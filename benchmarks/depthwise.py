@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.dilation = padding, dilation
         return F.conv2d(x, weight, padding=padding, dilation=dilation, groups=len(weight))
@@ -35,7 +37,9 @@ class _Depthwise(torch.autograd.Function):
             planes = x.contiguous().view(1, n * channels, *x.shape[2:])  # every image's channel is a group
             kernels = grad.contiguous().view(n * channels, 1, *grad.shape[2:])
             taps = F.conv2d(planes, kernels, padding=padding, stride=dilation, groups=n * channels)
-            grad_weight = taps.view(n, channels, 1, *taps.shape[2:]).sum(0)[..., : weight.shape[2], : weight.shape[3]]
+            grad_weight = taps.view(n, channels, 1, *taps.shape[2:]).sum(0)[
+                ..., : weight.shape[2], : weight.shape[3]
+            ]
         return grad_x, grad_weight, None, None
 
 
@@ -64,5 +68,9 @@ class _Forward:
         if torch.is_grad_enabled() and (x.requires_grad or self.conv.weight.requires_grad):
             return _Depthwise.apply(x, self.conv.weight, self.conv.padding, self.conv.dilation)
         return F.conv2d(
-            x, self.conv.weight, padding=self.conv.padding, dilation=self.conv.dilation, groups=len(self.conv.weight)
+            x,
+            self.conv.weight,
+            padding=self.conv.padding,
+            dilation=self.conv.dilation,
+            groups=len(self.conv.weight),
         )

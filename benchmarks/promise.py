@@ -67,21 +67,22 @@ class Setting:
     folder: str  # below shared/data
     split: str  # folder with labeled.txt and unlabeled.txt
     validation: str = "validation"
-    side: int = 192  # of the reduced photos, the longer one
-    eval_side: int = 128  # of the validation photos
+    side: int = 320  # of the reduced photos, the longer one
+    eval_side: int = 208  # of the validation photos
+    validation_photos: int = 240  # evenly drawn, both halves together
     encoder: str = "tf_efficientnet_lite0"
     output_stride: int = 16
     channels: int = 64  # of ASPP, decoder and correlation head
-    crop: int = 97
-    scales: tuple[float, float] = (0.5, 1.0)
+    crop: int = 129
+    scales: tuple[float, float] = (0.45, 0.9)
     labeled_batch: int = 4
     unlabeled_batch: int = 4
     learning_rate: float = 2e-4
     head_multiplier: float = 5.0
     weight_decay: float = 0.01
-    frozen_stages: int = 3  # first stages of the encoder that are not trained (EfficientNet and MobileNet)
+    frozen_stages: int = 5  # first stages of the encoder that are not trained (EfficientNet and MobileNet)
     teacher_decay: float = 0.99
-    evaluations: int = 5  # a run
+    evaluations: int = 4  # a run
     groups: tuple[str, ...] = ()  # prefixes of file names that are reported apart
 
 
@@ -149,7 +150,9 @@ def reduced(source: Path, target: Path, side: int) -> Path:
     return target
 
 
-def load(setting: Setting, shared: Path, work: Path, all_masks: bool = False) -> tuple[SemiDataset, SemiDataset]:
+def load(
+    setting: Setting, shared: Path, work: Path, all_masks: bool = False
+) -> tuple[SemiDataset, SemiDataset]:
     """The data of a run, and the same with the unlabelled photos as the labelled ones, for diagnostics."""
     source = shared / "data" / setting.folder
     root = reduced(source, work / "data" / f"{setting.folder}_{setting.side}", setting.side)
@@ -157,7 +160,9 @@ def load(setting: Setting, shared: Path, work: Path, all_masks: bool = False) ->
     lists = root / setting.split
     everything = lists / "everything.txt"
     if not everything.exists():
-        everything.write_text((lists / "labeled.txt").read_text() + "\n" + (lists / "unlabeled.txt").read_text())
+        everything.write_text(
+            (lists / "labeled.txt").read_text() + "\n" + (lists / "unlabeled.txt").read_text()
+        )
 
     def semi(labeled: Path) -> SemiDataset:
         return load_semi_dataset(
@@ -188,7 +193,9 @@ def augmentation(setting: Setting, strong_views: int) -> Augmentation:
 # -------------------------------------------------------------------------------------------------------- model
 
 
-def build(setting: Setting, candidate: Candidate, data: SemiDataset, shared: Path, seed: int, steps: int) -> Method:
+def build(
+    setting: Setting, candidate: Candidate, data: SemiDataset, shared: Path, seed: int, steps: int
+) -> Method:
     """The method around a fresh network with the pretrained encoder."""
     cls = METHODS[candidate.method]
     options = dict(candidate.options)
@@ -251,13 +258,23 @@ class Validation:
     def __init__(self, data: SemiDataset, setting: Setting, batch: int = 8):
         self.data, self.setting = data, setting
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALISATION[setting.encoder])
-        samples = sorted(iter_samples(EvaluationSet(data.validation, data)), key=lambda sample: sample["file"])
-        alike: dict[tuple, list[tuple[Tensor, Tensor, list[str]]]] = {}  # by half and size: predicted together
+        samples = sorted(
+            iter_samples(EvaluationSet(data.validation, data)), key=lambda sample: sample["file"]
+        )
+        chosen = (
+            torch.linspace(0, len(samples) - 1, min(setting.validation_photos, len(samples))).long().tolist()
+        )
+        samples = [samples[i] for i in chosen]
+        alike: dict[
+            tuple, list[tuple[Tensor, Tensor, list[str]]]
+        ] = {}  # by half and size: predicted together
         for i, sample in enumerate(samples):
             parts = self.parts(i, Path(sample["file"]).name)
             photo = (sample["image"] / 255 - mean) / std
             alike.setdefault((parts[0], photo.shape), []).append((photo, sample["label"], parts))
-        self.batches = [photos[i : i + batch] for photos in alike.values() for i in range(0, len(photos), batch)]
+        self.batches = [
+            photos[i : i + batch] for photos in alike.values() for i in range(0, len(photos), batch)
+        ]
 
     def parts(self, i: int, name: str) -> list[str]:
         """The parts that photo i belongs to: its half, and its group in that half."""
@@ -271,8 +288,12 @@ class Validation:
             for batch in self.batches:
                 if batch[0][2][0] not in halves:
                     continue
-                images = torch.stack([photo for photo, _, _ in batch]).contiguous(memory_format=torch.channels_last)
-                for prediction, (_, label, parts) in zip(network(images).logits.argmax(1), batch, strict=True):
+                images = torch.stack([photo for photo, _, _ in batch]).contiguous(
+                    memory_format=torch.channels_last
+                )
+                for prediction, (_, label, parts) in zip(
+                    network(images).logits.argmax(1), batch, strict=True
+                ):
                     for part in parts:
                         matrix = matrices.setdefault(part, ConfusionMatrix(self.data.num_labels))
                         matrix.update(prediction, label)
@@ -309,13 +330,21 @@ class Diagnostics:
         """kept: share of pixels that count; right: share that counts with the true class (weights count as such)."""
         counted = self.labels != self.ignored
         right = kept * (labels == self.labels)
-        found = {"kept": mean(kept[counted]), "right": mean(right[counted]), "of_all": mean((labels == self.labels)[counted])}
+        found = {
+            "kept": mean(kept[counted]),
+            "right": mean(right[counted]),
+            "of_all": mean((labels == self.labels)[counted]),
+        }
         found["precision"] = found["right"] / max(found["kept"], 1e-9)
         for name, values in (("class_kept", kept), ("class_right", right)):
             found[name] = [mean(values[self.labels == k]) for k in range(self.classes)]
         # Of the pixels labelled k that count, the share whose true class is k.
         found["class_precision"] = [
-            round(right[counted & (labels == k)].sum().item() / max(kept[counted & (labels == k)].sum().item(), 1e-9), 4)
+            round(
+                right[counted & (labels == k)].sum().item()
+                / max(kept[counted & (labels == k)].sum().item(), 1e-9),
+                4,
+            )
             for k in range(self.classes)
         ]
         return found
@@ -326,7 +355,9 @@ def mean(values: Tensor) -> float:
 
 
 @torch.no_grad()
-def pseudo_labels(method: Method, images: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+def pseudo_labels(
+    method: Method, images: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
     """(labels, weight) that a method gives weak views, before and, where it propagates, after propagation."""
     valid = torch.ones_like(images[:, 0], dtype=torch.bool)
     if isinstance(method, GateMatch):
@@ -392,7 +423,9 @@ class Steps:
         self.average = getattr(self.method, "teacher", None)
         if not isinstance(self.average, Teacher):
             self.average = Teacher(self.method.model, self.setting.teacher_decay)
-        self.burn_in = getattr(self.method, "burn_in_steps", run.steps if not self.method.uses_unlabeled else 0)
+        self.burn_in = getattr(
+            self.method, "burn_in_steps", run.steps if not self.method.uses_unlabeled else 0
+        )
         self.seconds = {"labelled": 0.0, "unlabelled": 0.0}  # CPU seconds of the steps in each phase
 
     def batches(self, start: int) -> Iterator:
@@ -404,7 +437,11 @@ class Steps:
             labelled = training_batches(self.data, views, unlabeled_batch=0, start_step=start, **arguments)
             yield from (next(labelled) for _ in range(start, self.burn_in))
         yield from training_batches(
-            self.data, views, unlabeled_batch=setting.unlabeled_batch, start_step=max(start, self.burn_in), **arguments
+            self.data,
+            views,
+            unlabeled_batch=setting.unlabeled_batch,
+            start_step=max(start, self.burn_in),
+            **arguments,
         )
 
     def step(self, batches: Iterator, number: int) -> dict[str, Tensor]:
@@ -425,7 +462,9 @@ class Steps:
         return {"parts": [part.state_dict() for part in parts], "seconds": self.seconds}
 
     def load_state(self, state: dict) -> None:
-        for part, values in zip((self.method, self.optimizer, self.schedule, self.average), state["parts"], strict=True):
+        for part, values in zip(
+            (self.method, self.optimizer, self.schedule, self.average), state["parts"], strict=True
+        ):
             part.load_state_dict(values)
         self.seconds = state["seconds"]
 
@@ -452,7 +491,9 @@ def train(run: Run, shared: Path, work: Path) -> dict:
             row = {
                 "step": number + 1,
                 "seconds": round(sum(steps.seconds.values()), 1),
-                "average": validation.measure(steps.average.network, "AB" if number + 1 == run.steps else "A"),
+                "average": validation.measure(
+                    steps.average.network, "AB" if number + 1 == run.steps else "A"
+                ),
                 "logs": {name: round(float(value), 4) for name, value in logs.items()},
                 "pseudo_labels": diagnostics.measure(method),
             }
@@ -495,7 +536,10 @@ def perform(run: Run, shared: Path, work: Path) -> bool:
         aside = run.result.with_suffix(".writing")
         aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
         aside.rename(run.result)
-        print(f"done {run.data} {run.name}: average {summary(result['average'])}; last {summary(result['last'])}", flush=True)
+        print(
+            f"done {run.data} {run.name}: average {summary(result['average'])}; last {summary(result['last'])}",
+            flush=True,
+        )
     finally:
         lock.unlink(missing_ok=True)
     return True
@@ -517,6 +561,103 @@ def work_through(queue: Path, shared: Path, work: Path) -> None:
                 failed.add(line)
         else:
             return
+
+
+# ----------------------------------------------------------------------------------------------------------- cost
+
+
+def costs(data: str, candidates: list[str], shared: Path, work: Path, rounds: int = 12) -> dict[str, dict]:
+    """CPU seconds of a step of each candidate before and after its burn-in, medians of interleaved steps.
+
+    Interleaved, because a step takes longer while the neighbouring core is busy: then it does for all candidates.
+    """
+    torch.set_num_threads(1)
+    runs, times = {}, {}
+    for name in candidates:
+        steps = Steps(Run(data, name, 1000), shared, work)
+        keep_statistics(steps.method)
+        phases = {"labelled": 0, "unlabelled": steps.burn_in}
+        if steps.burn_in == 0:
+            del phases["labelled"]
+        if steps.burn_in == 1000:
+            del phases["unlabelled"]
+        runs[name] = {phase: (steps, steps.batches(start), start) for phase, start in phases.items()}
+        times[name] = {phase: [] for phase in phases}
+    for i in range(rounds + 2):
+        for name, phases in runs.items():
+            for phase, (steps, batches, start) in phases.items():
+                before = time.process_time()
+                steps.step(batches, start + i)
+                if i >= 2:  # the first ones are slower
+                    times[name][phase].append(time.process_time() - before)
+    return {
+        name: {phase: round(statistics.median(values), 4) for phase, values in phases.items()}
+        for name, phases in times.items()
+    }
+
+
+def price(result: dict, cost: dict[str, dict]) -> float | None:
+    """Calibrated CPU seconds of a run's steps; None where the candidate was not calibrated."""
+    own = cost.get(result["run"]["candidate"])
+    if own is None:
+        return None
+    base = cost["supervised"]["labelled"]
+    return sum(count * own.get(phase, base) for phase, count in result["steps"].items() if count)
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def results_of(data: str) -> list[dict]:
+    """All finished runs of a data set."""
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / data).glob("*-*.json"))
+    ]
+
+
+def recipe_name(result: dict) -> str:
+    """The candidate with what was changed, without steps and seed."""
+    run = result["run"]
+    changed = [f"{k}={v}" for k, v in sorted({**run["setting"], **run["options"]}.items())]
+    return " ".join([run["candidate"], *changed])
+
+
+def table_of(data: str, half: str = "B", weights: str = "average") -> str:
+    """Markdown: mean and deviation over seeds on one half, figures in percent."""
+    path = RESULTS / data / "costs.json"
+    cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    grouped: dict[tuple[str, int], list[dict]] = {}
+    for result in results_of(data):
+        grouped.setdefault((recipe_name(result), result["run"]["steps"]), []).append(result)
+    groups = SETTINGS[data].groups
+    lines = [
+        "| run | steps | seeds | CPU s | mIoU, last | mIoU, average | accuracy |"
+        + "".join(f" {g} |" for g in groups)
+        + " kept | right |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * len(groups) + " ---: | ---: |",
+    ]
+    order = sorted(
+        grouped.items(), key=lambda item: statistics.mean(r[weights][half]["miou"] for r in item[1])
+    )
+    for (name, steps), found in order:
+        seconds = price(found[0], cost)
+        labels = [r["curve"][-1]["pseudo_labels"] for r in found]
+        final = [each.get("after", each["before"]) for each in labels]
+        cells = [
+            name, str(steps), str(len(found)), "-" if seconds is None else f"{seconds:.0f}",
+            spread([r["last"][half]["miou"] for r in found]),
+            spread([r["average"][half]["miou"] for r in found]),
+            spread([r["average"][half]["accuracy"] for r in found]),
+            *(spread([r["average"][f"{half}/{g}"]["miou"] for r in found]) for g in groups),
+            spread([each["kept"] for each in final]), spread([each["precision"] for each in final]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    text = f"{100 * statistics.mean(values):.1f}"
+    return text if len(values) == 1 else f"{text} ± {100 * statistics.stdev(values):.1f}"
 
 
 # ---------------------------------------------------------------------------------------------------- the command
@@ -554,13 +695,26 @@ def parse_run(arguments: list[str]) -> Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("CORRMATCH_SHARED", "../shared")))
-    parser.add_argument("--work", type=Path, default=Path("outputs/promise"), help="Reduced photos and checkpoints.")
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/promise"), help="Reduced photos and checkpoints."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run").add_argument("queue", type=Path)
     commands.add_parser("one", parents=[run_parser()])
+    for name in ("cost", "table"):
+        command = commands.add_parser(name)
+        command.add_argument("data", choices=list(SETTINGS))
+        command.add_argument("--candidates", nargs="+", default=["supervised"], choices=list(CANDIDATES))
+        command.add_argument("--half", default="B", choices=("A", "B"))
     args, _ = parser.parse_known_args()
     if args.command == "run":
         work_through(args.queue, args.shared, args.work)
+    elif args.command == "cost":
+        path = RESULTS / args.data / "costs.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(costs(args.data, args.candidates, args.shared, args.work), indent=1))
+    elif args.command == "table":
+        print(table_of(args.data, args.half))
     else:
         perform(parse_run(sys.argv[sys.argv.index("one") + 1 :]), args.shared, args.work)
 

@@ -215,19 +215,19 @@ class GateMatch(Method):
         return (loss * target.weight * weight).sum() / per_process(weight.sum())
 
     def _unlabeled(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
-        o, rows = self.options, batch.partner_rows
+        o, count = self.options, len(batch.weak)
         # Weak views and the partners that are not among them, in one pass of the teacher.
-        unseen = [i for i, place in enumerate(batch.partner_places) if place < 0]
-        views = torch.cat([batch.weak, batch.partner_weak[unseen]])
-        views_valid = torch.cat([batch.valid, batch.partner_valid[unseen]])
+        seen = batch.partner_places or [-1] * len(batch.partner_rows)
+        unseen = [i for i, place in enumerate(seen) if place < 0]
+        views = torch.cat([batch.weak, *(batch.partner_weak[i : i + 1] for i in unseen)])
+        views_valid = torch.cat([batch.valid, *(batch.partner_valid[i : i + 1] for i in unseen)])
         plain, propagated = self.targets(views, views_valid, batch.step, update=True)
 
         # Where each row's partner stands among the views; a row without a box points to itself.
-        count = len(batch.weak)
         place = list(range(count))
-        for i, row in enumerate(rows):
-            seen = batch.partner_places[i]
-            place[row] = seen if seen >= 0 else count + unseen.index(i)
+        for i, row in enumerate(batch.partner_rows):
+            place[row] = seen[i] if seen[i] >= 0 else count + unseen.index(i)
+        place = torch.tensor(place).to(views.device, non_blocking=True)
         own = Targets(*(part[:count] for part in propagated))
         partner = Targets(*(part[place] for part in propagated))
 
@@ -240,7 +240,9 @@ class GateMatch(Method):
             part = slice(view * count, (view + 1) * count)
             loss = self.unlabeled_loss(strong[part], mixed, mixed_valid)
             if strong_corr is not None:
-                loss = loss + o.correlation_weight * self.unlabeled_loss(strong_corr[part], mixed, mixed_valid)
+                loss = loss + o.correlation_weight * self.unlabeled_loss(
+                    strong_corr[part], mixed, mixed_valid
+                )
             terms.append(loss)
         unlabeled = sum(terms) / len(terms)
         pixels = per_process(views_valid.sum())
@@ -315,7 +317,9 @@ class GateMatch(Method):
                 return plain, plain
             query, key = network.correlate(features, decoded)
             generator = step_generator(views.device, self.seed, step, "shapes")
-            index = torch.randint(query[0, 0].numel(), (o.num_shapes,), generator=generator, device=views.device)
+            index = torch.randint(
+                query[0, 0].numel(), (o.num_shapes,), generator=generator, device=views.device
+            )
             rows = correlation_rows(query, key, index, network.config.correlation_scale)
         labels, kept = propagate_rows(
             rows, labels, weight > 0.5, valid, o.region_ratio, num_labels=network.config.num_labels
@@ -367,7 +371,11 @@ class GateMatch(Method):
         valid = batch.label != self.model.config.ignore_index
         plain, after = self.targets(batch.image, valid, batch.step, gated=False)
         added = (after.weight > 0.5) & ((plain.weight <= 0.5) | (after.labels != plain.labels)) & valid
-        right, count = all_reduce(torch.stack([((after.labels == batch.label) & added).sum(), added.sum()])).float()
+        right, count = all_reduce(
+            torch.stack([((after.labels == batch.label) & added).sum(), added.sum()])
+        ).float()
         first = self.added_accuracy == 0
-        followed = torch.where(first, right / count.clamp(min=1), 0.8 * self.added_accuracy + 0.2 * right / count)
+        followed = torch.where(
+            first, right / count.clamp(min=1), 0.8 * self.added_accuracy + 0.2 * right / count
+        )
         self.added_accuracy.copy_(torch.where(count > 0, followed, self.added_accuracy))
