@@ -545,8 +545,8 @@ def perform(run: Run, shared: Path, work: Path) -> bool:
     return True
 
 
-def work_through(queue: Path, shared: Path, work: Path) -> None:
-    """Do all runs of the queue, reading it again after each."""
+def work_through(queue: Path, shared: Path, work: Path, once: bool = False) -> bool:
+    """Do all runs of the queue, reading it again after each; with `once` one of them. False where none was left."""
     failed = set()
     while True:
         lines = [line.strip() for line in queue.read_text().splitlines()]
@@ -555,12 +555,14 @@ def work_through(queue: Path, shared: Path, work: Path) -> None:
                 continue
             try:
                 if perform(parse_run(shlex.split(line)), shared, work):
+                    if once:
+                        return True
                     break
             except Exception as error:  # the others still matter
                 print(f"failed {line}: {error!r}", file=sys.stderr, flush=True)
                 failed.add(line)
         else:
-            return
+            return False
 
 
 # ----------------------------------------------------------------------------------------------------------- cost
@@ -699,7 +701,9 @@ def main() -> None:
         "--work", type=Path, default=Path("outputs/promise"), help="Reduced photos and checkpoints."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("queue", type=Path)
+    command = commands.add_parser("run")
+    command.add_argument("queue", type=Path)
+    command.add_argument("--once", action="store_true", help="Stop after one run; exit status 1 if none was left.")
     commands.add_parser("one", parents=[run_parser()])
     for name in ("cost", "table"):
         command = commands.add_parser(name)
@@ -708,7 +712,7 @@ def main() -> None:
         command.add_argument("--half", default="B", choices=("A", "B"))
     args, _ = parser.parse_known_args()
     if args.command == "run":
-        work_through(args.queue, args.shared, args.work)
+        sys.exit(not work_through(args.queue, args.shared, args.work, args.once) and args.once)
     elif args.command == "cost":
         path = RESULTS / args.data / "costs.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,10 @@ With f the network, g its moving average, t the share of the run that is done an
     1. g on u_w, weak views, in evaluation mode without gradient: probabilities p, Y = argmax p, c = max p
        (with `teacher_flip` p is the mean over the view and its mirror image); CutMix pastes the partner's Y and c
     2. f on x
-    3. f on u_s, strong views (with feature perturbation "dropout": some channels of the features dropped;
-       "complementary": two strong views, each with the channels that the other lacks)
+    3. f on u_s, strong views (with `paste_probability`, objects of the labelled images with their true labels are
+       pasted into some of them: every class of a labelled crop with chance 1/2, but for the most frequent class;
+       with feature perturbation "dropout", some channels of the features are dropped; "complementary": two strong
+       views, each with the channels that the other lacks)
 
     L_x = sum of w_y CE(f(x), y) / sum of w_y                        w: class weights frequency^-p (class_weights.py)
     L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
@@ -42,7 +44,7 @@ from ..data.batch import SemiBatch
 from ..model.correlation_corrmatch import correlation_rows, pixel_propagation
 from ..model.modeling_corrmatch import CorrMatchFeatures, resize
 from ..ops.channel_mask import stacked_channel_mask, step_generator
-from ..ops.distributed import all_reduce, per_process
+from ..ops.distributed import all_reduce, per_process, rank, world_size
 from ..ops.propagate_rows import propagate_rows
 from .base import BelowOne, Logs, Method, MethodOptions, Share, Weight, choice, evaluating
 from .class_weights import ClassWeights
@@ -81,6 +83,10 @@ class GateMatchOptions(MethodOptions):
     )
     unlabeled_class_weights: bool = field(
         default=False, metadata={"help": "Use the class weights in the unlabelled loss, too."}
+    )
+    paste_probability: Share = field(
+        default=0.0,
+        metadata={"help": "Chance that objects of a labelled image are pasted into a strong view."},
     )
     feature_perturbation: str = choice(
         "none",
@@ -231,12 +237,23 @@ class GateMatch(Method):
         own = Targets(*(part[:count] for part in propagated))
         partner = Targets(*(part[place] for part in propagated))
 
-        strong, strong_corr = self._student(
-            torch.cat(list(batch.strong.unbind(1))), batch.step, "strong", o.feature_perturbation
-        )
-        terms = []
+        views_strong, mixed_targets = [], []
         for view, box in enumerate(batch.box.unbind(1)):
             mixed, mixed_valid = own.pasted(partner, box), torch.where(box, views_valid[place], batch.valid)
+            image = batch.strong[:, view]
+            if o.paste_probability:
+                object_pixels, rows = self.pasted_objects(batch, view)
+                image = torch.where(object_pixels.unsqueeze(1), batch.image[rows], image)
+                true = Targets(batch.label[rows], torch.ones_like(mixed.weight))
+                mixed, mixed_valid = mixed.pasted(true, object_pixels), mixed_valid | object_pixels
+            views_strong.append(image)
+            mixed_targets.append((mixed, mixed_valid))
+
+        strong, strong_corr = self._student(
+            torch.cat(views_strong), batch.step, "strong", o.feature_perturbation
+        )
+        terms = []
+        for view, (mixed, mixed_valid) in enumerate(mixed_targets):
             part = slice(view * count, (view + 1) * count)
             loss = self.unlabeled_loss(strong[part], mixed, mixed_valid)
             if strong_corr is not None:
@@ -251,6 +268,22 @@ class GateMatch(Method):
             logs["propagated_ratio"] = (propagated.weight * views_valid).sum() / pixels
             logs["added_accuracy"] = self.added_accuracy.clone()
         return unlabeled, logs
+
+    def pasted_objects(self, batch: SemiBatch, view: int) -> tuple[Tensor, Tensor]:
+        """Pixels of strong view `view` that show objects of labelled images: (B_u, H, W) bool, and the row of the
+        labelled image that each of the B_u views takes them from, (B_u,) int64."""
+        count, classes, device = len(batch.weak), len(self.class_weights.counts), batch.weak.device
+        rows = torch.arange(count, device=device) % len(batch.image)
+        generator = step_generator(device, self.seed, batch.step, f"paste {view}")
+        draw = torch.rand(count * world_size(), classes + 1, generator=generator, device=device)
+        draw = draw[rank() * count : (rank() + 1) * count]
+        taken = draw[:, :-1] < 0.5  # (B_u, K)
+        taken &= torch.arange(classes, device=device) != self.class_weights.counts.argmax()
+        taken &= draw[:, -1:] < self.options.paste_probability
+        label = batch.label[rows]
+        inside = (label >= 0) & (label < classes)
+        chosen = taken.gather(1, torch.where(inside, label, 0).flatten(1)).view_as(label)
+        return chosen & inside, rows
 
     # ----------------------------------------------------------------------------------------------- networks
 

@@ -187,3 +187,36 @@ def test_options_that_cannot_work():
         GateMatchOptions(region_propagation=True).check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
+
+
+def test_objects_of_labelled_images_are_pasted_with_their_labels():
+    ours = method(num_labels=3, paste_probability=1.0)
+    batch = random_batch(labeled=2, unlabeled=3, num_labels=3)
+    batch.label[:, :40], batch.label[:, 40:44], batch.label[:, 44:] = 0, 1, 2
+    batch.label[:, :2] = 255
+    ours.class_weights.update(batch.label)
+    seen = set()
+    for step in range(12):
+        batch.step = step
+        pixels, rows = ours.pasted_objects(batch, 0)
+        assert rows.tolist() == [0, 1, 0]
+        for row, mask in zip(rows.tolist(), pixels, strict=True):
+            label = batch.label[row]
+            shown = frozenset(label[mask].tolist())
+            assert not shown & {0, 255}  # neither the most frequent class nor what is ignored
+            assert int(mask.sum()) == sum(int((label == k).sum()) for k in shown)  # classes as a whole
+            seen.add(shown)
+    assert seen == {frozenset(), frozenset({1}), frozenset({2}), frozenset({1, 2})}
+    none = method(num_labels=3, paste_probability=0.0)
+    assert not none.pasted_objects(batch, 0)[0].any()
+    # Everything pasted, and no pseudo-label kept: the unlabelled loss is that of the true labels.
+    ours = method(num_labels=3, paste_probability=1.0, confidence_threshold=1.0).eval()
+    ours.class_weights.update(batch.label)
+    loss = ours(batch)[1]["loss/u"]
+    pixels, rows = ours.pasted_objects(batch, 0)
+    image = torch.where(pixels.unsqueeze(1), batch.image[rows], batch.strong[:, 0])
+    each = torch.nn.functional.cross_entropy(
+        ours.model(image).logits, batch.label[rows], ignore_index=255, reduction="none"
+    )
+    mixed_valid = torch.where(batch.box[:, 0] & (torch.arange(3) == 1).view(3, 1, 1), True, batch.valid) | pixels
+    torch.testing.assert_close(loss, (each * pixels).sum() / mixed_valid.sum())
