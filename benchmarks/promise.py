@@ -1,9 +1,10 @@
 """Do unlabelled photos help? Supervised training to saturation against every semi-supervised candidate, on real photos.
 
-    python benchmarks/promise.py run --shared ../shared --work /tmp/promise QUEUE.txt    # a queue, in order; resumable
+    python benchmarks/promise.py run --shared ../shared --work /tmp/promise QUEUE.txt    # a queue; resumable
     python benchmarks/promise.py one --shared ../shared --work /tmp/promise voc31 --candidate fixmatch_ema --steps 600
     python benchmarks/promise.py cost --shared ../shared --work /tmp/promise voc31       # CPU seconds a step, interleaved
-    python benchmarks/promise.py table voc31                                             # tables and curves
+    python benchmarks/promise.py table voc31 --half A                                    # what has been found
+    python benchmarks/promise.py curves voc31 --candidates supervised fixmatch_ema       # results/promise/voc31.png
 
 A queue is a text file with the arguments of one run a line (`voc31 --candidate supervised --steps 600 --seed 0`);
 a line that starts with # is skipped. The file is read again after every run, so lines can be added, moved and removed
@@ -657,6 +658,43 @@ def table_of(data: str, half: str = "B", weights: str = "average") -> str:
     return "\n".join(lines) + "\n"
 
 
+def curves(data: str, names: list[str], path: Path) -> None:
+    """mIoU of the averaged weights on half A against steps and against calibrated CPU seconds, with deviations."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cost = json.loads((RESULTS / data / "costs.json").read_text(encoding="utf-8"))
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    grouped: dict[tuple[str, int], list[dict]] = {}
+    for result in results_of(data):
+        if recipe_name(result) in names:
+            grouped.setdefault((recipe_name(result), result["run"]["steps"]), []).append(result)
+    for i, ((name, steps), found) in enumerate(grouped.items()):
+        points = [row["step"] for row in found[0]["curve"]]
+        values = [[100 * r["curve"][j]["average"]["A"]["miou"] for r in found] for j in range(len(points))]
+        middle = [statistics.mean(v) for v in values]
+        width = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
+        burn_in = found[0]["steps"]["labelled"]
+        own = cost.get(found[0]["run"]["candidate"], {})
+        labelled = own.get("labelled", cost["supervised"]["labelled"])
+        unlabelled = own.get("unlabelled", labelled)
+        seconds = [min(p, burn_in) * labelled + max(p - burn_in, 0) * unlabelled for p in points]
+        for axes, xs in ((left, points), (right, seconds)):
+            axes.plot(xs, middle, marker="o", markersize=3, color=f"C{i}", label=f"{name}, {steps} steps")
+            lower, upper = ([m + sign * w for m, w in zip(middle, width, strict=True)] for sign in (-1, 1))
+            axes.fill_between(xs, lower, upper, alpha=0.15, color=f"C{i}")
+    left.set_xlabel("steps")
+    right.set_xlabel("CPU seconds (calibrated)")
+    left.set_ylabel("mIoU on half A of validation, %")
+    left.legend(fontsize=7)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(data)
+    figure.savefig(path)
+
+
 def spread(values: list[float]) -> str:
     text = f"{100 * statistics.mean(values):.1f}"
     return text if len(values) == 1 else f"{text} ± {100 * statistics.stdev(values):.1f}"
@@ -703,12 +741,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run")
     command.add_argument("queue", type=Path)
-    command.add_argument("--once", action="store_true", help="Stop after one run; exit status 1 if none was left.")
+    command.add_argument(
+        "--once", action="store_true", help="Stop after one run; exit status 1 if none was left."
+    )
     commands.add_parser("one", parents=[run_parser()])
-    for name in ("cost", "table"):
+    for name in ("cost", "table", "curves"):
         command = commands.add_parser(name)
         command.add_argument("data", choices=list(SETTINGS))
-        command.add_argument("--candidates", nargs="+", default=["supervised"], choices=list(CANDIDATES))
+        command.add_argument(
+            "--candidates", nargs="+", default=["supervised"], help="curves: as the table names them."
+        )
         command.add_argument("--half", default="B", choices=("A", "B"))
     args, _ = parser.parse_known_args()
     if args.command == "run":
@@ -719,6 +761,8 @@ def main() -> None:
         path.write_text(json.dumps(costs(args.data, args.candidates, args.shared, args.work), indent=1))
     elif args.command == "table":
         print(table_of(args.data, args.half))
+    elif args.command == "curves":
+        curves(args.data, args.candidates, RESULTS / f"{args.data}.png")
     else:
         perform(parse_run(sys.argv[sys.argv.index("one") + 1 :]), args.shared, args.work)
 
