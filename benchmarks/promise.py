@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -470,15 +471,39 @@ class Steps:
         self.seconds = state["seconds"]
 
 
+def checkpoint_file(run: Run, work: Path) -> Path:
+    return work / "checkpoints" / run.data / f"{run.name}.pt"
+
+
+def burn_in_file(run: Run, work: Path) -> Path | None:
+    """Where the state after the burn-in is shared between runs that only differ in what comes later; else None."""
+    setting, candidate = run.resolved
+    options = METHODS[candidate.method].Options(**candidate.options)
+    if candidate.method != "gatematch" or options.burn_in == 1 or options.needs_correlation:
+        return None
+    labelled = (options.burn_in, options.class_weight_power, options.labeled_loss)
+    key = repr((run.data, run.steps, run.seed, labelled, candidate.all_masks, setting))
+    return work / "burn_in" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+
+
+def save(state: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}{path.name}")
+    torch.save(state, aside)
+    aside.rename(path)
+
+
 def train(run: Run, shared: Path, work: Path) -> dict:
     """Train, evaluate, and return the result; goes on from the checkpoint of an interrupted run."""
     torch.set_num_threads(1)
     steps = Steps(run, shared, work)
     setting, method = steps.setting, steps.method
     validation, diagnostics = Validation(steps.data, setting), Diagnostics(steps.truth, setting)
-    checkpoint = work / "checkpoints" / run.data / f"{run.name}.pt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = checkpoint_file(run, work)
     curve, start = [], 0
+    burn_in = burn_in_file(run, work)
+    if not checkpoint.exists() and steps.burn_in and burn_in and burn_in.exists():
+        checkpoint = burn_in
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=False)
         steps.load_state(state)
@@ -486,7 +511,11 @@ def train(run: Run, shared: Path, work: Path) -> dict:
     points = {round(run.steps * (i + 1) / setting.evaluations) for i in range(setting.evaluations)}
     batches = steps.batches(start)
     keep_statistics(method)
+    checkpoint = checkpoint_file(run, work)
     for number in range(start, run.steps):
+        if number == steps.burn_in and burn_in and not burn_in.exists():
+            rows = [{k: v for k, v in row.items() if k != "pseudo_labels"} for row in curve]
+            save(steps.state() | {"curve": rows, "step": number}, burn_in)
         logs = steps.step(batches, number)
         if number + 1 in points:
             row = {
@@ -500,9 +529,7 @@ def train(run: Run, shared: Path, work: Path) -> dict:
             }
             curve.append(row)
             keep_statistics(method)
-            aside = checkpoint.with_suffix(".writing")
-            torch.save(steps.state() | {"curve": curve, "step": number + 1}, aside)
-            aside.rename(checkpoint)
+            save(steps.state() | {"curve": curve, "step": number + 1}, checkpoint)
             print(f"{run.name} {number + 1}: {summary(row['average'])} {row['logs']}", flush=True)
     last = validation.measure(method.model)
     checkpoint.unlink(missing_ok=True)

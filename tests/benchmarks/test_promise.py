@@ -117,6 +117,23 @@ def test_a_run_is_done_once_and_an_interrupted_one_ends_equal(study, monkeypatch
     assert resumed["average"] == whole["average"] and resumed["last"] == whole["last"]
 
 
+def test_runs_that_share_a_burn_in_do_it_once(study):
+    run = promise.Run("few", "fixmatch_ema", 5)
+    promise.perform(run, *study)
+    path = promise.burn_in_file(run, study[1])
+    assert torch.load(path, weights_only=False)["step"] == 2
+    other = promise.Run("few", "fixmatch_ema", 5, options={"confidence_threshold": 0.5})
+    assert promise.burn_in_file(other, study[1]) == path
+    promise.perform(other, *study)
+    alone = json.loads(other.result.read_text())
+    path.unlink()
+    other.result.unlink()
+    promise.perform(other, *study)
+    assert json.loads(other.result.read_text())["last"] == alone["last"]
+    for options in ({"class_weight_power": 0.5}, {"burn_in": 0.2}):
+        assert promise.burn_in_file(promise.Run("few", "fixmatch_ema", 5, options=options), study[1]) != path
+
+
 def test_the_burn_in_reads_no_unlabelled_photo(study):
     steps = promise.Steps(promise.Run("few", "fixmatch_ema", 5), *study)
     batches = steps.batches(0)
