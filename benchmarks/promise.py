@@ -2,7 +2,7 @@
 
     python benchmarks/promise.py run --shared ../shared --work /tmp/promise QUEUE.txt    # a queue; resumable
     python benchmarks/promise.py one --shared ../shared --work /tmp/promise voc31 --candidate fixmatch_ema --steps 600
-    python benchmarks/promise.py cost --shared ../shared --work /tmp/promise voc31       # CPU seconds a step, interleaved
+    python benchmarks/promise.py cost --shared ../shared --work /tmp/promise voc31       # CPU seconds a step
     python benchmarks/promise.py table voc31 --half A                                    # what has been found
     python benchmarks/promise.py curves voc31 --candidates supervised fixmatch_ema       # results/promise/voc31.png
 
@@ -315,7 +315,7 @@ def figures(matrix: ConfusionMatrix, id2label: dict[int, str]) -> dict:
 class Diagnostics:
     """Pseudo-labels on fixed weak crops of unlabelled photos against their true masks."""
 
-    def __init__(self, truth: SemiDataset, setting: Setting, crops: int = 48):
+    def __init__(self, truth: SemiDataset, setting: Setting, crops: int = 96):
         batches = training_batches(
             truth, augmentation(setting, 0), labeled_batch=crops, unlabeled_batch=0, seed=999
         )
@@ -397,9 +397,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        changed = [f"{k}={v}" for k, v in sorted({**self.setting, **self.options}.items())]
-        words = "+".join([self.candidate, *changed]).replace("/", "-").replace(" ", "")
-        return f"{words}-{self.steps}-{self.seed}"
+        return f"{self.recipe.replace(' ', '+')}-{self.steps}-{self.seed}"
+
+    @property
+    def recipe(self) -> str:
+        """The candidate and what was changed, as `named_run` reads it."""
+        changed = sorted({**self.setting, **self.options}.items())
+        return " ".join([self.candidate, *(f"{name}={text_of(value)}" for name, value in changed)])
 
     @property
     def result(self) -> Path:
@@ -433,7 +437,7 @@ class Steps:
     def batches(self, start: int) -> Iterator:
         """From step `start` on; no unlabelled photo is read before the burn-in is over."""
         setting = self.setting
-        arguments = dict(labeled_batch=setting.labeled_batch, seed=self.run.seed)
+        arguments = {"labeled_batch": setting.labeled_batch, "seed": self.run.seed}
         views = augmentation(setting, self.method.strong_views)
         if start < self.burn_in:
             labelled = training_batches(self.data, views, unlabeled_batch=0, start_step=start, **arguments)
@@ -596,43 +600,49 @@ def work_through(queue: Path, shared: Path, work: Path, once: bool = False) -> b
 # ----------------------------------------------------------------------------------------------------------- cost
 
 
-def costs(data: str, candidates: list[str], shared: Path, work: Path, rounds: int = 12) -> dict[str, dict]:
-    """CPU seconds of a step of each candidate before and after its burn-in, medians of interleaved steps.
+def named_run(data: str, recipe: str, steps: int) -> Run:
+    """The run of a recipe as the tables name it: a candidate, then name=value of setting or options."""
+    candidate, *pairs = recipe.split()
+    changed = {name: value_of(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+    setting = {name: value for name, value in changed.items() if name in Setting.__dataclass_fields__}
+    options = {name: value for name, value in changed.items() if name not in setting}
+    return Run(data, candidate, steps, 0, options, setting)
 
-    Interleaved, because a step takes longer while the neighbouring core is busy: then it does for all candidates.
+
+def costs(data: str, recipes: list[str], shared: Path, work: Path, rounds: int = 12) -> dict[str, dict]:
+    """CPU seconds of a step of each recipe before and after its burn-in, medians of interleaved steps.
+
+    Interleaved, because a step takes longer while the neighbouring core is busy: then it does for all recipes.
     """
     torch.set_num_threads(1)
-    runs, times = {}, {}
-    for name in candidates:
-        steps = Steps(Run(data, name, 1000), shared, work)
+    total, phases = 1000, {}
+    for name in recipes:
+        steps = Steps(named_run(data, name, total), shared, work)
         keep_statistics(steps.method)
-        phases = {"labelled": 0, "unlabelled": steps.burn_in}
-        if steps.burn_in == 0:
-            del phases["labelled"]
-        if steps.burn_in == 1000:
-            del phases["unlabelled"]
-        runs[name] = {phase: (steps, steps.batches(start), start) for phase, start in phases.items()}
-        times[name] = {phase: [] for phase in phases}
+        starts = {"labelled": 0} if steps.burn_in else {}
+        if steps.burn_in < total:
+            starts["unlabelled"] = steps.burn_in
+        phases |= {(name, phase): (steps, steps.batches(start), start) for phase, start in starts.items()}
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in phases}
     for i in range(rounds + 2):
-        for name, phases in runs.items():
-            for phase, (steps, batches, start) in phases.items():
-                before = time.process_time()
-                steps.step(batches, start + i)
-                if i >= 2:  # the first ones are slower
-                    times[name][phase].append(time.process_time() - before)
+        for key, (steps, batches, start) in phases.items():
+            before = time.process_time()
+            steps.step(batches, start + i)
+            times[key].append(time.process_time() - before)
+    medians = {
+        key: round(statistics.median(values[2:]), 4) for key, values in times.items()
+    }  # the first are slower
     return {
-        name: {phase: round(statistics.median(values), 4) for phase, values in phases.items()}
-        for name, phases in times.items()
+        name: {phase: value for (other, phase), value in medians.items() if other == name} for name in recipes
     }
 
 
 def price(result: dict, cost: dict[str, dict]) -> float | None:
-    """Calibrated CPU seconds of a run's steps; None where the candidate was not calibrated."""
-    own = cost.get(result["run"]["candidate"])
-    if own is None:
-        return None
-    base = cost["supervised"]["labelled"]
-    return sum(count * own.get(phase, base) for phase, count in result["steps"].items() if count)
+    """Calibrated CPU seconds of a run's steps; None where its recipe was not calibrated."""
+    own = cost.get(
+        "supervised" if result["run"]["candidate"] in ("supervised", "ceiling") else recipe_name(result)
+    )
+    return own and sum(count * own[phase] for phase, count in result["steps"].items() if count)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -647,9 +657,7 @@ def results_of(data: str) -> list[dict]:
 
 def recipe_name(result: dict) -> str:
     """The candidate with what was changed, without steps and seed."""
-    run = result["run"]
-    changed = [f"{k}={v}" for k, v in sorted({**run["setting"], **run["options"]}.items())]
-    return " ".join([run["candidate"], *changed])
+    return Run(**result["run"]).recipe
 
 
 def table_of(data: str, half: str = "B", weights: str = "average") -> str:
@@ -704,7 +712,7 @@ def curves(data: str, names: list[str], path: Path) -> None:
         middle = [statistics.mean(v) for v in values]
         width = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
         burn_in = found[0]["steps"]["labelled"]
-        own = cost.get(found[0]["run"]["candidate"], {})
+        own = cost.get(name, {})
         labelled = own.get("labelled", cost["supervised"]["labelled"])
         unlabelled = own.get("unlabelled", labelled)
         seconds = [min(p, burn_in) * labelled + max(p - burn_in, 0) * unlabelled for p in points]
@@ -737,6 +745,11 @@ def value_of(text: str) -> Any:
     except ValueError:
         return text
     return tuple(found) if isinstance(found, list) else found
+
+
+def text_of(value: Any) -> str:
+    """What `value_of` reads, without spaces."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def run_parser() -> argparse.ArgumentParser:
@@ -785,7 +798,8 @@ def main() -> None:
     elif args.command == "cost":
         path = RESULTS / args.data / "costs.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(costs(args.data, args.candidates, args.shared, args.work), indent=1))
+        found = costs(args.data, args.candidates, args.shared, args.work)
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     elif args.command == "table":
         print(table_of(args.data, args.half))
     elif args.command == "curves":

@@ -92,7 +92,7 @@ def test_the_halves_are_fixed_and_apart(study):
 
 def test_a_run_is_done_once_and_an_interrupted_one_ends_equal(study, monkeypatch):
     run = promise.parse_run(
-        "few --candidate fixmatch_ema --steps 6 --option confidence_threshold=0.5".split()
+        ["few", "--candidate", "fixmatch_ema", "--steps", "6", "--option", "confidence_threshold=0.5"]
     )
     assert promise.perform(run, *study) and not promise.perform(run, *study)
     whole = json.loads(run.result.read_text())
@@ -169,3 +169,27 @@ def test_table_and_queue(study, tmp_path):
     assert row.startswith("| supervised | 2 | 2 | 1 |") and row.count("±") == 5
     promise.curves("few", ["supervised"], tmp_path / "few.png")
     assert (tmp_path / "few.png").stat().st_size > 1000
+
+
+def test_a_recipe_is_read_back_from_its_name():
+    words = "voc31 --candidate fixmatch_ema --steps 9 --option teacher_flip=true threshold=soft --set scales=[0.5,1]"
+    run = promise.parse_run(words.split())
+    assert run.recipe == "fixmatch_ema scales=[0.5,1] teacher_flip=true threshold=soft"
+    assert promise.named_run("voc31", run.recipe, 9) == run
+    read = promise.Run(**json.loads(json.dumps(dataclasses.asdict(run))))  # from a result's file
+    assert read.recipe == run.recipe
+
+
+def test_costs_are_those_of_each_phase(study):
+    found = promise.costs(
+        "few", ["supervised", "fixmatch_ema confidence_threshold=0.5", "fixmatch"], *study, rounds=1
+    )
+    assert {name: set(phases) for name, phases in found.items()} == {
+        "supervised": {"labelled"},
+        "fixmatch_ema confidence_threshold=0.5": {"labelled", "unlabelled"},
+        "fixmatch": {"unlabelled"},
+    }
+    run = promise.named_run("few", "fixmatch_ema confidence_threshold=0.5", 10)
+    result = {"run": dataclasses.asdict(run), "steps": {"labelled": 4, "unlabelled": 6}}
+    cost = {run.recipe: {"labelled": 0.5, "unlabelled": 2.0}}
+    assert promise.price(result, cost) == 14 and promise.price(result, {}) is None
