@@ -188,7 +188,7 @@ class GateMatch(Method):
             labeled = labeled + self.options.correlation_weight * correlation
             logs["loss/x_corr"] = correlation.detach()
         if batch.step < self.burn_in_steps:
-            return labeled, logs
+            return labeled, logs | self._nothing_unlabeled()
         if self.options.propagation_accuracy and batch.step % self.options.gate_interval == 0:
             self._measure_propagation(batch)
         unlabeled, more = self._unlabeled(batch)
@@ -198,6 +198,13 @@ class GateMatch(Method):
 
     def after_step(self) -> None:
         self.teacher.update(self.model)
+
+    def _nothing_unlabeled(self) -> Logs:
+        """What the burn-in logs of the unlabelled part: the names are the same in every step of a run."""
+        names = ["loss/u", "kept_ratio"]
+        if self.options.region_propagation:
+            names += ["propagated_ratio", "added_accuracy"]
+        return dict.fromkeys(names, torch.zeros_like(self.added_accuracy))
 
     # ------------------------------------------------------------------------------------------------- losses
 
