@@ -15,7 +15,8 @@ All runs of a data set share network, crop, batch, augmentation, optimiser, sche
 average with `teacher_decay`, supervised included). Every run is evaluated on both fixed halves of the validation
 photos (even and odd places in the sorted list): choose on half A, report on half B. Photos are reduced to the side
 given by the setting once, so that evaluation is cheap. Diagnostics: at every evaluation, pseudo-labels for fixed
-weakly augmented crops of unlabelled photos are compared with their true masks, which training never sees.
+weakly augmented crops of unlabelled photos are compared with their true masks, which training never sees, and those for
+crops of labelled photos with theirs, to see whether that would have told.
 """
 
 from __future__ import annotations
@@ -313,7 +314,7 @@ def figures(matrix: ConfusionMatrix, id2label: dict[int, str]) -> dict:
 
 
 class Diagnostics:
-    """Pseudo-labels on fixed weak crops of unlabelled photos against their true masks."""
+    """Pseudo-labels on fixed weak crops of the photos that `truth` has masks of, against those masks."""
 
     def __init__(self, truth: SemiDataset, setting: Setting, crops: int = 96):
         batches = training_batches(
@@ -502,7 +503,8 @@ def train(run: Run, shared: Path, work: Path) -> dict:
     torch.set_num_threads(1)
     steps = Steps(run, shared, work)
     setting, method = steps.setting, steps.method
-    validation, diagnostics = Validation(steps.data, setting), Diagnostics(steps.truth, setting)
+    validation, unlabelled = Validation(steps.data, setting), Diagnostics(steps.truth, setting)
+    labelled = Diagnostics(steps.data, setting, crops=32)  # what the method could measure by itself
     checkpoint = checkpoint_file(run, work)
     curve, start = [], 0
     burn_in = burn_in_file(run, work)
@@ -518,7 +520,10 @@ def train(run: Run, shared: Path, work: Path) -> dict:
     checkpoint = checkpoint_file(run, work)
     for number in range(start, run.steps):
         if number == steps.burn_in and burn_in and not burn_in.exists():
-            rows = [{k: v for k, v in row.items() if k != "pseudo_labels"} for row in curve]
+            rows = [
+                {name: value for name, value in row.items() if name not in ("pseudo_labels", "on_labelled")}
+                for row in curve
+            ]
             save(steps.state() | {"curve": rows, "step": number}, burn_in)
         logs = steps.step(batches, number)
         if number + 1 in points:
@@ -529,7 +534,8 @@ def train(run: Run, shared: Path, work: Path) -> dict:
                     steps.average.network, "AB" if number + 1 == run.steps else "A"
                 ),
                 "logs": {name: round(float(value), 4) for name, value in logs.items()},
-                "pseudo_labels": diagnostics.measure(method),
+                "pseudo_labels": unlabelled.measure(method),
+                "on_labelled": labelled.measure(method),
             }
             curve.append(row)
             keep_statistics(method)
