@@ -3,7 +3,7 @@
     python benchmarks/promise.py run --shared ../shared --work /tmp/promise QUEUE.txt    # a queue; resumable
     python benchmarks/promise.py one --shared ../shared --work /tmp/promise voc31 --candidate fixmatch_ema --steps 600
     python benchmarks/promise.py cost --shared ../shared --work /tmp/promise voc31       # CPU seconds a step
-    python benchmarks/promise.py table voc31 --half A                                    # what has been found
+    python benchmarks/promise.py table voc31                                             # results/promise/voc31.md
     python benchmarks/promise.py curves voc31 --candidates supervised fixmatch_ema       # results/promise/voc31.png
 
 A queue is a text file with the arguments of one run a line (`voc31 --candidate supervised --steps 600 --seed 0`);
@@ -615,7 +615,7 @@ def named_run(data: str, recipe: str, steps: int) -> Run:
     return Run(data, candidate, steps, 0, options, setting)
 
 
-def costs(data: str, recipes: list[str], shared: Path, work: Path, rounds: int = 12) -> dict[str, dict]:
+def costs(data: str, recipes: list[str], shared: Path, work: Path, rounds: int = 8) -> dict[str, dict]:
     """CPU seconds of a step of each recipe before and after its burn-in, medians of interleaved steps.
 
     Interleaved, because a step takes longer while the neighbouring core is busy: then it does for all recipes.
@@ -696,6 +696,36 @@ def table_of(data: str, half: str = "B", weights: str = "average") -> str:
             spread([each["kept"] for each in final]), spread([each["precision"] for each in final]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def page_of(data: str) -> str:
+    """The tables of both halves, and the IoU of each class on half B."""
+    setting, results = SETTINGS[data], results_of(data)
+    classes = list(results[0]["average"]["B"]["iou"])
+    lines = [
+        f"# {data}: {setting.folder}, {setting.split}",
+        "",
+        "Figures in percent, mean and deviation over seeds; averaged weights unless said otherwise. CPU s: calibrated",
+        "(costs.json). kept: share of pixels whose pseudo-label counts at the end; right: how many of these are right.",
+        "",
+        "## Half B of the validation photos (reported)",
+        "",
+        table_of(data, "B"),
+        "## Half A (for choosing)",
+        "",
+        table_of(data, "A"),
+        "## IoU of each class, half B",
+        "",
+        "| run | steps | " + " | ".join(classes) + " |",
+        "| --- | ---: |" + " ---: |" * len(classes),
+    ]
+    grouped: dict[tuple[str, int], list[dict]] = {}
+    for result in results:
+        grouped.setdefault((recipe_name(result), result["run"]["steps"]), []).append(result)
+    for (name, steps), found in sorted(grouped.items()):
+        iou = [statistics.mean(r["average"]["B"]["iou"][k] or 0 for r in found) for k in classes]
+        lines.append(f"| {name} | {steps} | " + " | ".join(f"{100 * value:.0f}" for value in iou) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -797,7 +827,6 @@ def main() -> None:
         command.add_argument(
             "--candidates", nargs="+", default=["supervised"], help="curves: as the table names them."
         )
-        command.add_argument("--half", default="B", choices=("A", "B"))
     args, _ = parser.parse_known_args()
     if args.command == "run":
         sys.exit(not work_through(args.queue, args.shared, args.work, args.once) and args.once)
@@ -807,7 +836,9 @@ def main() -> None:
         found = costs(args.data, args.candidates, args.shared, args.work)
         path.write_text(json.dumps(found, indent=1), encoding="utf-8")
     elif args.command == "table":
-        print(table_of(args.data, args.half))
+        text = page_of(args.data)
+        (RESULTS / f"{args.data}.md").write_text(text, encoding="utf-8")
+        print(text)
     elif args.command == "curves":
         curves(args.data, args.candidates, RESULTS / f"{args.data}.png")
     else:
