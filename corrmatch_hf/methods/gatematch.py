@@ -17,6 +17,10 @@ With f the network, g its moving average, t the share of the run that is done an
     L_x = sum of w_y CE(f(x), y) / sum of w_y                        w: class weights frequency^-p (class_weights.py)
     L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
 
+With `alignment` a > 0 (distribution alignment) p is first brought towards the labelled images' class frequencies q:
+p_c <- p_c (q_c / n_c)^a, normalised, with n the moving mean of p over the unlabelled pixels. A class that the teacher
+predicts too often loses confidence, one that it begins to forget gains it: wrong labels breed fewer of their kind.
+
 What a pixel counts, by `threshold`, with tau the `confidence_threshold` and m_Y, s_Y the moving mean and deviation of
 the confidence of the pixels predicted as class Y:
 
@@ -71,12 +75,19 @@ class GateMatchOptions(MethodOptions):
     ramp_up: Share = field(
         default=0.0, metadata={"help": "Share of the steps over which the unlabelled weight rises."}
     )
+    alignment: Share = field(
+        default=0.0,
+        metadata={
+            "help": "How far predictions are brought to the labelled class frequencies; 0: not at all."
+        },
+    )
     threshold: str = choice("fixed", THRESHOLDS, "Which pseudo-labels count; see the method's description.")
     confidence_threshold: Share = field(
         default=0.95, metadata={"help": "fixed: the threshold; class_mean: its largest value."}
     )
     statistics_momentum: BelowOne = field(
-        default=0.99, metadata={"help": "class_mean, soft: share of the old statistics kept by a step."}
+        default=0.99,
+        metadata={"help": "class_mean, soft, alignment: share of old statistics kept by a step."},
     )
     class_weight_power: Weight = field(
         default=0.0, metadata={"help": "Class weights frequency^-power in the labelled loss; 0: none."}
@@ -156,6 +167,7 @@ class GateMatch(Method):
         self.dynamic = DynamicThreshold(classes)  # at CorrMatch's values; used by threshold "global" alone
         self.register_buffer("confidence_mean", torch.full((classes,), options.confidence_threshold))
         self.register_buffer("confidence_variance", torch.full((classes,), 0.01))
+        self.register_buffer("prediction_mean", torch.zeros(classes))  # zero until it is measured
         # Accuracy of the pixels that propagation adds, on labelled images: 0 until it is measured.
         self.register_buffer("added_accuracy", torch.zeros(()))
         self.total_steps: int | None = None
@@ -348,6 +360,8 @@ class GateMatch(Method):
             probability = network.upsample(decoded.logits, size).float().softmax(1)
             if o.teacher_flip:
                 probability = (probability + network(views.flip(-1)).logits.float().softmax(1).flip(-1)) / 2
+            if o.alignment:
+                probability = self._aligned(probability, valid, update)
             confidence, labels = probability.max(1)
             if update:
                 self._follow(confidence, labels, valid)
@@ -398,6 +412,20 @@ class GateMatch(Method):
         kept = torch.where(count > 0, self.options.statistics_momentum, 1.0)
         self.confidence_mean.mul_(kept).add_((1 - kept) * mean)
         self.confidence_variance.mul_(kept).add_((1 - kept) * variance)
+
+    def _aligned(self, probability: Tensor, valid: Tensor, update: bool) -> Tensor:
+        """Probabilities (N, K, H, W) brought towards the labelled class frequencies."""
+        pixels = all_reduce((probability * valid.unsqueeze(1)).sum((0, 2, 3)))
+        batch_mean = pixels / pixels.sum().clamp(min=1)
+        mean = torch.where(self.prediction_mean.sum() > 0, self.prediction_mean, batch_mean)
+        if update:
+            momentum = self.options.statistics_momentum
+            self.prediction_mean.copy_(momentum * mean + (1 - momentum) * batch_mean)
+            mean = self.prediction_mean
+        share = self.class_weights.counts.clamp(min=1)
+        share = (share / share.sum()).float()
+        aligned = probability * (share / mean.clamp(min=1e-6)).pow(self.options.alignment)[:, None, None]
+        return aligned / aligned.sum(1, keepdim=True)
 
     @property
     def gate_is_open(self) -> bool:

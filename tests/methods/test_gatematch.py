@@ -121,6 +121,24 @@ def test_thresholds_follow_each_class():
     assert ours.weight(confidence, labels).flatten().tolist() == [0, 1, 0, 1]
 
 
+def test_alignment_by_hand():
+    """Labels are of classes 0 and 1, three to one; the teacher says one to one at first."""
+    ours = method(num_labels=2, alignment=0.5, statistics_momentum=0.5)
+    ours.class_weights.update(torch.tensor([[[0, 0, 0, 1, 255]]]))
+    p = torch.tensor([0.4, 0.6]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
+    valid = torch.tensor([[[True, False]]])
+    p0 = torch.tensor([[[[0.4, 0.9]], [[0.6, 0.1]]]])  # the second pixel is padding
+    first = ours._aligned(p0, valid, update=True)
+    assert ours.prediction_mean.tolist() == pytest.approx([0.4, 0.6])
+    raw = [0.4 * (0.75 / 0.4) ** 0.5, 0.6 * (0.25 / 0.6) ** 0.5]
+    assert first[0, :, 0, 0].tolist() == pytest.approx([r / sum(raw) for r in raw])
+    ours._aligned(p.flip(1), valid, update=True)
+    assert ours.prediction_mean.tolist() == pytest.approx([0.5, 0.5])
+    before = ours.prediction_mean.clone()
+    ours._aligned(p, valid, update=False)
+    torch.testing.assert_close(ours.prediction_mean, before)
+
+
 PROPAGATING = {"region_propagation": True, "correlation_weight": 0.5, "region_ratio": 0.3,
                "confidence_threshold": 0.21}  # fmt: skip
 
@@ -219,5 +237,7 @@ def test_objects_of_labelled_images_are_pasted_with_their_labels():
     each = torch.nn.functional.cross_entropy(
         ours.model(image).logits, batch.label[rows], ignore_index=255, reduction="none"
     )
-    mixed_valid = torch.where(batch.box[:, 0] & (torch.arange(3) == 1).view(3, 1, 1), True, batch.valid) | pixels
+    mixed_valid = (
+        torch.where(batch.box[:, 0] & (torch.arange(3) == 1).view(3, 1, 1), True, batch.valid) | pixels
+    )
     torch.testing.assert_close(loss, (each * pixels).sum() / mixed_valid.sum())
