@@ -85,6 +85,8 @@ class Setting:
     weight_decay: float = 0.01
     frozen_stages: int = 5  # first stages of the encoder that are not trained (EfficientNet and MobileNet)
     teacher_decay: float = 0.99
+    restart: float = 0.0  # above 0: two schedules, the second one starts at this share of the learning rates
+    restart_at: float = 0.4  # the share of the steps that the first one takes
     evaluations: int = 4  # a run
     groups: tuple[str, ...] = ()  # prefixes of file names that are reported apart
 
@@ -250,6 +252,22 @@ def optimizer_of(method: Method, setting: Setting) -> torch.optim.Optimizer:
     rate = setting.learning_rate
     groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * setting.head_multiplier}]
     return torch.optim.AdamW(groups, weight_decay=setting.weight_decay, fused=True)
+
+
+def schedule_of(
+    optimizer: torch.optim.Optimizer, setting: Setting, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Polynomial decay to zero, once, or twice where the setting restarts: a settled teacher after the burn-in."""
+    if not setting.restart:
+        return torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
+    first = round(setting.restart_at * steps)
+
+    def share(step: int) -> float:
+        if step < first:
+            return (1 - step / first) ** 0.9
+        return setting.restart * max(1 - (step - first) / (steps - first), 0) ** 0.9
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 # --------------------------------------------------------------------------------------------------- evaluation
@@ -425,7 +443,7 @@ class Steps:
         self.data, self.truth = load(self.setting, shared, work, candidate.all_masks)
         self.method = build(self.setting, candidate, self.data, shared, run.seed, run.steps)
         self.optimizer = optimizer_of(self.method, self.setting)
-        self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, run.steps, power=0.9)
+        self.schedule = schedule_of(self.optimizer, self.setting, run.steps)
         # The average that is evaluated: the method's own teacher, else one with the same decay.
         self.average = getattr(self.method, "teacher", None)
         if not isinstance(self.average, Teacher):

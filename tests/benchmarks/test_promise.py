@@ -134,6 +134,22 @@ def test_runs_that_share_a_burn_in_do_it_once(study):
         assert promise.burn_in_file(promise.Run("few", "fixmatch_ema", 5, options=options), study[1]) != path
 
 
+def test_one_schedule_or_two():
+    rates = {}
+    for restart in (0.0, 0.5):
+        setting = dataclasses.replace(promise.SETTINGS["voc31"], restart=restart)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = promise.schedule_of(optimizer, setting, 10)
+        rates[restart] = []
+        for _ in range(10):
+            rates[restart].append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+    assert rates[0.0] == pytest.approx([(1 - i / 10) ** 0.9 for i in range(10)])
+    expected = [(1 - i / 4) ** 0.9 for i in range(4)] + [0.5 * (1 - i / 6) ** 0.9 for i in range(6)]
+    assert rates[0.5] == pytest.approx(expected)
+
+
 def test_the_burn_in_reads_no_unlabelled_photo(study):
     steps = promise.Steps(promise.Run("few", "fixmatch_ema", 5), *study)
     batches = steps.batches(0)
