@@ -693,10 +693,12 @@ def table_of(data: str, half: str = "B", weights: str = "average") -> str:
         grouped.setdefault((recipe_name(result), result["run"]["steps"]), []).append(result)
     groups = SETTINGS[data].groups
     lines = [
-        "| run | steps | seeds | CPU s | mIoU, last | mIoU, average | accuracy |"
+        "| run | steps | seeds | CPU s | mIoU, last | mIoU, average | gain | accuracy |"
         + "".join(f" {g} |" for g in groups)
         + " kept | right |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * len(groups) + " ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        + " ---: |" * len(groups)
+        + " ---: | ---: |",
     ]
     order = sorted(
         grouped.items(), key=lambda item: statistics.mean(r[weights][half]["miou"] for r in item[1])
@@ -709,6 +711,7 @@ def table_of(data: str, half: str = "B", weights: str = "average") -> str:
             name, str(steps), str(len(found)), "-" if seconds is None else f"{seconds:.0f}",
             spread([r["last"][half]["miou"] for r in found]),
             spread([r["average"][half]["miou"] for r in found]),
+            gain_over(grouped.get(("supervised", steps), []), found, half),
             spread([r["average"][half]["accuracy"] for r in found]),
             *(spread([r["average"][f"{half}/{g}"]["miou"] for r in found]) for g in groups),
             spread([each["kept"] for each in final]), spread([each["precision"] for each in final]),
@@ -725,7 +728,8 @@ def page_of(data: str) -> str:
         f"# {data}: {setting.folder}, {setting.split}",
         "",
         "Figures in percent, mean and deviation over seeds; averaged weights unless said otherwise. CPU s: calibrated",
-        "(costs.json). kept: share of pixels whose pseudo-label counts at the end; right: how many of these are right.",
+        "(costs.json). gain: over supervised of the same steps and seed. kept: share of pixels whose pseudo-label counts",
+        "at the end; right: how many of these are right.",
         "",
         "## Half B of the validation photos (reported)",
         "",
@@ -782,6 +786,14 @@ def curves(data: str, names: list[str], path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.suptitle(data)
     figure.savefig(path)
+
+
+def gain_over(supervised: list[dict], found: list[dict], half: str) -> str:
+    """Averaged weights against the supervised runs of the same steps and seeds, pair by pair."""
+    there = {r["run"]["seed"]: r["average"][half]["miou"] for r in supervised}
+    pairs = [(r["average"][half]["miou"], there.get(r["run"]["seed"])) for r in found]
+    gains = [own - other for own, other in pairs if other is not None]
+    return spread(gains) if gains else "-"
 
 
 def spread(values: list[float]) -> str:

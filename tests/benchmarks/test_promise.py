@@ -182,7 +182,7 @@ def test_table_and_queue(study, tmp_path):
     promise.work_through(queue, *study)
     (promise.RESULTS / "few/costs.json").write_text(json.dumps({"supervised": {"labelled": 0.5}}))
     row = promise.table_of("few").splitlines()[2]
-    assert row.startswith("| supervised | 2 | 2 | 1 |") and row.count("±") == 5
+    assert row.startswith("| supervised | 2 | 2 | 1 |") and row.count("±") == 6 and "| 0.0 ± 0.0 |" in row
     assert "| supervised | 2 |" in promise.page_of("few").split("each class")[1]
     promise.curves("few", ["supervised"], tmp_path / "few.png")
     assert (tmp_path / "few.png").stat().st_size > 1000
