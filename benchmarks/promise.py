@@ -728,7 +728,7 @@ def page_of(data: str) -> str:
         f"# {data}: {setting.folder}, {setting.split}",
         "",
         "Figures in percent, mean and deviation over seeds; averaged weights unless said otherwise. CPU s: calibrated",
-        "(costs.json). gain: over supervised of the same steps and seed. kept: share of pixels whose pseudo-label counts",
+        "(costs.json). gain: over supervised, same steps and seed. kept: share of pixels whose pseudo-label counts",
         "at the end; right: how many of these are right.",
         "",
         "## Half B of the validation photos (reported)",
