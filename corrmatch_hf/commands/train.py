@@ -58,7 +58,9 @@ def main(args: Sequence[str]) -> None:
     data = load_semi_dataset(data_options)
 
     # Model and method
-    model, processor = model_options.build(data, correlation_head=method_class.uses_correlation_head)
+    model, processor = model_options.build(
+        data, correlation_head=method_class.needs_correlation_head(options)
+    )
     method = method_class(model, options, seed=config.seed)
 
     # Training

@@ -28,6 +28,7 @@ REGISTRY = {
     "cps": "CPS",
     "dgcl": "DGCL",
     "mean_teacher": "MeanTeacher",
+    "gatematch": "GateMatch",
     "supervised": "Supervised",
 }
 

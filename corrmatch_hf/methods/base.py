@@ -76,17 +76,23 @@ class Method(nn.Module):
         super().__init__()
         self.options = options if options is not None else self.Options()
         self.options.check()
-        if self.uses_correlation_head and not model.config.correlation_head:
+        trains_head = self.needs_correlation_head(self.options)
+        if trains_head and not model.config.correlation_head:
             raise InputError(
                 f"Method {self.name!r} trains the correlation head, but the model has none; "
                 "build it with CorrMatchConfig(correlation_head=True)."
             )
         if getattr(model, "correlation", None) is not None:
             # Data-parallel training waits for every gradient. (Another method may have frozen it before.)
-            model.correlation.requires_grad_(self.uses_correlation_head)
+            model.correlation.requires_grad_(trains_head)
         self.model = model
         self.teacher = None
         self.seed = seed
+
+    @classmethod
+    def needs_correlation_head(cls, options: MethodOptions) -> bool:
+        """Whether the correlation head is trained with these options."""
+        return cls.uses_correlation_head
 
     @property
     def segmentation_model(self) -> nn.Module:

@@ -24,6 +24,7 @@ from corrmatch_hf.options import choices_of
 from ..read_backs import CountReadBacks
 from .tiny import batch_for, random_batch, tiny_method, tiny_model, tiny_vit
 
+WITHOUT_PAPER = ("supervised", "gatematch")
 DOCS = Path(corrmatch_hf.__file__).parents[1] / "docs" / "methods"
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -59,7 +60,7 @@ def test_the_line_in_the_registry_gives_all_names(name):
 def test_a_method_has_a_description_a_citation_and_a_page_in_the_documentation(name):
     cls = METHODS[name]
     assert importlib.import_module(cls.__module__).__doc__ and cls.__doc__ and cls.Options.__doc__
-    if name != "supervised":
+    if name not in WITHOUT_PAPER:
         assert "citation" in vars(cls), "a method does not inherit the paper of another"
         assert citation_of(name).text and citation_of(name).bibtex.startswith("@")
     if DOCS.is_dir():

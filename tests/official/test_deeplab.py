@@ -135,7 +135,9 @@ def test_numbers_pickled_by_numpy_1(state, saved):
 def test_several_sets_of_weights_need_a_choice(state, saved):
     other = one_number_each({name: value.shape for name, value in state.items()})
     path = saved({"model": state, "model_ema": other})
-    with pytest.raises(InputError, match="several sets of weights: choose one of model, model_ema with --key"):
+    with pytest.raises(
+        InputError, match="several sets of weights: choose one of model, model_ema with --key"
+    ):
         from_official(path)
     with pytest.raises(InputError, match="no weights named 'ema': choose one of model, model_ema"):
         from_official(path, key="ema")

@@ -1,0 +1,432 @@
+"""GateMatch: supervised burn-in, then consistency with an EMA teacher; CorrMatch's propagation behind gates.
+
+The package's own recipe. Every ingredient is an option, so that each can be measured alone (benchmarks/promise.py).
+With f the network, g its moving average, t the share of the run that is done and b the burn-in's share:
+
+    t < b     L = L_x                                                one pass: f on x, the labelled images
+    t >= b    L = l L_x + r(t) u L_u      r rises from 0 to 1 during the ramp-up, then stays 1
+
+    1. g on u_w, weak views, in evaluation mode without gradient: probabilities p, Y = argmax p, c = max p
+       (with `teacher_flip` p is the mean over the view and its mirror image); CutMix pastes the partner's Y and c
+    2. f on x
+    3. f on u_s, strong views (with `paste_probability`, objects of the labelled images with their true labels are
+       pasted into some of them: every class of a labelled crop with chance 1/2, but for the most frequent class;
+       with feature perturbation "dropout", some channels of the features are dropped; "complementary": two strong
+       views, each with the channels that the other lacks)
+
+    L_x = sum of w_y CE(f(x), y) / sum of w_y                        w: class weights frequency^-p (class_weights.py)
+    L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
+
+With `alignment` a > 0 (distribution alignment) p is first brought towards the labelled images' class frequencies q:
+p_c <- p_c (q_c / n_c)^a, normalised, with n the moving mean of p over the unlabelled pixels. A class that the teacher
+predicts too often loses confidence, one that it begins to forget gains it: wrong labels breed fewer of their kind.
+
+What a pixel counts, by `threshold`, with tau the `confidence_threshold` and m_Y, s_Y the moving mean and deviation of
+the confidence of the pixels predicted as class Y:
+
+    fixed        k = [c >= tau]
+    global       k = [c >= CorrMatch's dynamic threshold]            (equations 11 and 13; dynamic_threshold.py)
+    class_mean   k = [c >= min(m_Y, tau)]                            the better half of every class
+    soft         k = exp(-min(c - m_Y, 0)^2 / (2 (s_Y / 2)^2))        SoftMatch's truncated Gaussian for every class
+
+CorrMatch's ideas, off by default. Pixel propagation (`correlation_weight` a > 0) adds a times the losses of the
+propagated logits z on x and on u_s. Region propagation paints Y along correlation shapes of g, with a ratio of its own;
+with `propagation_accuracy` > 0 it is only used while the pixels that it adds are at least that accurate on the labelled
+images, measured every `gate_interval` steps (moving average).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.batch import SemiBatch
+from ..distributed import all_reduce, per_process, rank, world_size
+from ..evaluation.inference import evaluating
+from ..model.correlation_corrmatch import correlation_rows, pixel_propagation
+from ..model.modeling_corrmatch import CorrMatchFeatures, resize
+from ..ops.random_masks import stacked_channel_mask, step_generator
+from ..ops.region_propagation import propagate_rows
+from ..options import option
+from .base import Logs, Method, MethodOptions
+from .class_weights import ClassWeights
+from .dynamic_threshold import DynamicThreshold
+from .feature_perturbation import with_complementary_channels
+from .teacher import Teacher
+
+
+@dataclass
+class GateMatchOptions(MethodOptions):
+    """Every ingredient of the recipe."""
+
+    burn_in: float = option(
+        0.4, "Share of the steps that are supervised only, at the start.", at_least=0, at_most=1
+    )
+    teacher_decay: float = option(0.99, "Share of the teacher kept by a step.", at_least=0, below=1)
+    teacher_flip: bool = option(False, "Average the teacher's prediction with that of the mirror image.")
+    labeled_weight: float = option(1.0, "Weight of the labelled loss.", at_least=0)
+    unlabeled_weight: float = option(1.0, "Weight of the unlabelled loss.", at_least=0)
+    ramp_up: float = option(
+        0.0, "Share of the steps over which the unlabelled weight rises.", at_least=0, at_most=1
+    )
+    alignment: float = option(
+        0.0,
+        "How far predictions are brought to the labelled class frequencies; 0: not at all.",
+        at_least=0,
+        at_most=1,
+    )
+    threshold: Literal["fixed", "global", "class_mean", "soft"] = option(
+        "fixed", "Which pseudo-labels count; see the method's description."
+    )
+    confidence_threshold: float = option(
+        0.95, "fixed: the threshold; class_mean: its largest value.", at_least=0, at_most=1
+    )
+    statistics_momentum: float = option(
+        0.99, "class_mean, soft, alignment: share of old statistics kept by a step.", at_least=0, below=1
+    )
+    class_weight_power: float = option(
+        0.0, "Class weights frequency^-power in the labelled loss; 0: none.", at_least=0
+    )
+    unlabeled_class_weights: bool = option(False, "Use the class weights in the unlabelled loss, too.")
+    paste_probability: float = option(
+        0.0, "Chance that objects of a labelled image are pasted into a strong view.", at_least=0, at_most=1
+    )
+    feature_perturbation: Literal["none", "dropout", "complementary"] = option(
+        "none", "Drop channels of the strong view's features, or share them out to two strong views."
+    )
+    feature_dropout: float = option(0.5, "dropout: share of channels dropped.", at_least=0, below=1)
+    correlation_weight: float = option(
+        0.0, "Pixel propagation: weight of the propagated logits' losses; 0: off.", at_least=0
+    )
+    region_propagation: bool = option(False, "Spread confident labels along correlation shapes.")
+    region_ratio: float = option(
+        0.85, "Share of a shape that must be confident, and of one class.", at_least=0, at_most=1
+    )
+    num_shapes: int = option(128, "Correlation shapes sampled per image.", at_least=1)
+    propagation_accuracy: float = option(
+        0.0, "Accuracy on labelled images that added pixels need; 0: no such gate.", at_least=0, at_most=1
+    )
+    gate_interval: int = option(10, "Steps between measurements of that accuracy.", at_least=1)
+
+    @property
+    def needs_correlation(self) -> bool:
+        """Whether the correlation head is trained."""
+        return self.correlation_weight > 0 or self.region_propagation
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.region_propagation and not self.correlation_weight:
+            found.append(
+                "--region_propagation needs a trained correlation head: give --correlation_weight, e.g. 0.5"
+            )
+        return found
+
+
+class Targets(NamedTuple):
+    """Pseudo-labels of N views: labels (N, H, W) int64, and how much each pixel counts, (N, H, W) float32."""
+
+    labels: Tensor
+    weight: Tensor
+
+    def pasted(self, other: Targets, box: Tensor) -> Targets:
+        """These with `other`'s inside the box (N, H, W)."""
+        return Targets(*(torch.where(box, theirs, own) for own, theirs in zip(self, other, strict=True)))
+
+
+class GateMatch(Method):
+    """GateMatch's training step. See the file's head for the equations."""
+
+    name = "gatematch"
+    Options = GateMatchOptions
+    options: GateMatchOptions
+
+    def __init__(self, model: nn.Module, options: GateMatchOptions | None = None, seed: int = 0):
+        options = options if options is not None else self.Options()
+        super().__init__(model, options, seed)
+        classes = model.config.num_labels
+        self.strong_views = 2 if options.feature_perturbation == "complementary" else 1
+        self.teacher = Teacher(model, options.teacher_decay)
+        self.class_weights = ClassWeights(classes, options.class_weight_power)
+        self.dynamic = DynamicThreshold(classes)  # at CorrMatch's values; used by threshold "global" alone
+        self.register_buffer("confidence_mean", torch.full((classes,), options.confidence_threshold))
+        self.register_buffer("confidence_variance", torch.full((classes,), 0.01))
+        self.register_buffer("prediction_mean", torch.zeros(classes))  # zero until it is measured
+        # Accuracy of the pixels that propagation adds, on labelled images: 0 until it is measured.
+        self.register_buffer("added_accuracy", torch.zeros(()))
+        self.total_steps: int | None = None
+
+    @classmethod
+    def needs_correlation_head(cls, options: GateMatchOptions) -> bool:
+        return options.needs_correlation
+
+    def plan(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    @property
+    def burn_in_steps(self) -> int:
+        """Steps at the start that see labelled images alone."""
+        return round(self.options.burn_in * (self.total_steps or 0))
+
+    def ramp(self, step: int) -> float:
+        """r(t): what the unlabelled weight is multiplied by."""
+        length = self.options.ramp_up * (self.total_steps or 0)
+        return min(1.0, (step - self.burn_in_steps + 1) / length) if length else 1.0
+
+    def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        self.class_weights.update(batch.label)
+        x, x_corr = self._student(batch.image, batch.step, "labelled")
+        labeled = self.labeled_loss(x, batch.label)
+        logs = {"loss/x": labeled.detach()}
+        if x_corr is not None:
+            correlation = self.labeled_loss(x_corr, batch.label)
+            labeled = labeled + self.options.correlation_weight * correlation
+            logs["loss/x_corr"] = correlation.detach()
+        if batch.step < self.burn_in_steps:
+            return labeled, logs | self._nothing_unlabeled()
+        if self.options.propagation_accuracy and batch.step % self.options.gate_interval == 0:
+            self._measure_propagation(batch)
+        unlabeled, more = self._unlabeled(batch)
+        total = self.options.labeled_weight * labeled
+        total = total + self.options.unlabeled_weight * self.ramp(batch.step) * unlabeled
+        return total, logs | more
+
+    def _nothing_unlabeled(self) -> Logs:
+        """What the burn-in logs of the unlabelled part: the names are the same in every step of a run."""
+        names = ["loss/u", "kept_ratio"]
+        if self.options.region_propagation:
+            names += ["propagated_ratio", "added_accuracy"]
+        return dict.fromkeys(names, torch.zeros_like(self.added_accuracy))
+
+    # ------------------------------------------------------------------------------------------------- losses
+
+    def labeled_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with class weights; without weights the loss that the options choose."""
+        if not self.options.class_weight_power:
+            return super().labeled_loss(logits, labels)
+        weights, ignored = self.class_weights.weights(), self.model.config.ignore_index
+        summed = F.cross_entropy(
+            logits.float(), labels, weight=weights, ignore_index=ignored, reduction="sum"
+        )
+        counted = labels != ignored
+        return summed / per_process((weights[torch.where(counted, labels, 0)] * counted).sum())
+
+    def unlabeled_loss(self, logits: Tensor, target: Targets, valid: Tensor) -> Tensor:
+        """Weighted cross-entropy of logits (N, K, H, W) against pseudo-labels, over all valid pixels (N, H, W)."""
+        loss = F.cross_entropy(logits.float(), target.labels, reduction="none")
+        weight = valid.float()
+        if self.options.unlabeled_class_weights:
+            weight = weight * self.class_weights.weights()[target.labels]
+        return (loss * target.weight * weight).sum() / per_process(weight.sum())
+
+    def _unlabeled(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
+        o, count = self.options, len(batch.weak)
+        # Weak views and the partners that are not among them, in one pass of the teacher.
+        seen = batch.partner_places or [-1] * len(batch.partner_rows)
+        unseen = [i for i, place in enumerate(seen) if place < 0]
+        views = torch.cat([batch.weak, *(batch.partner_weak[i : i + 1] for i in unseen)])
+        views_valid = torch.cat([batch.valid, *(batch.partner_valid[i : i + 1] for i in unseen)])
+        plain, propagated = self.targets(views, views_valid, batch.step, update=True)
+
+        # Where each row's partner stands among the views; a row without a box points to itself.
+        place = list(range(count))
+        for i, row in enumerate(batch.partner_rows):
+            place[row] = seen[i] if seen[i] >= 0 else count + unseen.index(i)
+        place = torch.tensor(place).to(views.device, non_blocking=True)
+        own = Targets(*(part[:count] for part in propagated))
+        partner = Targets(*(part[place] for part in propagated))
+
+        views_strong, mixed_targets = [], []
+        for view, box in enumerate(batch.box.unbind(1)):
+            mixed, mixed_valid = own.pasted(partner, box), torch.where(box, views_valid[place], batch.valid)
+            image = batch.strong[:, view]
+            if o.paste_probability:
+                object_pixels, rows = self.pasted_objects(batch, view)
+                image = torch.where(object_pixels.unsqueeze(1), batch.image[rows], image)
+                true = Targets(batch.label[rows], torch.ones_like(mixed.weight))
+                mixed, mixed_valid = mixed.pasted(true, object_pixels), mixed_valid | object_pixels
+            views_strong.append(image)
+            mixed_targets.append((mixed, mixed_valid))
+
+        strong, strong_corr = self._student(
+            torch.cat(views_strong), batch.step, "strong", o.feature_perturbation
+        )
+        terms = []
+        for view, (mixed, mixed_valid) in enumerate(mixed_targets):
+            part = slice(view * count, (view + 1) * count)
+            loss = self.unlabeled_loss(strong[part], mixed, mixed_valid)
+            if strong_corr is not None:
+                loss = loss + o.correlation_weight * self.unlabeled_loss(
+                    strong_corr[part], mixed, mixed_valid
+                )
+            terms.append(loss)
+        unlabeled = sum(terms) / len(terms)
+        pixels = per_process(views_valid.sum())
+        logs = {"loss/u": unlabeled.detach(), "kept_ratio": (plain.weight * views_valid).sum() / pixels}
+        if o.region_propagation:
+            logs["propagated_ratio"] = (propagated.weight * views_valid).sum() / pixels
+            logs["added_accuracy"] = self.added_accuracy.clone()
+        return unlabeled, logs
+
+    def pasted_objects(self, batch: SemiBatch, view: int) -> tuple[Tensor, Tensor]:
+        """Pixels of strong view `view` that show objects of labelled images: (B_u, H, W) bool, and the row of the
+        labelled image that each of the B_u views takes them from, (B_u,) int64."""
+        count, classes, device = len(batch.weak), len(self.class_weights.counts), batch.weak.device
+        rows = torch.arange(count, device=device) % len(batch.image)
+        generator = step_generator(device, self.seed, batch.step, f"paste {view}")
+        draw = torch.rand(count * world_size(), classes + 1, generator=generator, device=device)
+        draw = draw[rank() * count : (rank() + 1) * count]
+        taken = draw[:, :-1] < 0.5  # (B_u, K)
+        taken &= torch.arange(classes, device=device) != self.class_weights.counts.argmax()
+        taken &= draw[:, -1:] < self.options.paste_probability
+        label = batch.label[rows]
+        inside = (label >= 0) & (label < classes)
+        chosen = taken.gather(1, torch.where(inside, label, 0).flatten(1)).view_as(label)
+        return chosen & inside, rows
+
+    # ----------------------------------------------------------------------------------------------- networks
+
+    def _student(
+        self, images: Tensor, step: int, use: str, perturbation: str = "none"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, K, H, W) and, where the correlation head is trained, propagated logits of that size."""
+        model, size = self.model, images.shape[-2:]
+        features = model.encode(images)
+        if perturbation == "complementary":
+            features = with_complementary_channels(features, seed=self.seed, step=step, whole=True)
+        elif perturbation == "dropout":
+            features = CorrMatchFeatures(
+                *(
+                    level * self._mask(level, self.options.feature_dropout, step, f"{use} features {i}")
+                    for i, level in enumerate(features)
+                )
+            )
+        decoded = model.decode(features)
+        logits = model.upsample(decoded.logits, size)
+        if not self.options.needs_correlation:
+            return logits, None
+        config = model.config
+        shape = images.new_empty(len(images), config.correlation_channels)
+        mask = self._mask(shape, config.correlation_dropout, step, f"{use} correlation")
+        query, key = model.correlate(features, decoded, channel_mask=mask.flatten(1))
+        source = resize(logits.detach(), query.shape[-2:])
+        return logits, resize(pixel_propagation(query, key, source, config.correlation_scale), size)
+
+    def _mask(self, level: Tensor, probability: float, step: int, use: str) -> Tensor:
+        """Channel dropout for a level (N, C, ...): (N, C, 1, 1)."""
+        rows, channels = level.shape[:2]
+        mask = stacked_channel_mask(
+            (rows,), channels, probability, level.device, seed=self.seed, step=step, use=use
+        )
+        return mask.to(level.dtype)[:, :, None, None]
+
+    @torch.no_grad()
+    def targets(
+        self, views: Tensor, valid: Tensor, step: int, update: bool = False, gated: bool = True
+    ) -> tuple[Targets, Targets]:
+        """The teacher's pseudo-labels for views (N, 3, H, W): before and after region propagation.
+
+        Args:
+            views: normalised images.
+            valid: (N, H, W) bool, False on padding.
+            step: of the draw of correlation shapes.
+            update: let the threshold's statistics follow these views.
+            gated: whether the gate decides about propagation; else it is done where it is switched on.
+        """
+        o, network, size = self.options, self.teacher.network, views.shape[-2:]
+        with evaluating(network):
+            features = network.encode(views)
+            decoded = network.decode(features)
+            probability = network.upsample(decoded.logits, size).float().softmax(1)
+            if o.teacher_flip:
+                probability = (probability + network(views.flip(-1)).logits.float().softmax(1).flip(-1)) / 2
+            if o.alignment:
+                probability = self._aligned(probability, valid, update)
+            confidence, labels = probability.max(1)
+            if update:
+                self._follow(confidence, labels, valid)
+            weight = self.weight(confidence, labels) * valid
+            plain = Targets(labels, weight)
+            if not o.region_propagation or (gated and not self.gate_is_open):
+                return plain, plain
+            query, key = network.correlate(features, decoded)
+            generator = step_generator(views.device, self.seed, step, "shapes")
+            index = torch.randint(
+                query[0, 0].numel(), (o.num_shapes,), generator=generator, device=views.device
+            )
+            rows = correlation_rows(query, key, index, network.config.correlation_scale)
+        labels, kept = propagate_rows(
+            rows, labels, weight > 0.5, valid, o.region_ratio, num_labels=network.config.num_labels
+        )
+        return plain, Targets(labels, torch.maximum(weight, kept.float()))
+
+    # --------------------------------------------------------------------------------------------- thresholds
+
+    def weight(self, confidence: Tensor, labels: Tensor) -> Tensor:
+        """k, (N, H, W) float32: how much each pseudo-label counts."""
+        o = self.options
+        if o.threshold == "global":
+            return self.dynamic.confident(confidence, labels).float()
+        if o.threshold == "class_mean":
+            return (confidence >= self.confidence_mean.clamp(max=o.confidence_threshold)[labels]).float()
+        if o.threshold == "soft":
+            below = (confidence - self.confidence_mean[labels]).clamp(max=0)
+            return torch.exp(-2 * below.square() / self.confidence_variance[labels].clamp(min=1e-6))
+        return (confidence >= o.confidence_threshold).float()
+
+    def _follow(self, confidence: Tensor, labels: Tensor, valid: Tensor) -> None:
+        """Let the statistics of the chosen threshold follow one batch; a class without a pixel keeps its own."""
+        if self.options.threshold == "global":
+            self.dynamic.update(confidence, labels, valid)
+        if self.options.threshold not in ("class_mean", "soft"):
+            return
+        classes = len(self.confidence_mean)
+        places = torch.where(valid, labels, classes).flatten()
+
+        def per_class(values: Tensor) -> Tensor:
+            return all_reduce(values.new_zeros(classes + 1).index_add_(0, places, values.flatten())[:-1])
+
+        count = per_class(torch.ones_like(confidence))
+        mean = per_class(confidence) / count.clamp(min=1)
+        variance = per_class((confidence - mean[labels]).square()) / count.clamp(min=1)
+        kept = torch.where(count > 0, self.options.statistics_momentum, 1.0)
+        self.confidence_mean.mul_(kept).add_((1 - kept) * mean)
+        self.confidence_variance.mul_(kept).add_((1 - kept) * variance)
+
+    def _aligned(self, probability: Tensor, valid: Tensor, update: bool) -> Tensor:
+        """Probabilities (N, K, H, W) brought towards the labelled class frequencies."""
+        pixels = all_reduce((probability * valid.unsqueeze(1)).sum((0, 2, 3)))
+        batch_mean = pixels / pixels.sum().clamp(min=1)
+        mean = torch.where(self.prediction_mean.sum() > 0, self.prediction_mean, batch_mean)
+        if update:
+            momentum = self.options.statistics_momentum
+            self.prediction_mean.copy_(momentum * mean + (1 - momentum) * batch_mean)
+            mean = self.prediction_mean
+        share = self.class_weights.counts.clamp(min=1)
+        share = (share / share.sum()).float()
+        aligned = probability * (share / mean.clamp(min=1e-6)).pow(self.options.alignment)[:, None, None]
+        return aligned / aligned.sum(1, keepdim=True)
+
+    @property
+    def gate_is_open(self) -> bool:
+        """Whether region propagation has been accurate enough on labelled images."""
+        return not self.options.propagation_accuracy or bool(
+            self.added_accuracy >= self.options.propagation_accuracy
+        )
+
+    def _measure_propagation(self, batch: SemiBatch) -> None:
+        """Accuracy, on labelled images, of the pixels that propagation adds or changes (moving average)."""
+        valid = batch.label != self.model.config.ignore_index
+        plain, after = self.targets(batch.image, valid, batch.step, gated=False)
+        added = (after.weight > 0.5) & ((plain.weight <= 0.5) | (after.labels != plain.labels)) & valid
+        right, count = all_reduce(
+            torch.stack([((after.labels == batch.label) & added).sum(), added.sum()])
+        ).float()
+        first = self.added_accuracy == 0
+        followed = torch.where(
+            first, right / count.clamp(min=1), 0.8 * self.added_accuracy + 0.2 * right / count
+        )
+        self.added_accuracy.copy_(torch.where(count > 0, followed, self.added_accuracy))

@@ -1,0 +1,243 @@
+"""GateMatch against FixMatch, where both are the same, and against loops written from the equations."""
+
+import math
+
+import pytest
+import torch
+
+from corrmatch_hf.data.batch import SemiBatch
+from corrmatch_hf.errors import InputError
+from corrmatch_hf.methods import FixMatch, FixMatchOptions, GateMatch, GateMatchOptions
+from corrmatch_hf.methods.class_weights import ClassWeights
+from corrmatch_hf.methods.gatematch import Targets
+
+from .test_corrmatch import random_batch, tiny_model
+
+
+def method(num_labels=5, **options):
+    options = {"burn_in": 0.0} | options
+    torch.manual_seed(0)
+    return GateMatch(tiny_model(num_labels), GateMatchOptions(**options))
+
+
+def test_with_half_weights_and_nothing_else_it_is_fixmatch_with_a_teacher():
+    ours = method(labeled_weight=0.5, unlabeled_weight=0.5, confidence_threshold=0.3).eval()
+    torch.manual_seed(0)
+    options = FixMatchOptions(teacher="ema", teacher_decay=0.99, confidence_threshold=0.3)
+    theirs = FixMatch(tiny_model(), options).eval()
+    for seed in range(3):
+        batch = random_batch(step=seed, unlabeled=3, rows=(0, 2), seed=seed)
+        batch.partner_places = [-1, 1]  # one partner of its own, one among the weak views
+        batch.partner_weak[1], batch.partner_valid[1] = batch.weak[1], batch.valid[1]
+        (a, logs), (b, expected) = ours(batch), theirs(batch)
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(logs["loss/x"], expected["loss/x"])
+        torch.testing.assert_close(logs["loss/u"], expected["loss/s"])
+
+
+def test_the_burn_in_needs_no_unlabelled_images():
+    ours = method(burn_in=0.5, confidence_threshold=0.0)
+    ours.plan(10)
+    batch = random_batch()
+    labelled = SemiBatch(step=4, image=batch.image, label=batch.label)
+    loss, logs = ours(labelled)
+    torch.testing.assert_close(loss.detach(), logs["loss/x"])
+    assert logs["loss/u"] == 0
+    batch.step = 5
+    later = ours(batch)[1]
+    assert later["loss/u"] > 0 and set(later) == set(logs)
+
+
+def test_the_ramp_up():
+    ours = method(burn_in=0.5, ramp_up=0.2)
+    ours.plan(20)
+    assert [ours.ramp(step) for step in (10, 11, 13, 14, 19)] == [0.25, 0.5, 1, 1, 1]
+
+
+def test_class_weights():
+    weights = ClassWeights(3, 0.5)
+    weights.update(torch.tensor([[[0, 0, 0, 0, 255, 1]]]))
+    weights.update(torch.tensor([[[0, 0, 0, 0, 255, 1]]]))
+    share = [8 / 11, 2 / 11, 1 / 11]  # the class not seen counts as one pixel
+    raw = [s**-0.5 for s in share]
+    scale = sum(s * r for s, r in zip(share, raw, strict=True))
+    assert weights.weights().tolist() == pytest.approx([r / scale for r in raw])
+    assert ClassWeights(3, 0.0).weights().tolist() == [1, 1, 1]
+
+
+def test_the_weighted_labelled_loss_pixel_by_pixel():
+    ours = method(num_labels=3, class_weight_power=0.7)
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    labels[0, 0] = 255
+    ours.class_weights.update(labels)
+    w = ours.class_weights.weights()
+    over, under = 0.0, 0.0
+    for i in range(2):
+        for y in range(4):
+            for x in range(5):
+                if (k := int(labels[i, y, x])) != 255:
+                    over -= w[k].item() * logits[i, :, y, x].log_softmax(0)[k].item()
+                    under += w[k].item()
+    assert ours.labeled_loss(logits, labels).item() == pytest.approx(over / under, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_unlabelled_loss_pixel_by_pixel(weighted):
+    ours = method(num_labels=3, class_weight_power=0.5, unlabeled_class_weights=weighted)
+    ours.class_weights.update(torch.tensor([[[0, 0, 0, 1, 1, 2]]]))
+    v = ours.class_weights.weights() if weighted else torch.ones(3)
+    logits, labels, k = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4)), torch.rand(1, 4, 4)
+    valid = torch.rand(1, 4, 4) < 0.7
+    over, under = 0.0, 0.0
+    for y in range(4):
+        for x in range(4):
+            if valid[0, y, x]:
+                label = int(labels[0, y, x])
+                over -= (v[label] * k[0, y, x] * logits[0, :, y, x].log_softmax(0)[label]).item()
+                under += v[label].item()
+    assert ours.unlabeled_loss(logits, Targets(labels, k), valid).item() == pytest.approx(
+        over / under, rel=1e-5
+    )
+
+
+def test_thresholds_follow_each_class():
+    """Two batches of class 0; class 1 is not predicted and keeps its statistics."""
+    confidence, labels = torch.tensor([[[0.5, 0.7, 0.9]]]), torch.zeros(1, 1, 3, dtype=torch.long)
+    valid = torch.tensor([[[True, True, False]]])
+    for kind in ("class_mean", "soft"):
+        ours = method(num_labels=2, threshold=kind, statistics_momentum=0.5)
+        ours._follow(confidence, labels, valid)
+        ours._follow(confidence, labels, valid)
+        assert ours.confidence_mean.tolist() == pytest.approx([0.25 * 0.95 + 0.75 * 0.6, 0.95])
+        assert ours.confidence_variance.tolist() == pytest.approx([0.25 * 0.01 + 0.75 * 0.01, 0.01])
+    soft = ours.weight(confidence, labels).flatten().tolist()
+    m, s = ours.confidence_mean[0].item(), ours.confidence_variance[0].sqrt().item()
+    expected = [math.exp(-(min(c - m, 0) ** 2) / (2 * (s / 2) ** 2)) for c in (0.5, 0.7, 0.9)]
+    assert soft == pytest.approx(expected, rel=1e-4)
+    ours = method(num_labels=2, threshold="class_mean", confidence_threshold=0.8)
+    ours.confidence_mean[:] = torch.tensor([0.6, 0.9])  # the second one is above the largest threshold
+    labels = torch.tensor([[[0, 0, 1, 1]]])
+    confidence = torch.tensor([[[0.59, 0.61, 0.79, 0.81]]])
+    assert ours.weight(confidence, labels).flatten().tolist() == [0, 1, 0, 1]
+
+
+def test_alignment_by_hand():
+    """Labels are of classes 0 and 1, three to one; the teacher says one to one at first."""
+    ours = method(num_labels=2, alignment=0.5, statistics_momentum=0.5)
+    ours.class_weights.update(torch.tensor([[[0, 0, 0, 1, 255]]]))
+    p = torch.tensor([0.4, 0.6]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
+    valid = torch.tensor([[[True, False]]])
+    p0 = torch.tensor([[[[0.4, 0.9]], [[0.6, 0.1]]]])  # the second pixel is padding
+    first = ours._aligned(p0, valid, update=True)
+    assert ours.prediction_mean.tolist() == pytest.approx([0.4, 0.6])
+    raw = [0.4 * (0.75 / 0.4) ** 0.5, 0.6 * (0.25 / 0.6) ** 0.5]
+    assert first[0, :, 0, 0].tolist() == pytest.approx([r / sum(raw) for r in raw])
+    ours._aligned(p.flip(1), valid, update=True)
+    assert ours.prediction_mean.tolist() == pytest.approx([0.5, 0.5])
+    before = ours.prediction_mean.clone()
+    ours._aligned(p, valid, update=False)
+    torch.testing.assert_close(ours.prediction_mean, before)
+
+
+PROPAGATING = {"region_propagation": True, "correlation_weight": 0.5, "region_ratio": 0.3,
+               "confidence_threshold": 0.21}  # fmt: skip
+
+
+def test_propagation_only_adds_labels_and_waits_for_its_gate():
+    ours = method(propagation_accuracy=0.5, **PROPAGATING)
+    batch = random_batch()
+    plain, after = ours.targets(batch.weak, batch.valid, step=0, gated=False)
+    assert (after.weight >= plain.weight).all() and after.weight.sum() > plain.weight.sum()
+    assert not after.weight[~batch.valid].any()
+    for accuracy, is_open in ((0.4, False), (0.6, True)):
+        ours.added_accuracy.fill_(accuracy)
+        gated = ours.targets(batch.weak, batch.valid, step=0)[1]
+        torch.testing.assert_close(gated.weight, after.weight if is_open else plain.weight)
+
+
+def test_the_gate_measures_the_pixels_that_propagation_adds():
+    ours = method(propagation_accuracy=0.5, gate_interval=1, **PROPAGATING)
+    batch = random_batch()
+    batch.label[:, :10] = 255
+    valid = batch.label != 255
+    plain, after = ours.targets(batch.image, valid, step=0, gated=False)
+    right = count = 0
+    for place in valid.nonzero().tolist():
+        place = tuple(place)
+        changed = plain.weight[place] <= 0.5 or after.labels[place] != plain.labels[place]
+        if after.weight[place] > 0.5 and changed:
+            count += 1
+            right += int(after.labels[place] == batch.label[place])
+    assert count
+    ours._measure_propagation(batch)
+    assert ours.added_accuracy.item() == pytest.approx(right / count)
+
+
+def test_pixel_propagation_trains_the_correlation_head():
+    ours = method(correlation_weight=0.5, confidence_threshold=0.0)
+    loss, logs = ours(random_batch())
+    loss.backward()
+    assert "loss/x_corr" in logs
+    assert all(p.grad is not None and p.grad.any() for p in ours.model.correlation.query.parameters())
+
+
+@pytest.mark.parametrize("kind", ["dropout", "complementary"])
+def test_feature_perturbation(kind):
+    ours = method(feature_perturbation=kind, confidence_threshold=0.0)
+    views = 2 if kind == "complementary" else 1
+    assert ours.strong_views == views
+    batch = random_batch(views=views)
+    first, again = ours(batch)[0], ours(batch)[0]
+    torch.testing.assert_close(first, again)  # the draw depends on seed and step alone
+    plain = method(confidence_threshold=0.0)
+    assert not torch.allclose(first, plain(batch)[0])
+
+
+def test_the_mirror_image_is_averaged():
+    ours = method(teacher_flip=True).eval()
+    image = torch.randn(1, 3, 33, 33)
+    both = torch.cat([image, image.flip(-1)])
+    targets = ours.targets(both, torch.ones(2, 33, 33, dtype=torch.bool), step=0)[0]
+    torch.testing.assert_close(targets.labels[0], targets.labels[1].flip(-1))
+
+
+def test_options_that_cannot_work():
+    with pytest.raises(InputError, match="--correlation_weight"):
+        GateMatchOptions(region_propagation=True).check()
+    with pytest.raises(InputError, match="--num_shapes is 0"):
+        GateMatchOptions(num_shapes=0).check()
+
+
+def test_objects_of_labelled_images_are_pasted_with_their_labels():
+    ours = method(num_labels=3, paste_probability=1.0)
+    batch = random_batch(labeled=2, unlabeled=3, num_labels=3)
+    batch.label[:, :40], batch.label[:, 40:44], batch.label[:, 44:] = 0, 1, 2
+    batch.label[:, :2] = 255
+    ours.class_weights.update(batch.label)
+    seen = set()
+    for step in range(12):
+        batch.step = step
+        pixels, rows = ours.pasted_objects(batch, 0)
+        assert rows.tolist() == [0, 1, 0]
+        for row, mask in zip(rows.tolist(), pixels, strict=True):
+            label = batch.label[row]
+            shown = frozenset(label[mask].tolist())
+            assert not shown & {0, 255}  # neither the most frequent class nor what is ignored
+            assert int(mask.sum()) == sum(int((label == k).sum()) for k in shown)  # classes as a whole
+            seen.add(shown)
+    assert seen == {frozenset(), frozenset({1}), frozenset({2}), frozenset({1, 2})}
+    none = method(num_labels=3, paste_probability=0.0)
+    assert not none.pasted_objects(batch, 0)[0].any()
+    # Everything pasted, and no pseudo-label kept: the unlabelled loss is that of the true labels.
+    ours = method(num_labels=3, paste_probability=1.0, confidence_threshold=1.0).eval()
+    ours.class_weights.update(batch.label)
+    loss = ours(batch)[1]["loss/u"]
+    pixels, rows = ours.pasted_objects(batch, 0)
+    image = torch.where(pixels.unsqueeze(1), batch.image[rows], batch.strong[:, 0])
+    each = torch.nn.functional.cross_entropy(
+        ours.model(image).logits, batch.label[rows], ignore_index=255, reduction="none"
+    )
+    mixed_valid = (
+        torch.where(batch.box[:, 0] & (torch.arange(3) == 1).view(3, 1, 1), True, batch.valid) | pixels
+    )
+    torch.testing.assert_close(loss, (each * pixels).sum() / mixed_valid.sum())
