@@ -16,6 +16,7 @@ from corrmatch_hf.methods import (
     CPSOptions,
     DGCLOptions,
     FixMatchOptions,
+    GateMatchOptions,
     IPixMatchOptions,
     MeanTeacherOptions,
     UniMatchOptions,
@@ -63,6 +64,12 @@ OPTIONS = {  # name and options of a method
         "corrmatch",
         CorrMatchOptions(
             threshold_initial=0.3, teacher="ema", teacher_decay=0.7, feature_perturbation="complementary"
+        ),
+    ),
+    "gatematch": (
+        "gatematch",
+        GateMatchOptions(
+            threshold="class_mean", confidence_threshold=0.22, class_weight_power=0.5, teacher_decay=0.7
         ),
     ),
     "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
