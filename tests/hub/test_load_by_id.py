@@ -89,7 +89,7 @@ def test_every_kind_of_model_gives_the_same_logits_bit_for_bit(who, hub, work, r
         with torch.no_grad():
             expected[name] = model(images).logits
     hub.requests.clear()
-    script = LOAD if who == "bare" else "import corrmatch_hf\n" + LOAD
+    script = LOAD if who == "bare" else "from corrmatch_hf import CorrMatchForSegmentation\n" + LOAD
     result = run_client(script, str(work), who, *(f"user/{name}" for name in MODELS), bare=who == "bare")
     for name, logits in expected.items():
         assert torch.equal(torch.load(work / f"{name}.pt"), logits), name

@@ -292,7 +292,7 @@ def test_the_pipeline_and_our_commands_tell_as_clearly(folder, spoilt):
         ({"correlation_dim": 10**30}, "correlation_dim must be at least 1"),
         ({"id2label": None, "num_labels": 10**8}, "num_labels must be an integer from 1 to 32767, not 100000000"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the classes 0, 1, 2"),
-        ({"id2label": {"0": "a", "1": 5}}, "id2label must give each class a name, which 5 is not"),
+        ({"id2label": {"0": "a", "1": 5}}, "id2label must map each class id to a name, but 5 is not a string"),
         ({"id2label": {}}, "id2label must name the classes"),
         ({"atrous_rates": [10**9]}, "atrous_rates must be positive integers"),
         ({"atrous_rates": [1] * 10**4}, "atrous_rates must be positive integers"),
@@ -307,9 +307,9 @@ def test_the_pipeline_and_our_commands_tell_as_clearly(folder, spoilt):
         ({"to_dict": 1}, "'to_dict' cannot be set"),
         ({"aspp_channels": "16"}, "'aspp_channels' expected int, got str"),
         ({"encoder_name": "resnet50"}, "lacks weights of encoder 'resnet50'"),
-        ({"encoder_name": "regnety_2560"}, "asks for 1,.* numbers that the weights do not hold"),
+        ({"encoder_name": "regnety_2560"}, "needs 1,.* numbers that the weights file does not contain"),
         ({"aspp_channels": 32}, r"do not fit its configuration: .* \(16, 96, 3, 3\) instead of \(32, 96, 3, 3\)"),
-        ({"aspp_channels": 8192, "decoder_channels": 8192}, "numbers that the weights do not hold"),
+        ({"aspp_channels": 8192, "decoder_channels": 8192}, "numbers that the weights file does not contain"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_named(folder, spoilt, changed, message):
@@ -336,7 +336,7 @@ def test_all_values_that_cannot_be_are_in_one_message():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"image_std": [0.2, 0.2]}, "image_std must be three numbers"),
+        ({"image_std": [0.2, 0.2]}, "image_std must be three positive numbers"),
         ({"image_mean": [float("nan")] * 3}, "image_mean must be three numbers"),
         (
             {"do_resize": True, "size": {"height": 10**6, "width": 10**6}},
