@@ -61,13 +61,15 @@ def parse(
     """
     args = list(args)
     config = _value_of("--config", args, remove=True)
+    if config == "" or "--config" in args:
+        raise UsageError(f"--config needs a file or the name of a recipe; see corrmatch {command} --help")
     path = config or _default_config(args, default_recipe)
     values = _config_values(path, args) if path else {}
     types, method = list(groups), None
     if MethodChoice in groups:
         from ..methods import method_class
 
-        method = method_class(_value_of("--method", args) or values.get("method") or MethodChoice.method)
+        method = method_class(str(_value_of("--method", args) or values.get("method") or MethodChoice.method))
         types.append(method.Options)
     asked = [arg for arg in args if arg in HELP]
     if asked:
@@ -132,11 +134,17 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
     raw: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            if name not in skipped:  # options of other methods: one file serves several methods
+            # Old training_config.yaml files hold removed options; only card_pictures: false kept photos private.
+            harmless = name in REMOVED and (name, value) != ("card_pictures", False)
+            if (
+                name not in skipped and not harmless
+            ):  # options of other methods: one file serves several methods
                 problems.append(_unknown(f"option in {path}", name, known))
             continue
         spec, hint = known[name]
         container = get_origin(plain_type(hint)) or plain_type(hint)
+        if value is False and "no" in choices_of(hint):  # YAML reads an unquoted `no` as False
+            value = "no"
         if value is None and spec.default is None:
             raw[name] = None
         elif isinstance(value, list | dict) and container is type(value):
@@ -236,9 +244,9 @@ def read_config(config: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = find_config(config)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"--config {config} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"--config {config} must contain lines of the form 'option: value'.")
     if "base" not in values:
         return values
@@ -270,23 +278,27 @@ def _option_name(arg: str) -> str:
 
 
 def _unknown(kind: str, name: str, known) -> str:
-    if name.lstrip("-") in REMOVED:
+    if _option_name(name) in REMOVED:
         return f"{name} was removed; leave it out"
     return str(unknown_name(kind, name, known)).rstrip(".")
 
 
 def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == flag and i + 1 < len(args):
-            value, end = args[i + 1], i + 2
-        elif arg.startswith(f"{flag}="):
-            value, end = arg.split("=", 1)[1], i + 1
+    """The last value of a flag, as argparse takes it; None if the flag is not given."""
+    value, i = None, 0
+    while i < len(args):
+        if args[i] == flag and i + 1 < len(args):
+            value, count = args[i + 1], 2
+        elif args[i].startswith(f"{flag}="):
+            value, count = args[i].split("=", 1)[1], 1
         else:
+            i += 1
             continue
         if remove:
-            del args[i:end]
-        return value
-    return None
+            del args[i : i + count]
+        else:
+            i += count
+    return value
 
 
 def typed_command(command: str, args: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ImageInput,
     PILImageResampling,
+    infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
@@ -161,6 +162,9 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
             image = image.to(torch.float32).div(SIXTEEN_TO_EIGHT).round().to(torch.uint8)
+        if isinstance(image, torch.Tensor) and image.ndim == 3 and input_data_format is None:
+            # transformers 5.17 alone would not recognise four channels
+            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
         image = super().process_image(
             image, do_convert_rgb=False, input_data_format=input_data_format, device=device
         )

@@ -116,6 +116,44 @@ def test_values_of_many_parts(tmp_path):
             parse("train", *GROUPS, args=["--config", str(path), f"--{option}", value])
 
 
+def test_the_last_of_a_repeated_option_counts(tmp_path):
+    (tmp_path / "a.yaml").write_text("max_steps: 1")
+    args = [
+        "--config",
+        "synthetic",
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--method=cps",
+        "--method",
+        "fixmatch",
+    ]
+    choice, *_, config, method, options = parse("train", *GROUPS, args=args)
+    assert (choice.method, method.name, config.max_steps) == ("fixmatch", "fixmatch", 1)
+    assert isinstance(options, method.Options)
+    for args in (["--config"], ["--config="]):
+        with pytest.raises(InputError, match="--config needs a file"):
+            parse("train", *GROUPS, args=args)
+
+
+def test_a_config_of_version_0_1_with_its_removed_options(tmp_path):
+    path = tmp_path / "training_config.yaml"
+    path.write_text(
+        "max_steps: 1\nrecolor_on_device: false\ncpu_threads: 2\ncard_pictures: true\nmixed_precision: no"
+    )
+    assert parse("train", *GROUPS, args=["--config", str(path)])[3].mixed_precision == "no"
+    path.write_text("max_steps: 1\ncard_pictures: false")
+    with pytest.raises(InputError, match="card_pictures was removed"):
+        parse("train", *GROUPS, args=["--config", str(path)])
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"1: a", b"method: [cps]", b""])
+def test_broken_yaml(text, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text)
+    with pytest.raises(InputError):
+        parse("train", *GROUPS, args=["--config", str(path)])
+
+
 def test_missing_yaml():
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
         parse("train", *GROUPS, args=["--config", "nowhere.yaml"])
