@@ -136,9 +136,9 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
         if name not in known:
             # Old training_config.yaml files hold removed options; only card_pictures: false kept photos private.
             harmless = name in REMOVED and (name, value) != ("card_pictures", False)
-            if (
-                name not in skipped and not harmless
-            ):  # options of other methods: one file serves several methods
+            if not (
+                harmless or name in skipped
+            ):  # skipped: options of other methods, so that one file serves several
                 problems.append(_unknown(f"option in {path}", name, known))
             continue
         spec, hint = known[name]
@@ -279,7 +279,8 @@ def _option_name(arg: str) -> str:
 
 def _unknown(kind: str, name: str, known) -> str:
     if _option_name(name) in REMOVED:
-        return f"{name} was removed; leave it out"
+        photos = "; delete predictions.png and samples before you publish" if "card" in name else ""
+        return f"{name} was removed; leave it out{photos}"
     return str(unknown_name(kind, name, known)).rstrip(".")
 
 

@@ -10,10 +10,10 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-# The packages that this folder needs, as in pyproject.toml; also the requirements.txt of a pushed model. With an older
-# timm, DINOv2 and ConvNeXt cannot be built, and EVA02 loads as NaN without an error.
-TIMM_REQUIREMENT = "timm>=1.0.31"
-REQUIREMENTS = ("torch>=2.8", "torchvision>=0.23", TIMM_REQUIREMENT, "transformers>=5.17", "pillow>=11.0")
+# The packages that this folder needs, as in pyproject.toml; also the requirements.txt of a pushed model.
+REQUIREMENTS = ("torch>=2.8", "torchvision>=0.23", "timm>=1.0.31", "transformers>=5.17", "pillow>=11.0")
+# Older releases are refused: DINOv2 and ConvNeXt cannot be built, and EVA02 loads as NaN without an error.
+SAFE_TIMM = "timm>=1.0.24"
 
 # Dilation rates of the three 3x3 ASPP branches for each output stride: the same receptive field in pixels.
 ATROUS_RATES = {8: [12, 24, 36], 16: [6, 12, 18], 32: [3, 6, 9]}

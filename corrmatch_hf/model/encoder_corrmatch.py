@@ -17,7 +17,7 @@ from timm.models import load_state_dict
 from torch import nn
 from transformers.utils.versions import require_version
 
-from .configuration_corrmatch import TIMM_REQUIREMENT
+from .configuration_corrmatch import SAFE_TIMM
 from .decoders_corrmatch import resize_if_needed
 from .encoder_plan_corrmatch import accepts, build, build_on_meta, own_size, plan_encoder
 
@@ -60,8 +60,8 @@ class CorrMatchEncoder(nn.Module):
     ):
         super().__init__()
         require_version(
-            TIMM_REQUIREMENT,
-            f"Older releases load some encoders with wrong weights. Run: pip install -U '{TIMM_REQUIREMENT}'",
+            SAFE_TIMM,
+            f"Older releases load some encoders with wrong weights. Run: pip install -U '{SAFE_TIMM}'",
         )
         self.encoder_name = encoder_name
         self.plan = plan_encoder(encoder_name, output_stride, encoder_kwargs or {}, out_indices)

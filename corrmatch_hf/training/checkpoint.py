@@ -267,6 +267,12 @@ def check_resumable(
         )
     # Options that the checkpoint did not record, or that no longer exist, are not compared.
     before, options = saved["config"], dataclasses.asdict(config) | dataclasses.asdict(method.options)
+    if before.get("card_pictures") is False and config.push_to_hub:
+        raise InputError(  # the removed option kept the photos private
+            f"The checkpoint {path} was written with --card_pictures False, an option that was removed, and "
+            "--push_to_hub would publish validation photos: resume with --push_to_hub False, delete predictions.png "
+            f"and samples from {config.output_dir}, then run: corrmatch push {config.output_dir}"
+        )
     changes = [
         f"--{name} was {before[name]!r} when the checkpoint was written and is {value!r} now; the resumed run will not "
         "equal an uninterrupted one, and the optimiser keeps its own learning rate and weight decay."

@@ -193,6 +193,6 @@ def test_encoders_without_checkpointing_say_so():
 
 def test_a_timm_that_breaks_encoders_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0.22")
-    with pytest.raises(ImportError, match=r"timm>=1\.0\.31 is required .*found timm==1\.0\.22") as caught:
+    with pytest.raises(ImportError, match=r"timm>=1\.0\.24 is required .*found timm==1\.0\.22") as caught:
         CorrMatchEncoder("test_resnet")
-    assert "pip install -U 'timm>=1.0.31'" in str(caught.value)
+    assert "pip install -U 'timm>=1.0.24'" in str(caught.value)

@@ -261,6 +261,8 @@ def test_a_checkpoint_with_options_that_were_removed_is_resumed(make_trainer):
         warnings.simplefilter("always")
         resumed.train()
     assert resumed.step == 1 and not [w for w in seen if "when the checkpoint was written" in str(w.message)]
+    with pytest.raises(InputError, match="would publish validation photos"):
+        make_trainer(max_steps=1, resume_from_checkpoint="latest", push_to_hub=True).train()
 
 
 def test_frozen_batch_norm_stays(make_trainer):
