@@ -13,7 +13,8 @@ class InputError(ValueError):
 def refuse(problems: Iterable[str]) -> None:
     """Raise one `InputError` that lists all `problems` (sentences without full stops), if there are any."""
     if problems := list(problems):
-        raise InputError("; ".join(problems) + ".")
+        text = "; ".join(problems)
+        raise InputError(text if text.endswith("?") else f"{text}.")
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:

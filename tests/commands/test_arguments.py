@@ -186,7 +186,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_before_anything_is_loaded(
 
 
 def test_unknown_option_names_the_nearest():
-    with pytest.raises(InputError, match="'--crop_sise': did you mean '--crop_size'"):
+    with pytest.raises(InputError, match=r"'--crop_sise': did you mean '--crop_size'.*\?$"):
         parse("train", *GROUPS, args=["--crop_sise", "3"])
 
 
