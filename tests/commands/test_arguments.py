@@ -187,7 +187,7 @@ def test_everything_that_is_wrong_is_said_at_once_and_before_anything_is_loaded(
 
 def test_unknown_option_names_the_nearest():
     with pytest.raises(InputError, match=r"'--crop_sise': did you mean '--crop_size'.*\?$"):
-        parse("train", *GROUPS, args=["--crop_sise", "3"])
+        parse("train", *GROUPS, args=["--crop_sise", "3", "--max_steps", "1"])
 
 
 @pytest.mark.parametrize(
