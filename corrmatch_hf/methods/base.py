@@ -67,7 +67,7 @@ class Method(nn.Module):
     citation: ClassVar[Citation | None] = None
     uses_unlabeled: ClassVar[bool] = True
     uses_correlation_head: ClassVar[bool] = False
-    strong_views: ClassVar[int] = 1  # of each unlabelled image in a batch
+    strong_views: int = 1  # of each unlabelled image in a batch
 
     options: Any  # an instance of `Options`
     teacher: Teacher | None
@@ -90,7 +90,7 @@ class Method(nn.Module):
         self.seed = seed
 
     @classmethod
-    def needs_correlation_head(cls, options: MethodOptions) -> bool:
+    def needs_correlation_head(cls, options: Any) -> bool:
         """Whether the correlation head is trained with these options."""
         return cls.uses_correlation_head
 

@@ -38,7 +38,7 @@ images, measured every `gate_interval` steps (moving average).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +160,7 @@ class GateMatch(Method):
         self.total_steps: int | None = None
 
     @classmethod
-    def needs_correlation_head(cls, options: GateMatchOptions) -> bool:
+    def needs_correlation_head(cls, options: Any) -> bool:
         return options.needs_correlation
 
     def plan(self, total_steps: int) -> None:
