@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor, load_semi_dataset
 from corrmatch_hf.evaluation import predict_probabilities
 from corrmatch_hf.pictures import class_palette
-from corrmatch_hf.pictures.overlay import text_font
+from corrmatch_hf.pictures.legend import text_font
 
 ROWS, CELL, GAP, TITLE = 3, 176, 6, 30
 
