@@ -1,8 +1,8 @@
 """Do unlabelled photos help? Supervised training to saturation against every semi-supervised candidate, on real photos.
 
-    python benchmarks/promise.py run --shared ../shared --work /tmp/promise QUEUE.txt    # a queue; resumable
-    python benchmarks/promise.py one --shared ../shared --work /tmp/promise voc31 --candidate fixmatch_ema --steps 600
-    python benchmarks/promise.py cost --shared ../shared --work /tmp/promise voc31       # CPU seconds a step
+    python benchmarks/promise.py --shared ../shared --work WORK run QUEUE.txt    # a queue; resumable
+    python benchmarks/promise.py --shared ../shared --work WORK one voc31 --candidate fixmatch_ema --steps 600
+    python benchmarks/promise.py --shared ../shared --work WORK cost voc31       # CPU seconds a step
     python benchmarks/promise.py table voc31                                             # results/promise/voc31.md
     python benchmarks/promise.py curves voc31 --candidates supervised fixmatch_ema       # results/promise/voc31.png
 
