@@ -25,9 +25,11 @@ def test_every_encoder_of_a_method_stays(make_trainer, name):
         name, options=options_of(name), freeze_encoder=True, optimizer="adamw", max_steps=3, eval_steps=1
     )
     method, seen = trainer.method, []
-    networks = {"cps": ["model", "second"], "mean_teacher": ["model", "teacher.network"],
-                "unimatch_v2": ["model", "teacher.network"], "dgcl": ["model", "teacher.network"]}  # fmt: skip
-    assert list(encoders(method)) == [f"{network}.encoder" for network in networks.get(name, ["model"])]
+    second = {"cps": "second"} | dict.fromkeys(
+        ["mean_teacher", "unimatch_v2", "dgcl", "gatematch"], "teacher.network"
+    )
+    networks = ["model", second[name]] if name in second else ["model"]
+    assert list(encoders(method)) == [f"{network}.encoder" for network in networks]
     before = {k: v.clone() for k, v in method.state_dict().items()}
 
     def look(encoder, _, levels):
