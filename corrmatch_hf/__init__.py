@@ -1,7 +1,7 @@
 """corrmatch-hf: semi-supervised semantic segmentation, as easy as any Hugging Face model.
 
 Importing the package is fast: its parts are imported when they are first used. transformers' Auto classes and pipelines
-know the model once `corrmatch_hf.model` is imported, which using anything that needs a model does, as in
+know the model once anything that needs it is imported, as in
 
     from corrmatch_hf import CorrMatchForSegmentation
 """
@@ -12,6 +12,7 @@ import importlib
 from typing import Any
 
 from .methods import PUBLIC_NAMES as METHOD_NAMES
+from .on_demand import import_name
 
 __version__ = "0.1.0"
 
@@ -56,9 +57,7 @@ __all__ = ["__version__", *sorted(_WHERE)]
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return import_name(__name__, name, _WHERE)
 
 
 def __dir__() -> list[str]:

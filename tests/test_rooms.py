@@ -9,7 +9,7 @@ import pytest
 import corrmatch_hf
 
 PACKAGE = Path(corrmatch_hf.__file__).parent
-FLOORS = (  # from the top; the modules beside the rooms (errors, options, text, distributed) are below all of them
+FLOORS = (  # from the top; the modules beside the rooms (errors, options, text, ...) are below all of them
     {"commands"},
     {"training"},
     {"methods", "hub"},

@@ -48,6 +48,8 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f".{name.replace('-', '_')}", __name__)
     try:
         return 1 if command.main(sys.argv[1:] if args is None else args) is False else 0
+    except SystemExit:  # as after --help, where looking up the errors below would take seconds
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.check import scan_dataset
-from ..data.check_report import format_report
-from ..data.load import load_semi_dataset
 from ..data.options import DataOptions
 from ..errors import InputError
 from ..options import Options, option
@@ -49,6 +46,11 @@ def main(args: Sequence[str]) -> bool:
     )
     if options.output is not None and Path(options.output).is_dir():
         raise InputError(f"--output {options.output} is a folder; give a file name.")
+    # Heavy imports come after parsing, so that --help is fast.
+    from ..data.check import scan_dataset
+    from ..data.check_report import format_report
+    from ..data.load import load_semi_dataset
+
     data = load_semi_dataset(data_options)
     report = scan_dataset(data, crop_size=options.crop_size, limit=options.limit, progress=True)
     print(format_report(report))

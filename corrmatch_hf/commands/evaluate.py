@@ -9,9 +9,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..data.load import load_semi_dataset
 from ..data.options import SOURCES, DataOptions
-from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..errors import InputError
 from ..options import Options, option
 from ..text import percent
@@ -21,6 +19,7 @@ from .arguments import parse
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+    from ..data.semi_dataset import SemiDataset
     from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 
 EXAMPLES = """
@@ -144,6 +143,7 @@ def measure(
     process: PartialState,
 ) -> dict:
     """The figures on the validation images, which the processes share."""
+    from ..data.semi_dataset import EvaluationSet
     from ..evaluation import evaluate_segmentation
     from ..evaluation.feature_quality import model_feature_quality
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
@@ -180,6 +180,8 @@ def measure(
 def load_evaluated(data: DataOptions, split: str | None, num_labels: int) -> SemiDataset:
     """The dataset. The evaluated images stand in for training images where those are missing, since loading needs
     some."""
+    from ..data.load import load_semi_dataset
+
     if data.id2label is None and data.num_labels is None and data.label_colors is None:
         data.num_labels = num_labels  # else it would be the highest id in the evaluated masks
     if split is not None:

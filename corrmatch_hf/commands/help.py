@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..methods import REGISTRY
 from ..options import GROUPS, choices_of, plain_type
 
 WIDTH, COLUMN = 100, 36  # characters; where the descriptions begin
@@ -87,9 +88,7 @@ def _row(spec: Field, hint: Any, values: dict[str, Any], method: Any) -> str:
     text = meta.get("help", "")
     choices = choices_of(hint)
     if spec.name == "method" and method is not None:
-        from ..methods import METHODS
-
-        choices, default = tuple(METHODS), method.name
+        choices, default = tuple(REGISTRY), method.name
     if choices and _shown(choices) is None and not all(str(choice) in text for choice in choices):
         text = f"{text.rstrip('.')}: {', '.join(map(str, choices))}."
     if isinstance(default, list):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import timm
-
-from ..data.semi_dataset import SemiDataset
 from ..errors import InputError
-from ..model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..options import Options, option
+
+if TYPE_CHECKING:
+    from ..data.semi_dataset import SemiDataset
+    from ..model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 
 
 @dataclass
@@ -96,6 +96,8 @@ class ModelOptions(Options):
         Raises:
             ValueError: the options do not fit each other or the encoder.
         """
+        from ..model.configuration_corrmatch import CorrMatchConfig  # takes a second, too long for --help
+
         own = {
             name: value for name, value in vars(self).items() if name in CorrMatchConfig.__dataclass_fields__
         }
@@ -105,6 +107,10 @@ class ModelOptions(Options):
         self, data: SemiDataset, correlation_head: bool
     ) -> tuple[CorrMatchForSegmentation, CorrMatchImageProcessor]:
         """The model for the classes of `data`, and the image processor with the normalisation of its encoder."""
+        import timm
+
+        from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
+
         try:
             config = self.config(
                 correlation_head=correlation_head, ignore_index=data.ignore_index, id2label=data.id2label

@@ -5,20 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from accelerate.utils import set_seed
-from transformers.utils import logging
-
-from ..data.load import load_semi_dataset
 from ..data.options import DataOptions
 from ..errors import InputError
-from ..training import (
-    NonFiniteLossError,
-    ProcessLostError,
-    SaveError,
-    SemiSupervisedTrainer,
-    TrainingConfig,
-    TrainingInterrupted,
-)
+from ..training.config import TrainingConfig
 from . import COMMANDS
 from .arguments import MethodChoice, option_names, parse, typed_command
 from .launch import launch, split_launcher_flags
@@ -51,6 +40,13 @@ def main(args: Sequence[str]) -> None:
         description=COMMANDS["train"],
         examples=EXAMPLES,
     )
+    # Heavy imports come after parsing, so that --help is fast.
+    from accelerate.utils import set_seed
+    from transformers.utils import logging
+
+    from ..data.load import load_semi_dataset
+    from ..training.trainer import SemiSupervisedTrainer
+
     logging.disable_progress_bar()  # the bars of transformers for saving would break that of the training
     set_seed(config.seed)
 
@@ -77,4 +73,6 @@ def main(args: Sequence[str]) -> None:
 
 def errors() -> tuple[type[Exception], ...]:
     """What ends a training with one line instead of a traceback."""
+    from ..training import NonFiniteLossError, ProcessLostError, SaveError, TrainingInterrupted
+
     return (InputError, NonFiniteLossError, ProcessLostError, SaveError, TrainingInterrupted)

@@ -1,17 +1,25 @@
-"""Data: every source becomes a `SemiDataset`; that and an `Augmentation` become endless `SemiBatch`es."""
+"""Data: every source becomes a `SemiDataset`; that and an `Augmentation` become endless `SemiBatch`es.
 
-from .augment import Augmentation
-from .batch import SemiBatch
-from .load import load_semi_dataset
-from .semi_dataset import SemiDataset
-from .sources.synthetic import synthetic_semi_dataset
-from .training_set import training_batches
+The parts are imported when they are first used.
+"""
 
-__all__ = [
-    "Augmentation",
-    "SemiBatch",
-    "SemiDataset",
-    "load_semi_dataset",
-    "synthetic_semi_dataset",
-    "training_batches",
-]
+from __future__ import annotations
+
+from typing import Any
+
+from ..on_demand import import_name
+
+_WHERE = {
+    "Augmentation": "augment",
+    "SemiBatch": "batch",
+    "SemiDataset": "semi_dataset",
+    "load_semi_dataset": "load",
+    "synthetic_semi_dataset": "sources.synthetic",
+    "training_batches": "training_set",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, name, _WHERE)

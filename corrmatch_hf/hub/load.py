@@ -9,8 +9,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .. import model as _model  # noqa: F401  registers CorrMatch with the Auto classes
 from ..errors import InputError
+from ..model import register
+
+register()  # CorrMatch with the Auto classes
 
 
 def load_saved(name: str) -> tuple[PreTrainedModel, BaseImageProcessor]:

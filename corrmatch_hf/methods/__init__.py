@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ..errors import unknown_name
+from ..on_demand import import_name
 
 if TYPE_CHECKING:
     from .base import Method
@@ -48,9 +49,7 @@ def method_class(name: str) -> type[Method]:
 def __getattr__(name: str) -> Any:
     if name == "METHODS":  # {"corrmatch": CorrMatch, ...}; reading it imports all methods
         return {method: method_class(method) for method in REGISTRY}
-    if name in PUBLIC_NAMES:
-        return getattr(importlib.import_module(f".{PUBLIC_NAMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_name(__name__, name, PUBLIC_NAMES)
 
 
 __all__ = ["METHODS", "REGISTRY", "method_class", *PUBLIC_NAMES]

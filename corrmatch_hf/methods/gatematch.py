@@ -47,8 +47,7 @@ from torch import Tensor, nn
 from ..data.batch import SemiBatch
 from ..distributed import all_reduce, per_process, rank, world_size
 from ..evaluation.inference import evaluating
-from ..model.correlation_corrmatch import correlation_rows, pixel_propagation
-from ..model.modeling_corrmatch import CorrMatchFeatures, resize
+from ..model import CorrMatchFeatures, correlation_rows, pixel_propagation, resize
 from ..ops.random_masks import stacked_channel_mask, step_generator
 from ..ops.region_propagation import propagate_rows
 from ..options import option

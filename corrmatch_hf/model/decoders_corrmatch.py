@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
-from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS, CorrMatchConfig
+if TYPE_CHECKING:
+    from .configuration_corrmatch import CorrMatchConfig
 
 
 def resize(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -30,6 +31,22 @@ def resize_if_needed(tensor: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
     if not torch.compiler.is_compiling() and tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
     return resize(tensor, size)
+
+
+class CorrMatchFeatures(tuple):
+    """The encoder's levels: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or several (N,C,h,w) of a plain
+    transformer."""
+
+    def __new__(cls, *levels: torch.Tensor):
+        return super().__new__(cls, levels)
+
+    def __getnewargs__(self):  # for copies
+        return tuple(self)
+
+    @property
+    def high(self) -> torch.Tensor:
+        """The last level, (N,C,h,w) at the output stride."""
+        return self[-1]
 
 
 class DecoderOutput(NamedTuple):
@@ -272,6 +289,9 @@ def build_decoder(
     Raises:
         ValueError: the decoder cannot be combined with this encoder.
     """
+    # Not above: what methods use of this file needs no transformers.
+    from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS
+
     if config.decoder == "linear":
         return LinearDecoder(channels, config.num_labels)
     if config.decoder == "dpt":

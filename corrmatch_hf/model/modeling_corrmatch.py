@@ -20,26 +20,10 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_corrmatch import CorrMatchConfig
 from .correlation_corrmatch import CorrelationHead, pixel_propagation
-from .decoders_corrmatch import DecoderOutput, build_decoder, resize, resize_if_needed
+from .decoders_corrmatch import CorrMatchFeatures, DecoderOutput, build_decoder, resize, resize_if_needed
 from .encoder_corrmatch import CorrMatchEncoder, pretrained_encoder_weights, weights_origin
 
 MAX_MISSING_NUMBERS = 2**28  # 1 GiB: larger than any decoder with a correlation head
-
-
-class CorrMatchFeatures(tuple):
-    """The encoder's levels: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or several (N,C,h,w) of a plain
-    transformer."""
-
-    def __new__(cls, *levels: torch.Tensor):
-        return super().__new__(cls, levels)
-
-    def __getnewargs__(self):  # for copies
-        return tuple(self)
-
-    @property
-    def high(self) -> torch.Tensor:
-        """The last level, (N,C,h,w) at the output stride."""
-        return self[-1]
 
 
 @dataclass

@@ -1,16 +1,22 @@
-"""The Accelerate loop."""
+"""The Accelerate loop. Its parts are imported when they are first used."""
 
-from .config import TrainingConfig
-from .interruption import ProcessLostError, TrainingInterrupted
-from .non_finite import NonFiniteLossError
-from .output_folder import SaveError
-from .trainer import SemiSupervisedTrainer
+from __future__ import annotations
 
-__all__ = [
-    "NonFiniteLossError",
-    "ProcessLostError",
-    "SaveError",
-    "SemiSupervisedTrainer",
-    "TrainingConfig",
-    "TrainingInterrupted",
-]
+from typing import Any
+
+from ..on_demand import import_name
+
+_WHERE = {
+    "NonFiniteLossError": "non_finite",
+    "ProcessLostError": "interruption",
+    "SaveError": "output_folder",
+    "SemiSupervisedTrainer": "trainer",
+    "TrainingConfig": "config",
+    "TrainingInterrupted": "interruption",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    return import_name(__name__, name, _WHERE)

@@ -13,7 +13,7 @@ from ..data.batch import SemiBatch
 from ..data.semi_dataset import SemiDataset
 from ..data.training_set import training_batches
 from ..methods.base import Method
-from ..model.image_processing_corrmatch import CorrMatchImageProcessor
+from ..model import CorrMatchImageProcessor
 from .config import TrainingConfig
 
 

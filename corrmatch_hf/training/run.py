@@ -22,7 +22,7 @@ from ..evaluation.evaluate import evaluate_segmentation
 from ..hub.push import push_folder
 from ..methods.base import Method
 from ..methods.teacher import Teacher
-from ..model.image_processing_corrmatch import CorrMatchImageProcessor
+from ..model import CorrMatchImageProcessor
 from ..text import without_tokens
 from .atomic_write import replaced_files, write_text
 from .checkpoint import architecture, load_checkpoint, write_checkpoint
