@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -14,6 +15,7 @@ COMMANDS = {
     "evaluate": "Measure a trained model: mean IoU, accuracies, and the figures of every class.",
     "predict": "Segment photos with a trained model: a mask and an overlay picture for each.",
     "check": "Read a dataset before training on it: its contents, and everything that is wrong with it.",
+    "import": "Turn the export of an annotation tool into a folder of photos and masks to train on.",
     "push": "Publish a trained model on the Hub, in one commit.",
     "push-dataset": "Publish a local folder of photos and masks as a dataset on the Hub.",
     "export": "Export a trained model to ONNX or torch.export, to run without this package.",
@@ -45,7 +47,8 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
         0; 1 after an error, or where `check` finds that training would stop; 2 where the arguments are incomplete;
         130 after Ctrl-C, 143 after SIGTERM.
     """
-    command = importlib.import_module(f".{name.replace('-', '_')}", __name__)
+    module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+    command = importlib.import_module(f".{module}", __name__)
     try:
         return 1 if command.main(sys.argv[1:] if args is None else args) is False else 0
     except SystemExit:  # as after --help, where looking up the errors below would take seconds

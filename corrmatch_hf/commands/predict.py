@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from .arguments import parse
 DESCRIPTION = f"""{COMMANDS["predict"]}
 
 For NAME.jpg it writes NAME_mask.png, whose pixel values are class ids (with a palette, so that viewers show colours),
-and NAME_overlay.png, the photo under its classes with a legend."""
+and NAME_overlay.png, the photo under its classes with a legend.
+
+--save_as also writes polygons that annotation tools open, into a folder with copies of the photos. After correcting
+them, `corrmatch import` makes training data of that folder."""
 EXAMPLES = """
 corrmatch predict photo.jpg --model outputs/run
 corrmatch predict photos/ more/*.jpg --model user/model --output_dir masks --window 801
+corrmatch predict photos/ --model outputs/run --save_as labelme      # then: labelme predictions/labelme
 """
 
 
@@ -36,6 +41,12 @@ class PredictOptions(Options):
         "Precision of the model: bf16 is faster on GPUs and recent CPUs, fp16 on GPUs.",
         common=True,
     )
+    save_as: Literal["coco", "labelme"] | None = option(
+        None,
+        "Also write polygons for an annotation tool: coco for CVAT, Label Studio and others, to OUTPUT_DIR/coco; "
+        "labelme to OUTPUT_DIR/labelme.",
+        common=True,
+    )
     compile: bool = option(False, "Compile the model first, for many photos of one size.", common=True)
 
 
@@ -50,6 +61,7 @@ def main(args: Sequence[str]) -> None:
     # Heavy imports come after parsing, so that --help is fast.
     import torch
 
+    from ..data.annotations.save import PolygonFolder
     from ..data.images import read_photo
     from ..evaluation import predict_probabilities
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
@@ -63,6 +75,9 @@ def main(args: Sequence[str]) -> None:
     )
     id2label = model.config.id2label
     palette = class_palette(id2label)
+    polygons = None
+    if options.save_as is not None:
+        polygons = PolygonFolder(output / options.save_as, options.save_as, id2label)
     output.mkdir(parents=True, exist_ok=True)
     unreadable = []
     for path, name in zip(paths, unique_names(paths), strict=True):
@@ -81,7 +96,14 @@ def main(args: Sequence[str]) -> None:
         mask, picture = output / f"{name}_mask.png", output / f"{name}_overlay.png"
         mask_image(label_map, palette).save(mask)
         overlay(photo, label_map, id2label, palette, options.alpha).save(picture)
+        if polygons is not None:
+            polygons.add(path, name, label_map)
         print(f"{path} -> {mask}, {picture}")
+    if polygons is not None:
+        folder = polygons.close()
+        print(
+            f"polygons: {folder}; after correcting them: {shlex.join(['corrmatch', 'import', str(folder), 'NEW'])}"
+        )
     if unreadable:
         raise InputError("\n".join(unreadable))
 

@@ -1,0 +1,112 @@
+"""`corrmatch import`: what an annotation tool exports -> a folder of photos and masks to train on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..data.annotations import FORMATS, detect
+from ..errors import InputError
+from ..options import Options, option
+from . import COMMANDS
+from .arguments import parse
+
+DESCRIPTION = f"""{COMMANDS["import"]} The format is detected: COCO (also of Roboflow and CVAT), LabelMe, CVAT's XML
+and segmentation masks, Roboflow's semantic masks, YOLO segmentation, Label Studio JSON, Supervisely, VIA.
+
+Photos are copied unchanged to train/images, validation/images, test/images, or, without annotation, unlabeled/images;
+masks are drawn to train/masks and so on. Where nothing is annotated is the class background, with id 0. Crowds are
+ignored (255). What cannot be used is counted, with its reason.
+
+It needs pycocotools: `pip install corrmatch-hf[formats]`."""
+EXAMPLES = """
+corrmatch import export photos
+corrmatch import labelme_folder photos --validation_fraction 0.2
+corrmatch import export photos --format coco
+"""
+
+
+@dataclass
+class ImportOptions(Options):
+    """Source, destination, and the split."""
+
+    source: str = option(
+        MISSING, "Folder with the export: its annotations and photos.", positional=True, metavar="SOURCE"
+    )
+    destination: str = option(MISSING, "New folder.", positional=True, metavar="DESTINATION")
+    format: (
+        Literal[
+            "coco",
+            "labelme",
+            "voc_masks",
+            "roboflow_masks",
+            "yolo",
+            "cvat",
+            "label_studio",
+            "supervisely",
+            "via",
+        ]
+        | None
+    ) = option(None, "Format of the annotations; by default it is detected.", common=True)
+    validation_fraction: float | None = option(
+        None,
+        "Share of the photos with masks to use for validation, at random; for exports without a validation split.",
+        common=True,
+        above=0,
+        below=1,
+    )
+    seed: int = option(0, "Seed of the choice of validation photos.", common=True)
+
+
+def main(args: Sequence[str]) -> None:
+    """Read the annotations, write the folder, and print its contents and the next command."""
+    (options,) = parse("import", ImportOptions, args=args, description=DESCRIPTION, examples=EXAMPLES)
+    source, destination = Path(options.source), Path(options.destination)
+    name = options.format or _detected(source)
+
+    from ..data.annotations.folder import check_destination, write_folder
+    from ..data.annotations.form import Files, Report, require_pycocotools
+    from ..data.annotations.readers import READERS
+
+    check_destination(source, destination)
+    require_pycocotools()
+    print(f"{source}: {FORMATS[name]}")
+    report, files = Report(), Files(source)
+    annotations = READERS[name](files, report)
+    written = write_folder(annotations, files, destination, report, options.validation_fraction, options.seed)
+    for split, count in written.labeled.items():
+        chosen = split == "validation" and options.validation_fraction is not None
+        note = f", chosen at random (--seed {options.seed})" if chosen else ""
+        print(f"{split}: {count} photos with masks{note}")
+    print(f"unlabeled: {written.unlabeled} photos without annotation")
+    names = ", ".join(f"{number} {label}" for number, label in written.id2label.items())
+    print(f"{len(written.id2label)} classes: {names} (0 is also where nothing is annotated)")
+    if report.reasons:
+        print("not used, or worth a look:", *report.lines(), sep="\n  ")
+    print(f"written to {destination}")
+    if not {"validation", "test"} & written.labeled.keys():
+        print("It has no validation photos; --validation_fraction 0.2 would choose some.")
+    print(f"Next:\n  {shlex.join(['corrmatch', 'train', '--data_dir', str(destination)])}")
+
+
+def _detected(source: Path) -> str:
+    """The format of the folder, or an error that says what to give."""
+    if source.is_file():
+        remedy = (
+            "unpack it first"
+            if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz")
+            else "give its folder"
+        )
+        raise InputError(f"{source} is a file; {remedy}.")
+    if not source.is_dir():
+        raise InputError(f"The folder {source} does not exist.")
+    name = detect(source)
+    if name is None:
+        known = "\n".join(f"  {key:<15} {text}" for key, text in FORMATS.items())
+        raise InputError(
+            f"No annotations were recognised in {source}. Name their format as --format:\n{known}"
+        )
+    return name
