@@ -16,6 +16,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+ID2LABEL = {0: "sky", 1: "road", 2: "car"}  # of `saved_model`
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,25 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no shared material at {path} (set CORRMATCH_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory) -> Path:
+    """The folder of a small model, which no test changes."""
+    from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+
+    torch.manual_seed(1)
+    config = CorrMatchConfig(
+        encoder_name="test_resnet",
+        id2label=ID2LABEL,
+        aspp_channels=16,
+        decoder_channels=16,
+        correlation_head=False,
+    )
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    CorrMatchForSegmentation(config).save_pretrained(folder)
+    CorrMatchImageProcessor().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

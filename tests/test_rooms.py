@@ -28,10 +28,11 @@ TRAVELS = {
 }  # requirements.txt
 
 
-def imports(file: Path) -> set[str]:
-    """Full names of the imported modules, or of names in them."""
+def imports(file: Path, at_once: bool = False) -> set[str]:
+    """Full names of the imported modules, or of names in them; `at_once`: by importing the file."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,3 +79,14 @@ def test_the_model_travels_without_the_package():
     for file in (PACKAGE / "model").glob("*_corrmatch.py"):
         roots = {name.split(".")[0] for name in imports(file) if not name.startswith("corrmatch_hf.model.")}
         assert roots - set(sys.stdlib_module_names) <= TRAVELS, file.name
+
+
+def test_the_evaluate_library_is_imported_on_demand_only():
+    """In a script of examples/, `import evaluate` finds examples/evaluate.py."""
+    found = {
+        file.name
+        for file in PACKAGE.rglob("*.py")
+        for name in imports(file, at_once=True)
+        if name.split(".")[0] == "evaluate" or name.endswith((".metric", ".MeanIoU"))
+    }
+    assert found == {"metric.py"}

@@ -159,7 +159,7 @@ def test_missing_yaml():
         parse("train", *GROUPS, args=["--config", "nowhere.yaml"])
 
 
-def test_everything_that_is_wrong_is_said_at_once_and_before_anything_is_loaded(tmp_path):
+def test_all_mistakes_are_in_one_message_before_anything_is_loaded(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
         "crop_sise: 3\nnum_shapse: 4\nseed: [1]\ndata_dir: nowhere\nmomentum: 2\nlabeled_fraction: 0\n"
@@ -216,8 +216,3 @@ def test_unknown_option_names_the_nearest():
 def test_bad_values(values, message):
     with pytest.raises(InputError, match=message):
         TrainingConfig(**({"max_steps": 1} | values)).check()
-
-
-def test_all_problems_are_reported_at_once():
-    with pytest.raises(InputError, match=r"--max_steps is 0.*--crop_size.*--momentum"):
-        TrainingConfig(crop_size=0, max_steps=0, momentum=2).check()

@@ -1,11 +1,7 @@
-"""The command, with a tiny model and three pictures; once as people call it, else in this process."""
+"""The command, with a tiny model and three pictures."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +13,7 @@ from corrmatch_hf.commands.evaluate import main
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import ConfusionMatrix
 
-from .conftest import ID2LABEL
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "examples" / "evaluate.py"
+from ..conftest import ID2LABEL
 
 
 @pytest.fixture(autouse=True)
@@ -62,19 +55,11 @@ def expected_figures(saved_model, split):
     return {**confusion.compute(ID2LABEL), "num_images": 3}
 
 
-def test_the_command_prints_a_table_and_writes_the_figures(saved_model, photos, tmp_path):
-    """In a process of its own: there examples/ is first on Python's path, and `evaluate` is this script."""
+def test_the_command_prints_a_table_and_writes_the_figures(saved_model, photos, tmp_path, capsys):
     output = tmp_path / "new" / "metrics.json"
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--model", saved_model, "--data_dir", photos, "--output", output],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    main(["--model", str(saved_model), "--data_dir", str(photos), "--output", str(output)])
     assert json.loads(output.read_text()) == expected_figures(saved_model, photos / "validation")
-    lines = done.stdout.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["class", "sky", "road", "car"]
     for figure in ("mean IoU", "mean accuracy", "pixel accuracy", "images"):
         assert any(line.startswith(figure) for line in lines)

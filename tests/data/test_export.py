@@ -178,7 +178,7 @@ def test_the_result_trains_like_the_folder(folder, aside):
 # What is refused
 
 
-def test_every_picture_that_cannot_be_used_is_named_at_once(folder, aside):
+def test_every_picture_that_cannot_be_used_is_named_in_one_message(folder, aside):
     (folder / "train" / "masks" / "001.png").write_bytes(b"no picture")
     write_mask(folder / "train" / "masks" / "002.png", [0, 1], size=(40, 36))
     write_mask(folder / "validation" / "masks" / "100.png", [0, 9])

@@ -1,6 +1,4 @@
-import json
 import threading
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import ConfusionMatrix, evaluate_segmentation, predict_probabilities
+
+from ..two_processes import in_two_processes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 OPTIONS = {"num_labels": 4, "id2label": dict(enumerate("abcd")), "image_mean": MEAN, "image_std": STD}
@@ -46,23 +46,15 @@ def make_samples(sizes=((8, 11), (9, 9), (9, 9), (6, 12), (6, 12)), ignore_index
     return samples
 
 
-def evaluate_as_one_of_two(rank, folder):
-    """Five samples over two processes, then one sample. Each process writes what it got."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=30)
-    )
+def evaluate_as_one_of_two(rank):
+    """One sample over two processes, then five samples."""
     model = DistributedDataParallel(tiny_model())
-    model.module.norm.running_mean += (
-        rank  # as it comes out of training: statistics of each process's own images
-    )
-    metrics = [
+    # as it comes out of training: statistics of each process's own images
+    model.module.norm.running_mean += rank
+    return [
         evaluate_segmentation(model, samples, rank=rank, world_size=2, **OPTIONS)
         for samples in (make_samples()[:1], make_samples())
     ]
-    with open(f"{folder}/{rank}.json", "w", encoding="utf-8") as file:
-        json.dump(metrics, file)
-    torch.distributed.destroy_process_group()
 
 
 def test_figures_are_those_of_counting_by_hand():
@@ -77,15 +69,10 @@ def test_figures_are_those_of_counting_by_hand():
 
 
 def test_two_processes_with_uneven_shards_give_the_figures_of_one(tmp_path):
-    # fork: starting Python and importing torch anew would take half a minute
-    torch.multiprocessing.start_processes(
-        evaluate_as_one_of_two, (str(tmp_path),), nprocs=2, start_method="fork"
-    )
     expected = [
         evaluate_segmentation(tiny_model(), s, **OPTIONS) for s in (make_samples()[:1], make_samples())
     ]
-    for rank in (0, 1):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+    assert in_two_processes(evaluate_as_one_of_two, tmp_path) == [expected, expected]
 
 
 def test_shards_together_hold_every_sample_once():

@@ -1,17 +1,11 @@
 """Cluster scores of a model's features over a set of images: the sample of pixels, and what is measured on it."""
 
 import json
-import os
-import socket
 import sys
-from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from corrmatch_hf.commands.evaluate import main
@@ -19,6 +13,8 @@ from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation.feature_quality import PixelSample, feature_quality, model_feature_quality
 from corrmatch_hf.methods import METHODS, method_class
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+
+from ..two_processes import in_two_processes
 
 pytest.importorskip("sklearn")
 
@@ -170,24 +166,14 @@ def test_missing_requirements_and_labels_are_named(monkeypatch):
         model_feature_quality(None, None, **NORMALISATION)
 
 
-def process(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    scores = model_feature_quality(
+def of_process(rank):
+    return model_feature_quality(
         tiny_model(), samples(), max_pixels=300, rank=rank, world_size=2, **NORMALISATION
     )
-    Path(folder, f"{rank}.json").write_text(json.dumps(scores))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def test_two_processes_get_the_scores_of_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    one, two = in_two_processes(of_process, tmp_path)
     want = model_feature_quality(tiny_model(), samples(), max_pixels=300, **NORMALISATION)
     assert one == two == pytest.approx(want, rel=1e-5)
 

@@ -1,6 +1,7 @@
-"""A loopback Hub, and the real clients in processes of their own or in this one."""
+"""A loopback Hub, and the real clients, in this process or in one without this package."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,7 +15,6 @@ import transformers
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 
-import corrmatch_hf
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 
 from .loopback_hub import TOKEN, LoopbackHub
@@ -44,7 +44,7 @@ def api(hub):
     return HfApi(endpoint=hub.url, token=TOKEN)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def online(hub, tmp_path, monkeypatch):
     """This process talks to the loopback Hub, as somebody who is logged in, with an empty cache."""
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
@@ -64,9 +64,14 @@ def online(hub, tmp_path, monkeypatch):
     huggingface_hub.close_session()
 
 
+@pytest.fixture(autouse=True)
+def _online(online):
+    """In this folder, always."""
+
+
 @pytest.fixture
-def online_datasets(hub, tmp_path, monkeypatch):
-    """`datasets` in this process too; it copies these settings when it is imported."""
+def online_datasets(online, hub, tmp_path, monkeypatch):
+    """`datasets` too, which copies these settings when it is imported."""
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
@@ -75,7 +80,7 @@ def online_datasets(hub, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As in the processes of `run_client`: the number of threads changes the order of sums, hence the last digits."""
+    """As in the process of a stranger: the number of threads changes the order of sums, hence the last digits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -83,40 +88,27 @@ def _one_thread():
 
 
 @pytest.fixture
-def run_client(hub, tmp_path):
-    """Runs a Python script in a process of its own, in an empty folder, against the loopback Hub."""
+def run_as_stranger(hub, tmp_path):
+    """Runs a Python script where this package does not exist, in an empty folder, against the loopback Hub."""
 
-    def run(
-        script: str,
-        *args: str,
-        bare: bool = False,
-        token: str = TOKEN,
-        check: bool = True,
-        **environment: str,
-    ):
-        """bare: with an interpreter that does not know this package. environment: further variables."""
+    def run(script: str, *args: str, **environment: str) -> str:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "PYTHON", "TRANSFORMERS_"))}
         env |= {
-            "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-            "HTTPS_PROXY": NOWHERE, "PYTHONPATH": str(Path(corrmatch_hf.__file__).parents[1]),
-        }  # fmt: skip
-        python = sys.executable
-        if bare:
+            "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "HTTPS_PROXY": NOWHERE,
             # The interpreter without its environment, and the libraries as a plain folder: the .pth file through which
             # an editable installation is found is not read there.
-            python = getattr(sys, "_base_executable", sys.executable)
-            env["PYTHONPATH"] = sysconfig.get_path("purelib")
-            script = f"{ABSENT}\n{script}"
+            "PYTHONPATH": sysconfig.get_path("purelib"),
+        }  # fmt: skip
+        python = getattr(sys, "_base_executable", sys.executable)
         folder = tmp_path / "empty"
         folder.mkdir(exist_ok=True)
         result = subprocess.run(
-            [python, "-c", script, *args], cwd=folder, env=env | environment, capture_output=True, text=True,
-            timeout=SECONDS, stdin=subprocess.DEVNULL,
+            [python, "-c", f"{ABSENT}\n{script}", *args], cwd=folder, env=env | environment, capture_output=True,
+            text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        if check:
-            assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
-        return result
+        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        return result.stdout
 
     return run
 
@@ -144,13 +136,18 @@ def tiny_model(**options) -> CorrMatchForSegmentation:
     ).eval()
 
 
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    """The folder of a small model."""
-    folder = tmp_path / "saved"
+@pytest.fixture(scope="session")
+def _saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
     tiny_model().save_pretrained(folder)
     CorrMatchImageProcessor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def saved(_saved, tmp_path) -> Path:
+    """The folder of a small model with a correlation head, for this test alone."""
+    return Path(shutil.copytree(_saved, tmp_path / "saved"))
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ class LoopbackHub:
 
 
 class _Answer(Exception):
-    """Ends a request with a status and what the Hub says with it."""
+    """Ends a request: the status, body and headers of the answer."""
 
     def __init__(self, status: int, body: Any = None, code: str | None = None, **headers: str):
         self.status, self.body, self.headers = status, body, headers
@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         })  # fmt: skip
 
     def _entries(self, files: dict[str, bytes]) -> dict[str, dict]:
-        """Files and folders: path -> what the Hub says of it."""
+        """Files and folders: path -> the entry of the answer."""
         entries: dict[str, dict] = {}
         for path, content in sorted(files.items()):
             for i in [m.start() for m in re.finditer("/", path)]:

@@ -56,7 +56,7 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(mask, mask2)
 
 
-def test_it_comes_back_bit_for_bit_at_once_and_as_a_stream(published):
+def test_it_comes_back_bit_for_bit_whole_and_as_a_stream(published):
     expected = arrays(published["train"])
     assert_same(arrays(load_dataset("user/scenes", split="train")), expected)
     assert_same(arrays(load_dataset("user/scenes", split="train", streaming=True)), expected)

@@ -1,45 +1,38 @@
 """The handler of an Inference Endpoint: in this process for its rules, over HTTP with the Hub's client for the rest."""
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
-import os
 import re
-import subprocess
+import shutil
 import sys
-import sysconfig
+import threading
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import InferenceClient
 from PIL import Image
 
-from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
+from benchmarks.endpoint_load import memory, requests, send, served, together
+from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
+from corrmatch_hf.hub.handler import EndpointHandler
 from corrmatch_hf.hub.push import endpoint_files, write_endpoint
 
+from ..conftest import ID2LABEL
+
 ROOT = Path(__file__).resolve().parents[2]
-ID2LABEL = {0: "sky", 1: "road", 2: "car"}
 SIZE = (40, 24)  # width, height
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(saved_model, tmp_path_factory) -> Path:
     """A model that tells bright pixels from dark ones, with the files of an endpoint."""
-    torch.manual_seed(1)
-    config = CorrMatchConfig(
-        encoder_name="test_resnet",
-        id2label=ID2LABEL,
-        aspp_channels=16,
-        decoder_channels=16,
-        correlation_head=False,
-    )
-    path = tmp_path_factory.mktemp("model")
-    CorrMatchForSegmentation(config).save_pretrained(path)
-    CorrMatchImageProcessor().save_pretrained(path)
+    path = tmp_path_factory.mktemp("endpoint") / "model"
+    shutil.copytree(saved_model, path)
     write_endpoint(path)
     return path
 
@@ -53,22 +46,10 @@ def handler(folder):
 
 
 @pytest.fixture(scope="module")
-def address(folder, tmp_path_factory):
-    """Of a server that runs the handler where this package does not exist."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": sysconfig.get_path("purelib"),  # of which the bare interpreter reads no .pth files
-        "HF_HOME": str(tmp_path_factory.mktemp("home")),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys._base_executable, "-s", str(Path(__file__).with_name("endpoint_server.py")), str(folder)]
-    with subprocess.Popen(
-        command, env=environment, cwd=tmp_path_factory.mktemp("cwd"), stdout=subprocess.PIPE, text=True
-    ) as process:
-        line = process.stdout.readline()
-        assert line, "the server did not start; its error stands above"
-        yield f"http://127.0.0.1:{line.strip()}"
-        process.kill()
+def server(folder):
+    """Port and process of a server that runs the handler where this package does not exist."""
+    with served(folder, threads=1) as port_and_process:
+        yield port_and_process
 
 
 def photo(mode="RGB", size=SIZE, seed=0) -> Image.Image:
@@ -291,9 +272,8 @@ def test_the_limits_come_from_the_environment(handler, folder, monkeypatch):
 
 
 @pytest.fixture
-def client(address, monkeypatch) -> InferenceClient:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    return InferenceClient(address, token="hf_none")
+def client(server) -> InferenceClient:
+    return InferenceClient(f"http://127.0.0.1:{server[0]}", token="hf_none")
 
 
 def test_the_hubs_client_gets_masks_without_this_package(client, handler, tmp_path):
@@ -312,6 +292,63 @@ def test_the_hubs_client_gets_masks_without_this_package(client, handler, tmp_pa
 def test_the_hubs_client_gets_the_error_message(client):
     with pytest.raises(Exception, match="subtask 'instance' is not supported"):
         client.image_segmentation(file_of(photo()), subtask="instance")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the server's memory from /proc")
+def test_forty_requests_side_by_side_get_what_each_gets_alone(server):
+    port, process = server
+    kinds = requests(((64, 48), (97, 65), (120, 90)))
+    batch = [kinds[i % len(kinds)] for i in range(40)]
+    assert sum(each.bad for each in batch) >= 6
+    alone = {each.body: send(port, each) for each in kinds}
+    for each in kinds:
+        assert alone[each.body].status == (400 if each.bad else 200)
+    together(port, batch)  # warms up
+    held = [memory(process)]
+    for _ in range(2):
+        replies, _ = together(port, batch)
+        held.append(memory(process))
+        for each, reply in zip(batch, replies, strict=True):
+            expected = alone[each.body]
+            assert (reply.status, reply.body) == (expected.status, expected.body)
+    assert max(held) - held[0] < 60, f"MiB after each round: {held}"
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_no_more_images_are_worked_on_together_than_allowed(folder, monkeypatch, allowed):
+    monkeypatch.setenv("CORRMATCH_MAX_CONCURRENT", str(allowed))
+    handler = EndpointHandler(folder)
+    working, most, pause = [], [], threading.Event()
+
+    def read(value, place):
+        working.append(value)
+        most.append(len(working))
+        pause.wait(0.02)
+        if value is None:
+            working.pop()
+            raise ValueError("bad")
+        return value
+
+    def segment(image, threshold):
+        pause.wait(0.02)
+        working.pop()
+        return []
+
+    monkeypatch.setattr(handler, "_read", read)
+    monkeypatch.setattr(handler, "_segment", segment)
+    image = Image.new("RGB", (8, 8))
+
+    def ask(i):
+        with contextlib.suppress(ValueError):
+            handler({"inputs": [image, None] if i % 3 == 0 else image})
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)  # a refused image gives its place back
+    assert max(most) == allowed and len(most) == 16
 
 
 # The files

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from corrmatch_hf.commands import run
 from corrmatch_hf.commands.push_dataset import main
 from corrmatch_hf.data import load_semi_dataset
 from corrmatch_hf.errors import InputError
@@ -18,8 +18,6 @@ from corrmatch_hf.hub.upload import UploadError
 from ..data.pictures_on_disk import write_photo, write_split
 from .loopback_hub import TOKEN
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RUN = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 NAMES = {"0": "sky", "1": "road", "2": "car", "3": "träd"}
 
 
@@ -78,19 +76,17 @@ def test_a_folder_comes_back_from_the_hub_as_it_was(hub, folder, capsys):
     assert TOKEN not in printed.out + printed.err
 
 
-def test_the_commands_publish_a_folder_and_train_on_it_by_id(folder, tmp_path, run_client):
-    pushed = run_client(RUN, str(EXAMPLES / "push_dataset.py"), str(folder), "user/streets")
-    assert "published:" in pushed.stdout
+def test_a_folder_is_published_and_trained_on_by_its_id(folder, tmp_path, capfd):
+    assert run("push-dataset", [str(folder), "user/streets"]) == 0
     output = tmp_path / "run"
     options = {
-        "dataset_name": "user/streets", "labeled_fraction": 0.5, "output_dir": output, "max_steps": 2,
+        "dataset_name": "user/streets", "labeled_fraction": 0.5, "output_dir": output, "max_steps": 1,
         "encoder_name": "test_resnet", "encoder_weights": "none", "aspp_channels": 16, "decoder_channels": 16,
         "correlation_channels": 16, "crop_size": 33, "per_device_batch_size": 2,
     }  # fmt: skip
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    trained = run_client(RUN, str(EXAMPLES / "train_semi.py"), *arguments)
+    assert run("train", [text for name, value in options.items() for text in (f"--{name}", str(value))]) == 0
     # unlabelled: four drawn, one that never had a mask, two of their own split
-    assert "user/streets: 4 labelled, 7 unlabelled, 3 validation; 4 classes" in trained.stdout
+    assert "user/streets: 4 labelled, 7 unlabelled, 3 validation; 4 classes" in capfd.readouterr().out
     assert json.loads((output / "config.json").read_text())["id2label"] == NAMES
 
 

@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import importlib
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_type_hints
 
@@ -79,11 +77,6 @@ def test_every_public_name_can_be_imported():
         _ = corrmatch_hf.UniMatchV3
     with pytest.raises(InputError, match="unimatch_v2"):
         corrmatch_hf.methods.method_class("unimatchv2")
-
-
-def test_the_names_of_the_methods_are_known_without_importing_torch():
-    code = "import sys, corrmatch_hf.methods as m; assert 'UniMatchV2' in dir(m); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # -------------------- options

@@ -1,15 +1,11 @@
 """The DGCL step against loops written from the equations; resuming; absent classes; two processes."""
 
 import copy
-import os
-import socket
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +14,7 @@ from corrmatch_hf.evaluation.inference import evaluating
 from corrmatch_hf.methods.dgcl import DGCL, NO_CLASS, DGCLOptions, Pixels, _labels_by_entropy
 from corrmatch_hf.ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
 
+from ..two_processes import in_two_processes
 from .test_processes import frozen_batch_norm, part
 from .tiny import random_batch, tiny_model
 
@@ -462,21 +459,8 @@ def several_steps(of_process=None):
     return torch.stack(losses), method.state_dict()
 
 
-def process(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    torch.save(several_steps(rank), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    (losses, state), (others, other_state) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (losses, state), (others, other_state) = in_two_processes(several_steps, tmp_path)
     want, want_state = several_steps()
     assert torch.equal(losses, others)
     torch.testing.assert_close(losses, want, rtol=1e-5, atol=0)

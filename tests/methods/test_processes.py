@@ -1,14 +1,10 @@
 """Two processes with half the batch each give the losses, weights and threshold of one process with all of it."""
 
 import dataclasses
-import os
-import socket
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from corrmatch_hf.methods import (
@@ -26,9 +22,10 @@ from corrmatch_hf.methods import (
 from corrmatch_hf.training.config import TrainingConfig
 from corrmatch_hf.training.optimizer import freeze
 
+from ..two_processes import in_two_processes
 from .tiny import random_batch, tiny_model
 
-STEPS = 3
+STEPS = 2
 
 
 def frozen_batch_norm(module):
@@ -83,9 +80,7 @@ OPTIONS = {  # name and options of a method
     "mean_teacher": ("mean_teacher", MeanTeacherOptions(inter_pixel_loss="correlation")),
     "cps": ("cps", CPSOptions()),
     "cps, encoders frozen": ("cps", CPSOptions()),
-    "cps cutmix": ("cps", CPSOptions(cps_cutmix=True)),
     "cps cutmix soft": ("cps", CPSOptions(cps_cutmix=True, cps_supervision="soft")),
-    "cps inter-pixel": ("cps", CPSOptions(inter_pixel_loss="pairwise")),
     "cps cutmix inter-pixel": ("cps", CPSOptions(cps_cutmix=True, inter_pixel_loss="kl")),
     "dgcl inter-pixel": (  # with its contrast: test_dgcl.py
         "dgcl",
@@ -127,10 +122,7 @@ def part(batch, rank):
     )
 
 
-def process(rank, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def of_all_cases(rank):
     found = {}
     for case in OPTIONS:
         method = make_method(case)
@@ -138,20 +130,13 @@ def process(rank, port, results):
         frozen_batch_norm(wrapped)
         batches = [part(batch_of_total(step, max(method.strong_views, 1)), rank) for step in range(STEPS)]
         found[case] = {"losses": run(wrapped, batches), "state": method.state_dict()}
-    torch.save(found, f"{results}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What two processes found, for every method: starting them takes longer than their steps."""
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    """What two processes found, for every method."""
+    return in_two_processes(of_all_cases, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("case", OPTIONS)

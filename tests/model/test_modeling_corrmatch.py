@@ -174,16 +174,6 @@ def test_compiles_to_one_graph(name, options, network):
     torch._dynamo.reset()
 
 
-def test_exports_with_dynamic_size(network):
-    model = network().eval()
-    dim = torch.export.Dim
-    sizes = ({0: dim("n"), 2: dim("h", min=33, max=512), 3: dim("w", min=33, max=512)},)
-    program = torch.export.export(model, (IMAGES,), dynamic_shapes={"pixel_values": sizes[0]})
-    other = torch.randn(3, 3, 49, 80)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(other).logits, model(other).logits)
-
-
 # ------------------------------------------------------------------------------------------- saving and
 # loading
 

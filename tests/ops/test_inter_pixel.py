@@ -1,17 +1,14 @@
 """Inter-pixel losses against slow versions with loops, and the properties that they promise."""
 
-import os
-import socket
-from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from corrmatch_hf.ops.inter_pixel import inter_pixel_correlation, inter_pixel_kl, inter_pixel_pairwise
+
+from ..two_processes import in_two_processes
 
 
 def pairwise(student, teacher, confident, pixels=10_000, temperature=1.0, seed=0):
@@ -297,22 +294,13 @@ def values_and_gradients(rows):
     return result
 
 
-def process(rank, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    # Image 0 here, images 1 to 3 there: the processes have different numbers of images, and of usable ones.
-    torch.save(values_and_gradients(slice(0, 1) if rank == 0 else slice(1, 4)), f"{results}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def of_process(rank):
+    """Image 0 here, images 1 to 3 there: the processes have different numbers of images, and of usable ones."""
+    return values_and_gradients(slice(0, 1) if rank == 0 else slice(1, 4))
 
 
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    two = in_two_processes(of_process, tmp_path)
     for name, (value, gradient) in values_and_gradients(slice(0, 4)).items():
         # Data-parallel training averages the processes' gradients.
         torch.testing.assert_close((two[0][name][0] + two[1][name][0]) / 2, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from corrmatch_hf.errors import InputError
 
 from ..data.conftest import _own_cache  # noqa: F401
 from ..data.pictures_on_disk import write_mask, write_photo, write_split
-from ..hub.conftest import hub, hub_server, run_client  # noqa: F401
+from ..hub.conftest import hub, hub_server, online, online_datasets  # noqa: F401
 from .bad_pictures import NAMES, load, write_dataset
 
 # ----------------------------------------------------------------------------------------------- partition lists
@@ -397,27 +398,8 @@ def test_what_belongs_to_a_dataset_of_the_hub(tmp_path, monkeypatch):
     own.check(None, "train[0]")
 
 
-FROM_THE_HUB = """
-import json, sys
-from corrmatch_hf.data import load_semi_dataset
-from corrmatch_hf.errors import InputError
-
-result = {}
-for name in ("good", "bad", "parquet"):
-    for streaming in (False, True):
-        try:
-            options = {"streaming": True, "labeled_count": 2} if streaming else {}
-            semi = load_semi_dataset(f"user/{name}", num_labels=4, **options)
-            pool = list(semi.unlabeled or ())
-            semi.read_labeled(semi.labeled[0])
-            result[f"{name} {streaming}"] = len(semi.labeled) + len(pool)
-        except InputError as error:
-            result[f"{name} {streaming}"] = str(error)
-print("RESULT", json.dumps(result))
-"""
-
-
-def test_a_downloaded_dataset_reads_its_own_files_alone(tmp_path, hub, run_client):  # noqa: F811
+@pytest.mark.usefixtures("online_datasets")
+def test_a_downloaded_dataset_reads_its_own_files_alone(tmp_path, hub):  # noqa: F811
     """With the real clients: an imagefolder and a Parquet file from a Hub."""
     photo, mask = secret(tmp_path)
     good = Path(image_folder(tmp_path / "good", "photos/001.png", "ids/001.png"))
@@ -426,12 +408,21 @@ def test_a_downloaded_dataset_reads_its_own_files_alone(tmp_path, hub, run_clien
     for folder in (good, bad, tmp_path / "parquet"):
         files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         hub.add(f"user/{folder.name}", files, "dataset")
-    result = json.loads(run_client(FROM_THE_HUB).stdout.split("RESULT")[1])
-    assert result["good False"] == 4 and result["good True"] == 4
-    for case in ("bad False", "bad True"):
-        assert "private/photo.png" in result[case]
-    for case in ("parquet False", "parquet True"):
-        assert f"names '{photo}' as a picture of train[0], which is not one of its own files" in result[case]
+    for options in ({}, {"streaming": True, "labeled_count": 2}):
+        semi = load_semi_dataset("user/good", num_labels=4, **options)
+        semi.read_labeled(semi.labeled[0])
+        assert len(semi.labeled) + len(list(semi.unlabeled or ())) == 4
+        with pytest.raises(InputError, match=r"private/photo\.png"):
+            read_all("user/bad", options)
+        outside = re.escape(f"names '{photo}' as a picture of train[0], which is not one of its own files")
+        with pytest.raises(InputError, match=outside):
+            read_all("user/parquet", options)
+
+
+def read_all(name, options):
+    semi = load_semi_dataset(name, num_labels=4, **options)
+    list(semi.unlabeled or ())
+    semi.read_labeled(semi.labeled[0])
 
 
 # ------------------------------------------------------------------------------------------ what is not whole
