@@ -1,12 +1,14 @@
 """The command in this process, with a tiny model of random weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
-from corrmatch_hf.commands import predict
+from corrmatch_hf.commands import predict, run
 from corrmatch_hf.errors import InputError
 
 
@@ -61,6 +63,31 @@ def test_files_and_folders_of_any_mode_and_size_with_names_kept_apart(saved_mode
         "a_2_2_mask.png": (30, 30),
     }
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 5
+
+
+@pytest.mark.parametrize("tool", ["coco", "labelme"])
+def test_polygons_for_annotation_tools_can_be_imported_again(tool, saved_model, tmp_path, capsys):
+    write_photo(tmp_path / "in" / "ü 1.png", (70, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.open(write_photo(tmp_path / "2.png", (50, 40))).save(tmp_path / "in" / "2.jpg", exif=exif)
+    options = ["--model", str(saved_model), "--output_dir", str(tmp_path / "out"), "--save_as", tool]
+    predict.main([str(tmp_path / "in"), *options])
+    folder = tmp_path / "out" / tool
+    assert f"corrmatch import {folder} NEW" in capsys.readouterr().out
+    assert run("import", [str(folder), str(tmp_path / "again")]) == 0
+    names = ["background", "sky", "road", "car"]  # what no polygon covers has a class of its own
+    assert "not used" not in (printed := capsys.readouterr().out) or "classes without annotation" in printed
+    given = json.loads((tmp_path / "again" / "id2label.json").read_text())
+    for name in ("ü 1", "2"):
+        predicted = np.array(Image.open(tmp_path / "out" / f"{name}_mask.png"))
+        again = np.array(Image.open(tmp_path / "again" / "train" / "masks" / f"{name}.png"))
+        as_named = np.array([names.index(given[key]) for key in sorted(given)])[again]
+        assert (as_named == predicted + 1).mean() > 0.999
+        photo = next((tmp_path / "in").glob(f"{name}.*"))
+        assert (tmp_path / "again" / "train" / "images" / photo.name).read_bytes() == photo.read_bytes()
+    with pytest.raises(InputError, match="may hold corrections"):
+        predict.main([str(tmp_path / "in"), *options])
 
 
 def test_an_unreadable_photo_is_told_after_the_others_are_done(saved_model, tmp_path):

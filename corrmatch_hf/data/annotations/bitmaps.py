@@ -34,7 +34,7 @@ def from_coco_string(text: str | bytes, height: int, width: int) -> np.ndarray:
     codes = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, dtype=np.uint8)
     codes = codes.astype(np.int64) - 48
     ends = np.flatnonzero((codes & 0x20) == 0)
-    if codes.size == 0 or (codes < 0).any() or (codes > 63).any() or ends[-1:] != codes.size - 1:
+    if codes.size == 0 or (codes < 0).any() or (codes > 63).any() or codes[-1] & 0x20:
         raise Unusable(WRONG_RUNS)
     starts = np.concatenate([[0], ends[:-1] + 1])
     if (ends - starts).max() > 7:

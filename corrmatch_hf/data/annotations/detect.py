@@ -76,7 +76,7 @@ def _by_names(names: list[str], path: str, depth: int) -> str | None:
         return "voc_masks"
     if "meta.json" in present and any(os.path.isdir(os.path.join(path, p, "ann")) for p in _folders(path)):
         return "supervisely"
-    if present & {"data.yaml", "data.yml", "dataset.yaml"} and _has_label_files(path):
+    if present & {"data.yaml", "data.yml", "dataset.yaml", "classes.txt"} and _has_label_files(path):
         return "yolo"
     return None
 

@@ -132,6 +132,8 @@ def _write_masks(
             regions = photo.regions() if callable(photo.regions) else photo.regions
             regions = [_normalized(region, ids) for region in regions]
             mask, drawn = _draw_upright(photo, regions, files, ids, report)
+            if not regions:
+                report.add("photos whose annotation is empty: all of them is background", photo.file)
             if regions and not drawn - {None}:
                 raise Unusable("photos without any usable annotation, kept as unlabelled")
             masks[photo.file] = aside / "drawn" / f"{len(masks)}.png"

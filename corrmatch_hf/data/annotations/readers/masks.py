@@ -98,11 +98,10 @@ def read_roboflow(files: Files, report: Report) -> Annotations:
             classes.update(dict.fromkeys(values[value] for value in sorted(values)))
             here = [file for file in files.pictures if posixpath.dirname(file) == folder]
             masks = {_stem(file)[: -len("_mask")]: file for file in here if _stem(file).endswith("_mask")}
-            for file in here:
-                if file not in masks.values():
-                    mask = masks.pop(_stem(file), None)
-                    regions = None if mask is None else _reader(files, mask, {}, values, report)
-                    photos.append(Photo(file, split_of(file), regions))
+            for file in sorted(set(here) - set(masks.values())):
+                mask = masks.pop(_stem(file), None)
+                regions = None if mask is None else _reader(files, mask, {}, values, report)
+                photos.append(Photo(file, split_of(file), regions))
             for mask in masks.values():
                 report.add("masks whose photo is missing", mask)
     return Annotations(photos, list(classes))

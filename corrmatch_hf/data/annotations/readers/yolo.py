@@ -1,4 +1,4 @@
-"""YOLO segmentation: images/.../a.jpg, labels/.../a.txt, data.yaml with the names of the classes.
+"""YOLO segmentation: images/.../a.jpg, labels/.../a.txt, data.yaml or classes.txt with the names of the classes.
 
 A line is a class and the points of one polygon, as shares of the width and height. Smaller objects lie on top. An empty
 file means that all of the photo is background; a photo without a file is unlabelled.
@@ -44,7 +44,10 @@ def _names(files: Files, report: Report) -> dict[int, str]:
             if names:
                 pairs = names.items() if isinstance(names, dict) else enumerate(names)
                 return {int(key): str(name) for key, name in pairs}
-    raise InputError(f"{files.root} contains no data.yaml with the names of the classes.")
+    for path in files.with_suffix(".txt"):
+        if posixpath.basename(path) == "classes.txt":  # of Label Studio
+            return dict(enumerate(line.strip() for line in files.text(path).splitlines() if line.strip()))
+    raise InputError(f"{files.root} contains no data.yaml or classes.txt with the names of the classes.")
 
 
 def _label_file(file: str) -> str:
