@@ -17,13 +17,27 @@ def refuse(problems: Iterable[str]) -> None:
         raise InputError(text if text.endswith("?") else f"{text}.")
 
 
-def unknown_name(kind: str, name: str, choices: Iterable[str]) -> InputError:
-    """The error for a name that does not exist, with the nearest existing ones."""
+SHORT_LIST = 20  # names that a message may list
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str], full_list: str = "") -> InputError:
+    """The error for a name that does not exist, with the nearest existing ones.
+
+    Args:
+        kind: what the name is of, such as "option".
+        name: as given.
+        choices: the names that exist.
+        full_list: a command that prints all of them, for the message about a name that resembles none.
+    """
     choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(repr(n) for n in near)}?"
-        if near
-        else f"known are {', '.join(choices[:20])}."
-    )
+    words = {choice.lstrip("-"): choice for choice in choices}  # two dashes make no names similar
+    near = [words[word] for word in difflib.get_close_matches(name.lstrip("-"), words, n=3, cutoff=0.5)]
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif len(choices) <= SHORT_LIST:
+        hint = f"known are {', '.join(choices)}."
+    elif full_list:
+        hint = f"{full_list} lists the {len(choices)} that exist."
+    else:
+        hint = f"known are {', '.join(choices[:SHORT_LIST])} and {len(choices) - SHORT_LIST} more."
     return InputError(f"Unknown {kind} {name!r}: {hint}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -49,11 +50,13 @@ def parse(
     description: str = "",
     examples: str = "",
     default_recipe: str | None = None,
+    unlisted: Iterable[str] = (),
 ) -> tuple[Any, ...]:
     """Instances of the option classes `groups`; with `MethodChoice` among them also the method's class and options.
 
     `--config` names a YAML file or a packaged recipe with values that the command line overrides. `default_recipe` is
-    used if neither `--config` nor a dataset is given. `--help` and `--help-all` print the options and exit.
+    used if neither `--config` nor a dataset is given. `--help` and `--help-all` print the options and exit, without
+    those `unlisted`, which are accepted but do not matter to the command.
 
     Raises:
         InputError: lists everything that is wrong: unknown options with the nearest known name, values of the wrong
@@ -75,14 +78,14 @@ def parse(
     if asked:
         shown = values if config else {}  # the default recipe is for the synthetic dataset alone
         everything = asked[-1] in HELP[2:]
-        print(help_text(command, types, method, shown, everything, description, examples))
+        print(help_text(command, types, method, shown, everything, description, examples, unlisted))
         raise SystemExit(0)
 
     problems: list[str] = []
     known = {name: found for cls in types for name, found in _declared(cls).items()}
     skipped = option_names(MethodChoice) if method is not None else set()
     raw = _from_yaml(values, known, skipped, path, problems)
-    raw |= _from_command_line(command, args, known, problems)
+    raw |= _from_command_line(command, args, known, method, problems)
     missing = [f"--{name}" for name, (spec, _) in known.items() if is_required(spec) and name not in raw]
     if missing:
         raise UsageError(f"{', '.join(missing)} must be given; see corrmatch {command} --help")
@@ -156,8 +159,10 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
     return raw
 
 
-def _from_command_line(command: str, args: list[str], known: dict, problems: list[str]) -> dict[str, Any]:
-    """The options of the command line as text."""
+def _from_command_line(
+    command: str, args: list[str], known: dict, method: Any, problems: list[str]
+) -> dict[str, Any]:
+    """The options of the command line as text; `method` is the chosen method's class, None for other commands."""
     parser = _Parser(
         prog=f"corrmatch {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
@@ -175,13 +180,35 @@ def _from_command_line(command: str, args: list[str], known: dict, problems: lis
             parser.add_argument(*flags, nargs="+" if get_origin(plain) is list else None)
     parsed, unused = parser.parse_known_args(args)
     flags = [f"--{name}" for name, (spec, _) in known.items() if not spec.metadata.get("positional")]
+    full_list = f"corrmatch {command} --help-all"
     problems += [
-        _unknown("option", each.split("=")[0], flags) for each in unused if each.startswith("-")
+        (method and _of_other_methods(each, method)) or _unknown("option", each, flags, full_list)
+        for each in (arg.split("=")[0] for arg in unused)
+        if each.startswith("-")
     ] or [f"unknown argument {each!r}: options start with --" for each in unused]
     return vars(parsed)
 
 
+def _of_other_methods(flag: str, chosen: Any) -> str | None:
+    """The problem of an option that only other methods than the chosen one have; None for other names."""
+    from ..methods import METHODS
+
+    name = _option_name(flag)
+    owners = [each for each, method in METHODS.items() if name in option_names(method.Options)]
+    if not owners:
+        return None
+    return (
+        f"{flag} is an option of --method {' and of '.join(owners)}, not of {chosen.name}; leave it out, or choose "
+        f"{'that method' if len(owners) == 1 else 'one of these methods'}"
+    )
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        # argparse recognises -1 and -0.5 as values, but takes -1e-3 for an option.
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-inf$", re.IGNORECASE)
+
     def error(self, message: str):
         raise UsageError(f"{message}; see {self.prog} --help")
 
@@ -215,6 +242,8 @@ def convert(name: str, hint: Any, text: Any) -> Any:
             return kind(text)
         except ValueError:
             wanted = "a whole number" if kind is int else "a number"
+            if plain is not hint:  # None is the default
+                wanted += ", or leave the option out"
             raise ValueError(f"--{name} is {text!r}; give {wanted}") from None
     return next((choice for choice in choices_of(hint) if str(choice) == text), text)
 
@@ -277,11 +306,11 @@ def _option_name(arg: str) -> str:
     return arg.split("=")[0].lstrip("-").replace("-", "_")
 
 
-def _unknown(kind: str, name: str, known) -> str:
+def _unknown(kind: str, name: str, known: Iterable[str], full_list: str = "") -> str:
     if _option_name(name) in REMOVED:
         photos = "; delete predictions.png and samples before you publish" if "card" in name else ""
         return f"{name} was removed; leave it out{photos}"
-    return str(unknown_name(kind, name, known)).rstrip(".")
+    return str(unknown_name(kind, name, known, full_list)).rstrip(".")
 
 
 def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:

@@ -16,7 +16,8 @@ from .arguments import parse
 EXAMPLES = """
 corrmatch check --data_dir photos
 corrmatch check --dataset_name user/dataset --limit 500 --output report.json
-corrmatch check --data_dir VOC2012 --labeled_list labeled.txt --unlabeled_list unlabeled.txt
+corrmatch check --data_dir VOC2012 --labeled_list labeled.txt \\
+    --unlabeled_list unlabeled.txt
 """
 
 

@@ -29,9 +29,9 @@ The weights keep their authors' licence."""
 EXAMPLES = """
 corrmatch convert corrmatch_resnet101.pth outputs/corrmatch --recipe pascal
 corrmatch convert unimatch_resnet50.pth outputs/unimatch --recipe cityscapes
-corrmatch convert unimatch_v2_base.pth outputs/v2 --recipe pascal --key model_ema
-corrmatch convert own.pth outputs/own --output_stride 8 --id2label classes.json
-corrmatch convert outputs/run run.pth                 # back: OUTPUT ends in .pth
+corrmatch convert unimatch_v2.pth outputs/v2 --recipe pascal --key model_ema
+corrmatch convert own.pth outputs/own --output_stride 8 --id2label names.json
+corrmatch convert outputs/run run.pth          # back: OUTPUT ends in .pth
 """
 
 

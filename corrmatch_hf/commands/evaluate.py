@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 corrmatch evaluate --model outputs/run --data_dir photos
-corrmatch evaluate --model user/model --dataset_name user/dataset --split test --output test.json
-corrmatch evaluate --model outputs/city --data_dir cityscapes --window 801         # sliding window
-corrmatch evaluate --model outputs/run --data_dir photos --precision bf16 --batch_size 8
-torchrun --nproc_per_node 4 -m corrmatch_hf evaluate --model outputs/run --data_dir photos  # 4 GPUs
+corrmatch evaluate --model user/model --dataset_name user/dataset --split test
+corrmatch evaluate --model outputs/city --data_dir cityscapes --window 801
+corrmatch evaluate --model outputs/run --data_dir photos --precision bf16
+torchrun --nproc_per_node 4 -m corrmatch_hf evaluate --model outputs/run \\
+    --data_dir photos                                            # 4 GPUs
 """
+# Options of the training split alone: accepted, so that one description of a dataset serves all commands.
+OF_TRAINING = (
+    "train_images", "train_masks", "labeled_fraction", "labeled_count", "labeled_list", "unlabeled_list", "split_seed",
+    "extra_unlabeled", "streaming", "train_split", "validation_split",
+)  # fmt: skip
 
 
 @dataclass
@@ -103,6 +109,7 @@ def main(args: Sequence[str]) -> dict:
         args=args,
         description=COMMANDS["evaluate"],
         examples=EXAMPLES,
+        unlisted=OF_TRAINING,
     )
     # Heavy imports come after parsing, so that --help is fast.
     from accelerate import PartialState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -24,6 +24,7 @@ def help_text(
     everything: bool,
     description: str,
     examples: str,
+    unlisted: Iterable[str] = (),
 ) -> str:
     """The help of a command.
 
@@ -32,6 +33,7 @@ def help_text(
         method: the method's class, whose own options get its name as heading; None for other commands.
         values: values of `--config` to show as defaults.
         everything: all options instead of those marked `common`.
+        unlisted: names of options that are not shown.
     """
     rows: dict[str, list[str]] = {}
     positionals, hidden = [], 0
@@ -40,6 +42,8 @@ def help_text(
         own = method.name if method is not None and cls is method.Options else "Options"
         for spec in fields(cls):
             hint, meta = hints[spec.name], spec.metadata
+            if spec.name in unlisted:
+                continue
             if meta.get("positional"):
                 positionals.append(_metavar(spec, hint))
                 heading = "Arguments"

@@ -22,8 +22,9 @@ and NAME_overlay.png, the photo under its classes with a legend.
 them, `corrmatch import` makes training data of that folder."""
 EXAMPLES = """
 corrmatch predict photo.jpg --model outputs/run
-corrmatch predict photos/ more/*.jpg --model user/model --output_dir masks --window 801
-corrmatch predict photos/ --model outputs/run --save_as labelme      # then: labelme predictions/labelme
+corrmatch predict photos/ more/*.jpg --model user/model --output_dir masks
+corrmatch predict aerial.png --model user/model --window 801
+corrmatch predict photos/ --model outputs/run --save_as labelme
 """
 
 

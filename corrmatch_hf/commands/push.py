@@ -14,7 +14,7 @@ DESCRIPTION = f"{COMMANDS['push']} The token is that of `hf auth login`, or HF_T
 EXAMPLES = """
 corrmatch push outputs/run user/model
 corrmatch push outputs/run user/model --private --revision wider-crops
-corrmatch push outputs/run user/model --inference_only       # smaller: without the correlation head
+corrmatch push outputs/run user/model --inference_only       # smaller
 """
 
 

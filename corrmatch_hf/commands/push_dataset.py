@@ -24,9 +24,9 @@ An existing dataset is replaced, with its card. Photos are uploaded as they are,
 them (EXIF, such as the place). The token is that of `hf auth login`, or HF_TOKEN."""
 EXAMPLES = """
 corrmatch push-dataset photos user/name
-corrmatch push-dataset photos user/name --id2label names.json --license cc-by-4.0 --private
+corrmatch push-dataset photos user/name --license cc-by-4.0 --private
 corrmatch push-dataset VOC2012 user/name --id2label voc.json
-corrmatch push-dataset photos user/name --label_colors colors.json       # masks in colours
+corrmatch push-dataset photos user/name --label_colors colors.json
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..data.options import DataOptions
 from ..errors import InputError
@@ -14,12 +15,12 @@ from .launch import launch, split_launcher_flags
 from .model_options import ModelOptions
 
 EXAMPLES = """
-corrmatch train                                           # built-in synthetic data
+corrmatch train                                      # built-in synthetic data
 corrmatch train --data_dir photos --labeled_fraction 0.1 --max_steps 5000
-corrmatch train --config pascal --data_dir VOC2012 --labeled_list splits/92/labeled.txt \\
-    --unlabeled_list splits/92/unlabeled.txt
-corrmatch train --method supervised                       # the baseline
-corrmatch train --num_processes 4 --config my.yaml        # 4 GPUs; flags of `accelerate launch`
+corrmatch train --config pascal --data_dir VOC2012 \\
+    --labeled_list 92/labeled.txt --unlabeled_list 92/unlabeled.txt
+corrmatch train --method supervised                  # the baseline
+corrmatch train --num_processes 4 --config my.yaml   # 4 GPUs, by Accelerate
 corrmatch train --data_dir photos --push_to_hub --hub_model_id user/model
 """
 GROUPS = (MethodChoice, DataOptions, ModelOptions, TrainingConfig)
@@ -45,8 +46,11 @@ def main(args: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from ..data.load import load_semi_dataset
+    from ..training.output_folder import check_output_folder
     from ..training.trainer import SemiSupervisedTrainer
 
+    if not config.resume_from_checkpoint:
+        check_output_folder(Path(config.output_dir), config.overwrite)  # before a download
     logging.disable_progress_bar()  # the bars of transformers for saving would break that of the training
     set_seed(config.seed)
 

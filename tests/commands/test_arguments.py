@@ -191,6 +191,24 @@ def test_unknown_option_names_the_nearest():
 
 
 @pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--cps_weight", "1"], "--cps_weight is an option of --method cps, not of corrmatch"),
+        (["--method", "supervised", "--teacher_decay", "1"], "--method .* and of .*, not of supervised"),
+        (["--xyzw", "1"], "'--xyzw': corrmatch train --help-all lists the [0-9]+ that exist"),
+        (
+            ["--output_stride", "none"],
+            "--output_stride is 'none'; give a whole number, or leave the option out",
+        ),
+        (["--learning_rate", "-1e-3"], "--learning_rate is -0.001; it must be above 0"),
+    ],
+)
+def test_a_wrong_option_or_value_is_named_with_its_remedy(args, message):
+    with pytest.raises(InputError, match=message):
+        parse("train", *GROUPS, args=["--max_steps", "1", *args])
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"crop_size": -1}, "--crop_size is -1"),

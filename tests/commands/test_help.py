@@ -71,6 +71,8 @@ def test_every_option_has_a_text_in_lines_of_100_columns(command, capsys, monkey
         )
         options = text[text.index(":\n", text.index("Examples:") + 9) :]
         assert max(map(len, options.splitlines())) <= 100
+        examples = text[text.index("Examples:") : -len(options)]
+        assert max(map(len, examples.splitlines())) <= 80
         for entry in options.split("\n  -")[1:]:
             assert len(entry.split("  ", 1)[1].split()) >= 2, entry
 
@@ -91,6 +93,12 @@ def test_the_long_help_lists_all_options_of_the_chosen_method_and_no_others(name
     own = {spec.name for cls in (*GROUPS, METHODS[name].Options) for spec in fields(cls)}
     assert {option.removeprefix("--") for option in found} == own | {"config", "help-all"}
     assert len(found) == len(set(found))
+
+
+def test_evaluation_lists_no_options_of_the_training_split(capsys):
+    assert not {"--labeled_count", "--unlabeled_list"} & set(
+        listed(help_of(capsys, "evaluate", "--help-all"))
+    )
 
 
 def test_a_named_configuration_gives_the_defaults(capsys):

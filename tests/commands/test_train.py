@@ -79,6 +79,12 @@ def test_errors_are_one_sentence(args, message, capsys):
     assert message in line and line.startswith("error: ")
 
 
+def test_a_folder_in_use_is_refused_before_the_encoder_is_downloaded(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert run("train", ["--encoder_name", "resnet50", "--output_dir", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
 def test_an_error_in_two_processes_has_no_traceback(tmp_path, monkeypatch, capfd):
     """The processes are stand-ins that fail as the command does, since importing takes longer than all else."""
     stand_in = tmp_path / "corrmatch_hf"
