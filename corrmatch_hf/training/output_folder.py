@@ -13,11 +13,17 @@ from safetensors import SafetensorError
 from ..errors import InputError
 from .atomic_write import recover_folder
 
+# The code that is saved with a model. Version 0.1 had further files, which remain where its runs are resumed.
+CODE = tuple(path.name for path in (Path(__file__).parents[1] / "model").glob("*_corrmatch.py"))
+OLD_CODE = (
+    "decoder_dpt_corrmatch.py", "decoder_linear_corrmatch.py", "encoder_levels_corrmatch.py",
+    "encoder_weights_corrmatch.py",
+)  # fmt: skip
 # Everything that a run writes. `--overwrite` deletes these and nothing else.
 RUN_FILES = (
     "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",
     "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "samples", "run.json", "README.md",
-    "handler.py", "requirements.txt",
+    "handler.py", "requirements.txt", *CODE, *OLD_CODE,
 )  # fmt: skip
 CONFIGURATION = "training_config.yaml"  # by which the folder of a run is recognised
 
@@ -58,6 +64,12 @@ def delete_run(folder: Path) -> None:
             path.unlink()
         elif path.is_dir():
             shutil.rmtree(path)
+
+
+def delete_old_code(folder: Path) -> None:
+    """Delete what an earlier version saved beside a model and this version does not: it would be published, too."""
+    for name in OLD_CODE:
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_or_rescue(folder: Path, write: Callable[[Path], None], in_checkpoint: bool) -> SaveError | None:

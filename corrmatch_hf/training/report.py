@@ -19,6 +19,7 @@ from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..pictures import class_palette, overlay, prediction_grid, training_curves
 from ..text import library_versions, percent
 from .atomic_write import replaced_files, write_text
+from .output_folder import delete_old_code
 
 EXAMPLES = 4  # rows of predictions.png
 SAMPLES = 2  # of them with files of their own, which the Hub shows beside the model
@@ -87,6 +88,7 @@ def write_result(folder: Path, facts: RunFacts) -> None:
     """Write the model, `metrics.json` and the report into `folder`."""
     with replaced_files(folder) as temporary:
         save_model(temporary, facts.model, facts.processor, facts.options["save_inference_only"])
+    delete_old_code(folder)  # now that the model above no longer needs it
     write_text(folder / "metrics.json", json.dumps(facts.result(), indent=2))
     write_report(folder, facts)
 

@@ -15,6 +15,7 @@ from corrmatch_hf.methods import METHODS, CorrMatch, FixMatchOptions, method_cla
 from corrmatch_hf.training.checkpoint import list_checkpoints, load_checkpoint, write_checksums
 from corrmatch_hf.training.interruption import _is_lost_connection
 from corrmatch_hf.training.non_finite import NonFiniteLossError
+from corrmatch_hf.training.output_folder import CODE
 
 
 def weights(trainer):
@@ -232,6 +233,16 @@ def test_files_of_others_are_never_deleted(make_trainer, tmp_path):
     with pytest.raises(InputError, match="is not empty and holds no run"):
         make_trainer(max_steps=1, overwrite=True).train()
     assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", [{"resume_from_checkpoint": "latest"}, {"overwrite": True}])
+def test_code_that_version_0_1_saved_goes_and_files_of_others_stay(make_trainer, how):
+    folder = make_trainer(max_steps=1).output_dir
+    make_trainer(max_steps=1).train()
+    for name in ("encoder_weights_corrmatch.py", "own_corrmatch.py"):
+        (folder / name).touch()
+    make_trainer(max_steps=1, **how).train()
+    assert {path.name for path in folder.glob("*_corrmatch.py")} == {*CODE, "own_corrmatch.py"}
 
 
 def test_resuming_a_finished_run_keeps_its_metrics(make_trainer):
