@@ -81,11 +81,11 @@ def recover_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; a half-deleted one never stands at `path`."""
-    old = _old(path)
-    shutil.rmtree(old, ignore_errors=True)
-    path.rename(old)
-    shutil.rmtree(old)
+    """Delete a folder; a half-deleted one never stands at `path`, nor does `recover_folder` bring it back."""
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def flush(path: Path) -> None:

@@ -80,6 +80,6 @@ def test_a_removed_folder_is_never_half_there(folder, monkeypatch):
         killed_at(patch, 2)  # moved away, not yet deleted
         with pytest.raises(Killed):
             atomic_write.remove_folder(folder)
-    assert not folder.exists()
-    atomic_write.recover_folder(folder.with_name("other"))
-    assert [p.name for p in folder.parent.iterdir()] == [".best.old"]
+    assert [p.name for p in folder.parent.iterdir()] == [".best.writing"]
+    atomic_write.recover_folder(folder)
+    assert list(folder.parent.iterdir()) == []
