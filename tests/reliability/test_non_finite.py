@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file
 
 from corrmatch_hf.methods import METHODS
 from corrmatch_hf.training import NonFiniteLossError, report
@@ -136,3 +137,38 @@ def test_an_overflow_under_the_gradient_scaler_is_no_error(tmp_path):
     result = trainer.train()
     assert result["skipped_steps"] == 0 and scaler.get_scale() == 2.0**7
     assert all(p.isfinite().all() for p in trainer.method.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_terms(tmp_path):
+    trainer = make(tmp_path / "run", save_steps=2, logging_steps=2)
+    losses = trainer.method.losses
+
+    def poisoned(*args, **kwargs):
+        total, logs = losses(*args, **kwargs)
+        if trainer.step == 2:
+            logs["loss/kl"] = logs["loss/kl"] * math.nan
+            total = total * math.nan
+        return total, logs
+
+    trainer.method.losses = poisoned
+    with pytest.raises(NonFiniteLossError, match=r"step 3 .*loss/kl nan.*Files of the batch: .*labeled"):
+        trainer.train()
+    (only,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert only.name == "step_00000002"
+    assert all(value.isfinite().all() for value in load_file(only / "model.safetensors").values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    trainer = make(tmp_path / "run", max_steps=3, eval_steps=None, logging_steps=1)
+    step = trainer._optimizer_step
+
+    def breaking(*args):
+        logs = step(*args)
+        with torch.no_grad():
+            next(trainer.method.parameters()).fill_(math.inf)
+        return logs
+
+    trainer._optimizer_step = breaking
+    with pytest.raises(NonFiniteLossError):
+        trainer.train()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
