@@ -32,7 +32,7 @@ PROFILE = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=60,
+    max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -231,7 +231,7 @@ def test_any_preprocessor_config_json_gives_a_clear_error_or_a_working_processor
     original = (folder / "preprocessor_config.json").read_bytes()
     loaded = []
 
-    @settings(PROFILE, max_examples=200)
+    @settings(PROFILE, max_examples=100)
     @given(fuzzed(original, MORE_PROCESSOR_KEYS))
     def check(content):
         path = spoilt("preprocessor_config.json", content)
@@ -257,7 +257,7 @@ def test_the_pipeline_and_our_commands_tell_as_clearly(folder, spoilt):
         ),
     )
 
-    @settings(PROFILE, max_examples=40)
+    @settings(PROFILE, max_examples=15)
     @given(either)
     def check(named):
         path = str(spoilt(*named))

@@ -9,25 +9,15 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.methods import METHODS
 from corrmatch_hf.training.checkpoint import find_checkpoint, find_corruption, list_checkpoints
 
 from .small_run import differences, finish, left_by, leftovers, said_by, start
 
 KILLED = -signal.SIGKILL
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """What an uninterrupted run leaves."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert finish(folder) == 0
-    return left_by(folder)
 
 
 def die():
@@ -94,7 +84,7 @@ def while_rotating(trainer, count):
     remove = shutil.rmtree
 
     def dying(path, *args, **kwargs):
-        if path.name.startswith(".step_") and path.name.endswith(".old") and path.exists():
+        if path.name.startswith(".step_") and path.exists():
             next(p for p in path.iterdir() if p.name == "model.safetensors").unlink()
             die()
         remove(path, *args, **kwargs)
@@ -118,21 +108,25 @@ def in_a_line_of_the_log(trainer, count):
     TrainingLog.add = dying
 
 
+before_renaming = partial(before, "corrmatch_hf.training.checkpoint", "move_folder", count=0)
+
+# In this order: every process goes on where the one before it was killed. Steps 2, 4 and 6 evaluate and save.
 MOMENTS = {
     "in the first step": partial(in_a_step, count=0),
-    "in a step": partial(in_a_step, count=3),
-    "in evaluation": partial(in_evaluation, count=4),
-    "in the final evaluation": partial(in_evaluation, count=7),
-    "in the first checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
-    "in a checkpoint's files": partial(in_a_file_of_the_checkpoint, count=5),
-    "before its checksums": partial(before, "corrmatch_hf.training.checkpoint", "write_checksums", count=1),
-    "before its renaming": partial(before, "corrmatch_hf.training.checkpoint", "move_folder", count=1),
-    "before rotating": partial(before, "corrmatch_hf.training.checkpoint", "rotate", count=1),
-    "while rotating": partial(while_rotating, count=0),
-    "in a line of the log": partial(in_a_line_of_the_log, count=4),
+    "in evaluation": partial(in_evaluation, count=1),
     "before the best model is written": partial(
         before, "corrmatch_hf.training.trainer", "replaced_folder", count=0
     ),
+    "in the first checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
+    "before its checksums": partial(before, "corrmatch_hf.training.checkpoint", "write_checksums", count=0),
+    "before its renaming": before_renaming,
+    "in a step after it": partial(in_a_step, count=3),
+    "in a line of the log": partial(in_a_line_of_the_log, count=1),
+    "in the second checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
+    "before the second's renaming": before_renaming,
+    "before rotating": partial(before, "corrmatch_hf.training.checkpoint", "rotate", count=0),
+    "in the final evaluation": partial(in_evaluation, count=1),
+    "while rotating": partial(while_rotating, count=0),
     "before the final model is written": partial(
         before, "corrmatch_hf.training.report", "replaced_files", count=0
     ),
@@ -140,52 +134,41 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed(tmp_path, whole, moment):
+def test_killed_at_every_moment(tmp_path, whole):
     folder = tmp_path / "run"
-    assert finish(folder, MOMENTS[moment]) == KILLED
-    for path in list_checkpoints(folder / "checkpoints"):
-        assert find_corruption(path) is None, "a checkpoint is whole or not there"
+    for moment, kill in MOMENTS.items():
+        assert finish(folder, kill) == KILLED, moment
+        for path in list_checkpoints(folder / "checkpoints"):
+            assert find_corruption(path) is None, f"{moment}: a checkpoint is whole or not there"
     assert finish(folder) == 0
     assert differences(left_by(folder), whole) == []
     assert leftovers(folder) == []
 
 
-# ------------------------------------------------------------------------------------------------------ soak
-
-
-@pytest.mark.slow
-def test_soak(tmp_path):
-    """Twenty kills at random moments, spread over all methods, with and without loading processes."""
-    rng = random.Random(0)
-    options = {"dgcl": {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}, "fixmatch": {"teacher": "ema"}}
-    kills, runs = 0, 0
-    while kills < 20 or runs < len(METHODS):
-        name = list(METHODS)[runs % len(METHODS)]
-        settings = {
-            "method": name,
-            "options": options.get(name),
-            "num_workers": 2 * (runs % 2),
-            "save_steps": 1,
-        }
-        whole, folder = tmp_path / f"whole {runs}", tmp_path / f"run {runs}"
-        started = time.perf_counter()
-        assert finish(whole, **settings) == 0
-        length = time.perf_counter() - started
-        status, wanted = None, kills + 3
-        while status != 0:
-            process = start(folder, **settings)
-            if kills < wanted:
-                process.join(rng.uniform(0.2, 1) * length)
-                process.kill()
-            process.join()
-            status = process.exitcode
-            assert status in (0, KILLED), said_by(folder).read_text()
-            kills += status == KILLED
-        assert differences(left_by(folder), left_by(whole)) == [], (name, kills)
-        assert leftovers(folder) == []
-        runs += 1
-    print(f"{kills} kills in {runs} runs")
+@pytest.mark.parametrize(
+    ("method", "options", "workers"),
+    [
+        ("corrmatch", {}, 2),
+        ("dgcl", {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}, 0),
+        ("cps", {}, 2),
+    ],
+)
+def test_killed_at_random_moments(tmp_path, method, options, workers):
+    settings = {"method": method, "options": options, "num_workers": workers, "save_steps": 1}
+    rng = random.Random(method)
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    started = time.perf_counter()
+    assert finish(whole, **settings) == 0
+    length = time.perf_counter() - started
+    for _ in range(3):
+        process = start(folder, **settings)
+        process.join(rng.uniform(0.3, 0.9) * length)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, KILLED), said_by(folder).read_text()
+    assert finish(folder, **settings) == 0, said_by(folder).read_text()
+    assert differences(left_by(folder), left_by(whole)) == []
+    assert leftovers(folder) == []
 
 
 # ----------------------------------------------------------------------------------------- damaged checkpoints
@@ -211,13 +194,6 @@ def lose_the_checksums(path):
 
 def cut_the_checksums(path):
     os.truncate(path / "checksums.json", 50)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert finish(folder) == 0
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -269,8 +245,7 @@ def signalled(trainer, signum):
     trainer._optimizer_step = step
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("signum, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("signum, status, workers", [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0)])
 def test_a_signal_ends_the_run_after_its_step_saved(tmp_path, whole, signum, status, workers):
     folder = tmp_path / "run"
     assert finish(folder, partial(signalled, signum=signum), num_workers=workers, save_steps=None) == status
@@ -297,10 +272,9 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
 
 
 def test_the_command_says_what_happened(tmp_path):
-    script = Path(__file__).resolve().parents[2] / "examples" / "train_semi.py"
     command = [
-        sys.executable, str(script), "--output_dir", str(tmp_path / "run"), "--encoder_name", "test_resnet",
-        "--crop_size", "33", "--max_steps", "100000", "--logging_steps", "1",
+        sys.executable, "-m", "corrmatch_hf", "train", "--output_dir", str(tmp_path / "run"), "--encoder_name",
+        "test_resnet", "--decoder_channels", "8", "--crop_size", "33", "--max_steps", "100000", "--logging_steps", "1",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "training_log.jsonl"

@@ -59,7 +59,7 @@ def unchanged(function, *inputs, **options):
 # ------------------------------------------------------------------------------------------ region propagation
 
 
-@examples(200)
+@examples(100)
 @given(
     seed=SEEDS,
     images=st.integers(1, 3),
@@ -87,7 +87,7 @@ def test_region_propagation_is_algorithm_1(
         assert (got[1] | ~confident).all(), "what was confident stays so"
 
 
-@examples(80)
+@examples(40)
 @given(
     seed=SEEDS,
     kind=st.sampled_from([*ROWS, "float64"]),
@@ -114,7 +114,7 @@ def test_propagate_rows_is_algorithm_1_on_shapes_of_equation_7(
 # ------------------------------------------------------------------------------------------- pixel propagation
 
 
-@examples(60)
+@examples(30)
 @given(
     seed=SEEDS,
     images=st.integers(1, 3),
@@ -145,7 +145,7 @@ def test_pixel_propagation_is_the_explicit_matrix(
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9 * max(magnitude, 1))
 
 
-@examples(40)
+@examples(20)
 @given(
     seed=SEEDS,
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -179,7 +179,7 @@ def test_pixel_propagation_of_short_numbers_is_that_of_their_values(
         )
 
 
-@examples(40)
+@examples(20)
 @given(
     seed=SEEDS,
     magnitude=st.sampled_from([1e2, 1e4, 1e8, 1e15]),
@@ -207,7 +207,7 @@ def test_propagation_of_huge_scores_stays_finite(seed, magnitude, dtype, grid, c
 # ------------------------------------------------------------------------------------------------------ shapes
 
 
-@examples(60)
+@examples(30)
 @given(
     seed=SEEDS,
     grid=st.tuples(SIDES, SIDES),
@@ -242,7 +242,7 @@ def test_shapes_are_equation_7(seed, grid, size, dim, count, magnitude, constant
 # ------------------------------------------------------------------------------------------------------ CutMix
 
 
-@examples(200)
+@examples(100)
 @given(seed=SEEDS, size=st.integers(1, 400), probability=st.sampled_from([0.5, 1.0]))
 def test_a_box_lies_inside_and_keeps_the_limits(seed, size, probability):
     rng = np.random.default_rng(seed)
@@ -265,7 +265,7 @@ def test_a_crop_of_one_pixel_has_no_box():
     assert random_box(1, 1.0, np.random.default_rng(0)) is None
 
 
-@examples(60)
+@examples(30)
 @given(
     seed=st.integers(0, 10_000),
     step=st.integers(0, 10_000),
@@ -282,7 +282,7 @@ def test_masks_of_three_boxes_are_those_of_the_description(seed, step, size):
         np.testing.assert_array_equal(mask.numpy(), slow_mask(own, *size))
 
 
-@examples(30)
+@examples(20)
 @given(
     seed=SEEDS,
     size=st.tuples(SIDES, SIDES),
@@ -305,7 +305,7 @@ def test_targets_inside_the_box_are_the_partners(seed, size, classes, covered):
 # ----------------------------------------------------------------------------------------- losses and threshold
 
 
-@examples(80)
+@examples(40)
 @given(
     seed=SEEDS,
     classes=st.sampled_from([2, 5, 150]),
@@ -355,7 +355,7 @@ def slow_threshold(value, rule, momentum, classes, confidence, labels, valid):
     return momentum * value + (1 - momentum) * target
 
 
-@examples(80)
+@examples(40)
 @given(
     seed=SEEDS,
     rule=st.sampled_from(["class_max", "global_max", "global_mean", "per_class", "fixed"]),
@@ -422,7 +422,7 @@ def sets_of_pixels(prediction, label, classes, ignore_index):
     }
 
 
-@examples(150)
+@examples(75)
 @given(
     data=st.data(),
     classes=st.sampled_from([1, 2, 5, 150, 200, 300]),
@@ -455,7 +455,7 @@ def test_figures_are_those_of_sets_of_pixels(data, classes, dtypes, ignore_index
 
 
 @pytest.mark.parametrize("outside", ["label", "prediction"])
-@examples(60)
+@examples(30)
 @given(
     dtype=st.sampled_from([d for d in INTEGERS if d != torch.bool]),
     ignore_index=st.sampled_from([-100, -1, 255, 256]),
@@ -482,7 +482,7 @@ NAMES = st.text(
 ).filter(lambda name: name == name.strip() and name not in (".", ".."))
 
 
-@examples(100)
+@examples(50)
 @given(names=st.lists(NAMES, min_size=2, max_size=6, unique_by=lambda name: name.casefold()))
 @example(names=["a photo 1.jpg", "its mask 1.png"])
 @example(names=["straße.jpg", "\u56fe \u50cf.png", "a\u2028b", "c\x85d"])
@@ -507,7 +507,7 @@ def test_a_list_is_read_as_it_was_written(names):
         assert without == [Pair(pair.image) for pair in want]
 
 
-@examples(100)
+@examples(50)
 @given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True), masks=st.booleans())
 @example(names=["a photo 1.jpg", "a.jpg"], masks=True)
 def test_a_list_names_the_rows_of_a_dataset(names, masks):
@@ -539,7 +539,7 @@ GEOMETRY = {
 }
 
 
-@examples(150)
+@examples(75)
 @given(**GEOMETRY)
 def test_a_picture_of_the_mask_stays_a_picture_of_the_mask(seed, photo, crop, scales):
     """Where the crop of a black and white picture of a mask is all black or all white, the mask's crop says so, too."""
@@ -561,7 +561,7 @@ def test_a_picture_of_the_mask_stays_a_picture_of_the_mask(seed, photo, crop, sc
     assert (label[valid & (colors == 0)] == 0).all() and (label[valid & (colors == 255)] == 1).all()
 
 
-@examples(40)
+@examples(20)
 @given(**GEOMETRY)
 def test_a_crop_is_that_of_the_whole_resized_picture(seed, photo, crop, scales):
     rng = np.random.default_rng(seed)

@@ -17,13 +17,6 @@ from corrmatch_hf.training.memory import activation_bytes, blank_batch
 from .small_run import differences, finish, left_by, leftovers, make, said_by
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert finish(folder) == 0
-    return left_by(folder)
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 24 MiB."""

@@ -93,6 +93,9 @@ PLACES = {
     "as a key's value of the weights": lambda state, payload: {"model": {**state, "weight": payload}},
 }
 
+# Every place, and every writer.
+KINDS = [*(("zip", place) for place in PLACES), ("legacy", "nested"), ("plain pickle", "alone")]
+
 
 def assert_real(path: Path, trap: Path) -> None:
     """The file does run its payload where it is loaded without care."""
@@ -106,9 +109,10 @@ def assert_real(path: Path, trap: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("suffix", [".pth", ".bin", ".safetensors"])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("writer", "place", "suffix"),
+    [*((*kind, ".pth") for kind in KINDS), ("zip", "nested", ".bin"), ("zip", "nested", ".safetensors")],
+)
 def test_encoder_weights_run_nothing(tmp_path, trap, writer, place, suffix):
     path = tmp_path / f"encoder{suffix}"
     state = timm.create_model("test_resnet").state_dict()
@@ -120,8 +124,7 @@ def test_encoder_weights_run_nothing(tmp_path, trap, writer, place, suffix):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(("writer", "place"), KINDS)
 def test_official_checkpoints_run_nothing(tmp_path, trap, writer, place):
     path = tmp_path / "checkpoint.pth"
     WRITERS[writer](PLACES[place]({"classifier.weight": torch.zeros(1)}, Payload(trap)), path)
@@ -139,9 +142,9 @@ def test_official_checkpoints_run_nothing(tmp_path, trap, writer, place):
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("asked", [False, True], ids=["by default", "asked for .bin"])
-@pytest.mark.parametrize("place", ["alone", "beside the weights"])
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    ("writer", "place", "asked"), [*((*kind, True) for kind in KINDS), ("zip", "nested", False)]
+)
 def test_pytorch_model_bin_runs_nothing(folder, trap, writer, place, asked):
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -284,7 +287,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_damaged_safetensors_are_named_at_once(folder, damage, tmp_path):
+def test_damaged_safetensors_are_named(folder, damage, tmp_path):
     path = folder / "model.safetensors"
     path.write_bytes(DAMAGED[damage](path.read_bytes()))
     start, before = time.perf_counter(), peak_mib()
