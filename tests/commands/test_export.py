@@ -24,7 +24,7 @@ MODELS = {
     "resnet": RESNET,  # with a correlation head, which the file does not need
     "dinov3": {
         "encoder_name": "vit_small_patch16_dinov3",
-        "encoder_kwargs": {"depth": 1, "embed_dim": 48, "num_heads": 2},
+        "encoder_kwargs": {"depth": 4, "embed_dim": 48, "num_heads": 2},
         "decoder": "linear",
     },
     "dinov2": {
@@ -34,7 +34,7 @@ MODELS = {
     },
     "beit": {
         "encoder_name": "beit_base_patch16_224",
-        "encoder_kwargs": {"depth": 1, "embed_dim": 48, "num_heads": 2, "img_size": [64, 96]},
+        "encoder_kwargs": {"depth": 4, "embed_dim": 48, "num_heads": 2, "img_size": [64, 96]},
         "decoder": "linear",
     },
 }
