@@ -17,7 +17,7 @@ from typing import Literal
 from unittest import mock
 
 import torch
-from timm.layers import pos_embed_sincos
+from timm.layers import padding, pos_embed_sincos
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -109,8 +109,10 @@ def trace(model: CorrMatchForSegmentation, name: str) -> ExportedProgram:
         unknown |= {2: multiple * Dim("rows", min=2), 3: multiple * Dim("columns", min=2)}
     # timm divides DINOv3's rotary positions by float(height), which would turn a symbolic height into a constant.
     symbolic = mock.patch.object(pos_embed_sincos, "float", torch.sym_float, create=True)
+    # TensorFlow's padding rounds with math.ceil, which torch.export cannot save.
+    whole = mock.patch.object(padding, "get_same_padding", same_padding)
     try:
-        with torch.no_grad(), symbolic:
+        with torch.no_grad(), symbolic, whole:
             return torch.export.export(Logits(model), (example,), dynamic_shapes={"pixel_values": unknown})
     except Exception as error:  # of many kinds, each from deep inside the compiler
         reason = " ".join(str(error).split())[:300]
@@ -118,6 +120,14 @@ def trace(model: CorrMatchForSegmentation, name: str) -> ExportedProgram:
             f"The encoder {model.config.encoder_name!r} of {name} cannot be exported for images of "
             f"{'any size' if own is None else 'its size'}: {reason}"
         ) from error
+
+
+def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """timm's `get_same_padding` in whole numbers: pixels to add, so that the output has ceil(size / stride)."""
+    reach = (kernel_size - 1) * dilation + 1
+    padding = ((size + stride - 1) // stride - 1) * stride + reach - size
+    # Without max, where it is not needed, sizes stay short expressions: a deep encoder would take minutes.
+    return padding if reach >= stride else max(padding, 0)
 
 
 def write_onnx(program: ExportedProgram, output: Path, metadata: dict[str, str]) -> None:
@@ -138,9 +148,7 @@ def write_onnx(program: ExportedProgram, output: Path, metadata: dict[str, str])
 def write_torch(program: ExportedProgram, output: Path, metadata: dict[str, str]) -> None:
     try:
         torch.export.save(program, output, extra_files={METADATA_FILE: json.dumps(metadata)})
-    except (
-        Exception
-    ) as error:  # size arithmetic that torch cannot write: encoders padded like those of TensorFlow
+    except Exception as error:  # of many kinds: what torch traces is not always what it can write
         output.unlink(missing_ok=True)
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"torch.export cannot write this encoder ({reason}): use --format onnx.") from error
