@@ -1,5 +1,6 @@
 """`corrmatch import`: every format gives the same masks; nothing is lost in silence; nothing outside is read."""
 
+import base64
 import json
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..data.exports import (
     coco_content,
     flat,
     labelme_file,
+    png,
     runs,
     scene,
     write_json,
@@ -243,6 +245,46 @@ def test_the_order_of_shapes_and_names_with_a_meaning(source, imported):
     }
     assert "1 classes without annotation: bird" in out
     assert "all of them is background: empty.jpg" in out and mask_of(folder, "empty.jpg").max() == 0
+
+
+def test_shapes_other_than_polygons(source, imported):
+    write_photos(source, ["a.jpg"])
+    shapes = [
+        {"label": "cat", "points": [[20, 15], [10, 5]], "shape_type": "rectangle"},
+        {"label": "dog", "points": [[30, 20], [35, 20]], "shape_type": "circle"},
+        {"label": "cat", "points": [[40, 10], [43, 13]], "shape_type": "mask"},
+        {"label": "cat", "points": [[1, 1]], "shape_type": "point"},
+    ]
+    shapes[2]["mask"] = base64.b64encode(png(np.tri(4, dtype=np.uint8))).decode()
+    write_json(
+        source / "a.json", {"shapes": shapes, "imagePath": "..\\the export\\a.jpg", "imageHeight": HEIGHT}
+    )
+    folder, out = imported()
+    expected = np.zeros((HEIGHT, WIDTH))
+    expected[5:15, 10:20] = 1
+    expected[10:14, 40:44] = np.tri(4)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    expected[(x - 30) ** 2 + (y - 20) ** 2 < 25] = 2
+    assert (mask_of(folder, "a.jpg") != expected).sum() <= 4, "a circle is drawn as polygon"
+    assert "1 shapes that have no area (points and lines): a.json" in out
+
+
+@pytest.mark.parametrize("name", ["cvat", "label_studio"])
+def test_turned_boxes(name, source, imported):
+    write_photos(source, ["a.jpg"])
+    if name == "cvat":  # around the middle
+        box = '<box label="cat" xtl="10" ytl="15" xbr="30" ybr="25" rotation="90.0"/>'
+        image = f'<image id="0" name="a.jpg" width="{WIDTH}" height="{HEIGHT}">{box}</image>'
+        (source / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    else:  # around the upper left corner, in percent, clockwise
+        value = {"x": 100 * 25 / WIDTH, "y": 25, "width": 100 * 20 / WIDTH, "height": 25, "rotation": 90}
+        result = {"original_width": WIDTH, "original_height": HEIGHT, "value": {**value, "labels": ["cat"]}}
+        task = {"data": {"image": "s3://bucket/a.jpg"}, "annotations": [{"result": [result]}]}
+        write_json(source / "tasks.json", [task])
+    folder, _ = imported()
+    expected = np.zeros((HEIGHT, WIDTH))
+    expected[10:30, 15:25] = 1
+    np.testing.assert_array_equal(mask_of(folder, "a.jpg"), expected)
 
 
 def test_nothing_is_overwritten_or_left_behind(source, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ FORMATS = {
     "via": "VGG Image Annotator (VIA) JSON",
 }
 DEPTH = 4  # folders below the given one
-ENTRIES = 2000  # files that are looked at
-READ = 40  # files whose contents are looked at
+FOLDERS, ENTRIES = 200, 100_000  # folders whose names are read, and names in each
+READ = 40  # JSON and XML files whose ends are read
 PART = 1 << 16  # bytes at each end of a file
 # Words of which at least two stand near the ends of a JSON file of this format, in the order in which they are tried.
 KEYS = {
@@ -33,8 +34,8 @@ KEYS = {
 def detect(folder: str | os.PathLike) -> str | None:
     """The name in FORMATS of the annotations in a folder; None if there are none, or the folder cannot be read."""
     read = 0
-    for depth, (names, path) in enumerate_files(str(folder)):
-        if found := _by_names(names, path, depth):
+    for names, path in _files(str(folder)):
+        if found := _by_names(names, path):
             return found
         for name in names:
             suffix = name.lower().rpartition(".")[2]
@@ -45,29 +46,26 @@ def detect(folder: str | os.PathLike) -> str | None:
     return None
 
 
-def enumerate_files(folder: str) -> Iterator[tuple[int, tuple[list[str], str]]]:
-    """(depth, (names of the files, folder)), a folder before those inside it; hidden ones are left out."""
-    waiting, left = [(0, folder)], ENTRIES
+def _files(folder: str) -> Iterator[tuple[list[str], str]]:
+    """(names of the files, folder), a folder before those inside it; hidden ones are left out."""
+    waiting = [(0, folder)]
     for depth, path in waiting:
         files = []
         try:
             with os.scandir(path) as entries:
-                for entry in entries:
-                    left -= 1
-                    if left < 0:
-                        break
+                for entry in itertools.islice(entries, ENTRIES):
                     if entry.name.startswith((".", "__MACOSX")):
                         continue
                     if not entry.is_dir():
                         files.append(entry.name)
-                    elif depth < DEPTH:
+                    elif depth < DEPTH and len(waiting) < FOLDERS:
                         waiting.append((depth + 1, entry.path))
         except OSError:
             continue
-        yield depth, (sorted(files), path)
+        yield sorted(files), path
 
 
-def _by_names(names: list[str], path: str, depth: int) -> str | None:
+def _by_names(names: list[str], path: str) -> str | None:
     present = set(names)
     inside = {part.lower() for part in _folders(path)}
     if "_classes.csv" in present and any(name.endswith("_mask.png") for name in names):
@@ -90,8 +88,8 @@ def _folders(path: str) -> list[str]:
 
 
 def _has_label_files(path: str) -> bool:
-    """Whether a folder named labels below `path` has a text file, at most two folders deeper."""
-    for _, (names, folder) in enumerate_files(path):
+    """Whether a folder named labels below `path` has a text file, a few folders deeper."""
+    for names, folder in _files(path):
         if "labels" in folder[len(path) :].split(os.sep) and any(name.endswith(".txt") for name in names):
             return True
     return False

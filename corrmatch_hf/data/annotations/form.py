@@ -111,7 +111,7 @@ class Annotations:
 
 
 class Files:
-    """The files below a folder by their paths relative to it. Nothing outside it is ever opened."""
+    """The files below a folder by their paths relative to it. A name in the annotations only finds files among them."""
 
     def __init__(self, root: str | os.PathLike):
         from ..sources.folders import SUFFIXES
@@ -162,7 +162,7 @@ class Files:
         if absolute:
             matching = candidates
         else:
-            target = os.path.normpath(os.path.join(os.path.dirname(near), name)).replace(os.sep, "/")
+            target = os.path.relpath(self.root / os.path.dirname(near) / name, self.root).replace(os.sep, "/")
             if target == ".." or target.startswith("../"):
                 raise Unusable("photos whose path leads out of the folder (refused)")
             exact = [path for path in candidates if _normal(path) == _normal(target)]
