@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 
 import numpy as np
 import pytest
@@ -315,6 +316,7 @@ def test_detection_survives_anything(source, tmp_path):
     (source / "link.json").symlink_to(source / "gone.json")
     (source / "loop").symlink_to(source)
     (source / "labelmap.txt").mkdir()
+    os.mkfifo(source / "pipe.json")
     (source / "b.xml").write_bytes(b"<image ")
     assert detect(source) is None
 

@@ -27,7 +27,7 @@ KEYS = {
     "labelme": ("shapes", "imagePath", "imageHeight"),
     "via": ("_via_img_metadata", "_via_settings", "shape_attributes", "file_attributes", "region_attributes"),
     "label_studio": ("annotations", "completions", "result", "original_width", "file_upload", "from_name"),
-    "coco": ("images", "annotations", "categories"),
+    "coco": ("images", "annotations", "categories", "category_id", "image_id"),
 }
 
 
@@ -56,9 +56,9 @@ def _files(folder: str) -> Iterator[tuple[list[str], str]]:
                 for entry in itertools.islice(entries, ENTRIES):
                     if entry.name.startswith((".", "__MACOSX")):
                         continue
-                    if not entry.is_dir():
+                    if entry.is_file():
                         files.append(entry.name)
-                    elif depth < DEPTH and len(waiting) < FOLDERS:
+                    elif entry.is_dir() and depth < DEPTH and len(waiting) < FOLDERS:
                         waiting.append((depth + 1, entry.path))
         except OSError:
             continue
@@ -67,10 +67,9 @@ def _files(folder: str) -> Iterator[tuple[list[str], str]]:
 
 def _by_names(names: list[str], path: str) -> str | None:
     present = set(names)
-    inside = {part.lower() for part in _folders(path)}
     if "_classes.csv" in present and any(name.endswith("_mask.png") for name in names):
         return "roboflow_masks"
-    if "labelmap.txt" in present and "segmentationclass" in inside:
+    if "labelmap.txt" in present and "SegmentationClass" in _folders(path):
         return "voc_masks"
     if "meta.json" in present and any(os.path.isdir(os.path.join(path, p, "ann")) for p in _folders(path)):
         return "supervisely"
@@ -109,6 +108,7 @@ def _by_content(path: str, suffix: str) -> str | None:
         return "cvat" if b"<annotations>" in text and b"<image " in text else None
     keys = {match.decode("ascii", "ignore") for match in re.findall(rb'"(\w{1,30})"\s*:', text)}
     for name, wanted in KEYS.items():
-        if len(keys.intersection(wanted)) >= 2 and (name != "label_studio" or text.lstrip().startswith(b"[")):
+        start = b"[" if name == "label_studio" else b"{"
+        if len(keys.intersection(wanted)) >= 2 and text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
             return name
     return None

@@ -190,6 +190,8 @@ class Files:
             if not file.isprintable() and not _is_text(file):
                 raise Unusable("photos whose name is not UTF-8 text")
             try:
+                if not (self.root / file).is_file():
+                    raise OSError(file)
                 Image.init()
                 formats = [name for name in FORMATS if name in Image.OPEN]
                 with Image.open(self.root / file, formats=formats) as picture:
@@ -210,6 +212,8 @@ class Files:
     def text(self, file: str) -> str:
         path = self.root / file
         try:
+            if not path.is_file():  # a pipe would never end
+                raise Unusable("paths that are not regular files")
             if path.stat().st_size > LARGEST_FILE:
                 raise Unusable("files of more than 2 GiB")
             return path.read_text(encoding="utf-8-sig")
