@@ -312,11 +312,22 @@ def own_size(options: dict, encoder: nn.Module) -> tuple[int, int]:
 
 def accepts(encoder: nn.Module, in_channels: int, height: int, width: int) -> bool:
     """Whether an encoder on the meta device can process images of this size."""
+
+    def reject_empty(_module, _inputs, output):
+        if output.numel() == 0:
+            raise RuntimeError("The kernel of a convolution is larger than its input.")
+
+    # Before 2.9, torch accepts such kernels on the meta device.
+    convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_hook(reject_empty) for module in convolutions]
     try:
         with torch.no_grad():
             encoder(torch.empty(1, in_channels, height, width, device="meta"))
     except REJECTIONS:
         return False
+    finally:
+        for hook in hooks:
+            hook.remove()
     return True
 
 
