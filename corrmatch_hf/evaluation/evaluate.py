@@ -9,7 +9,7 @@ are set to those of process 0, which are the saved ones.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -76,35 +76,37 @@ def evaluate_segmentation(
             torch.distributed.broadcast(buffer, 0)
     if device is None:
         device = next((p.device for p in model.parameters()), "cpu")
-    device = torch.device(device)
-    mean = torch.tensor(image_mean, dtype=torch.float32, device=device).view(3, 1, 1)
-    std = torch.tensor(image_std, dtype=torch.float32, device=device).view(3, 1, 1)
-    confusion = ConfusionMatrix(num_labels, ignore_index, device)
+    target = torch.device(device)
+    normalize = _normalization(image_mean, image_std, target)
+    confusion = ConfusionMatrix(num_labels, ignore_index, target)
     own = Subset(samples, range(rank, len(samples), world_size))
 
     with (
         evaluating(model),
-        torch.autocast(torch.device(device).type, autocast_dtype, enabled=autocast_dtype is not None),
+        torch.autocast(target.type, autocast_dtype, enabled=autocast_dtype is not None),
+        tqdm(total=len(own), desc="evaluating", unit="image", disable=not progress) as bar,
     ):
-        bar = tqdm(total=len(own), desc="evaluating", unit="image", disable=not progress)
         for group in _equal_sizes(_read(own, batch_size, num_workers), batch_size):
-            pixels = torch.stack([s["image"] for s in group]).to(device, non_blocking=True)
+            pixels = torch.stack([s["image"] for s in group]).to(target, non_blocking=True)  # (N, 3, H, W)
             probabilities = predict_probabilities(
-                model,
-                (pixels.float() / 255 - mean) / std,
-                window=window,
-                stride=stride,
-                scales=scales,
-                flip=flip,
-                batch_size=batch_size,
-            )
+                model, normalize(pixels),
+                window=window, stride=stride, scales=scales, flip=flip, batch_size=batch_size,
+            )  # fmt: skip
             _count(confusion, _class_ids(probabilities, num_labels, group), group)
             bar.update(len(group))
-        bar.close()
 
     if world_size > 1:
         confusion.reduce()
     return {**confusion.compute(id2label), "num_images": len(samples)}
+
+
+def _normalization(
+    mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Maps pixels (N, 3, H, W) uint8 to (N, 3, H, W) float32 as the model expects them."""
+    shift = torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
+    scale = torch.tensor(std, dtype=torch.float32, device=device).view(3, 1, 1)
+    return lambda pixels: (pixels.float() / 255 - shift) / scale
 
 
 def _read(samples: Dataset, batch_size: int, num_workers: int) -> Iterator[dict]:

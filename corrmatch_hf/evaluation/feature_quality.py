@@ -60,24 +60,30 @@ def model_feature_quality(
     loader = DataLoader(
         Subset(samples, own), batch_size=None, num_workers=num_workers, generator=torch.Generator()
     )
-    weight = next(p for p in model.parameters() if p.is_floating_point())
-    mean, std = (torch.tensor(value, device=weight.device).view(3, 1, 1) for value in (image_mean, image_std))
     sample = PixelSample(max_pixels, seed)
     with evaluating(model):
         bar = tqdm(loader, desc="features", unit="image", disable=not progress)
         for index, row in zip(own, bar, strict=True):
-            if row["label"] is None:
-                raise InputError(f"{row['file']} has no label: feature quality needs labels for every image.")
-            image = (row["image"].to(weight.device).float() / 255 - mean) / std
-            fused = model.decode(model.encode(image.to(weight.dtype).unsqueeze(0))).fused[0]
-            label = F.interpolate(row["label"][None, None].float(), fused.shape[-2:], mode="nearest")[
-                0, 0
-            ].long()
-            sample.add(index, fused, label, label != ignore_index)
+            features, label = _decoder_features(model, row, image_mean, image_std)
+            sample.add(index, features, label, label != ignore_index)
     if world_size > 1:
         sample.gather(world_size)
     scores = feature_quality(sample.features, sample.labels, ignore_index, max_pixels)
     return {**scores, "num_pixels": len(sample.labels)}
+
+
+def _decoder_features(
+    model: nn.Module, row: dict, image_mean: Sequence[float], image_std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The fused features (C, h, w) of a sample, and its label (h, w) int64 at their size."""
+    if row["label"] is None:
+        raise InputError(f"{row['file']} has no label: feature quality needs labels for every image.")
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    mean, std = (torch.tensor(value, device=weight.device).view(3, 1, 1) for value in (image_mean, image_std))
+    image = (row["image"].to(weight.device).float() / 255 - mean) / std  # (3, H, W)
+    fused = model.decode(model.encode(image.to(weight.dtype).unsqueeze(0))).fused[0]  # (C, h, w)
+    label = F.interpolate(row["label"][None, None].float(), fused.shape[-2:], mode="nearest")[0, 0]
+    return fused, label.long()
 
 
 class PixelSample:

@@ -59,14 +59,12 @@ def push_dataset(
         card.validate()  # rejects licences that the Hub does not know
         pushed = data.splits.push_to_hub(repo_id, revision=revision, token=token)
         readme = api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=pushed.oid)
-        whole = DatasetCard.load(readme, ignore_metadata_errors=True)
-        for key, value in card.data.to_dict().items():
-            whole.data[key] = value
-        whole.text = card.text
-        names = json.dumps(
-            {str(i): name for i, name in sorted(data.id2label.items())}, indent=2, ensure_ascii=False
-        )
-        files = {"README.md": str(whole), "id2label.json": f"{names}\n"}
+        whole = _merged_card(readme, card)
+        names = {str(i): name for i, name in sorted(data.id2label.items())}
+        files = {
+            "README.md": str(whole),
+            "id2label.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
+        }
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, text.encode()) for name, text in files.items()],
@@ -75,3 +73,12 @@ def push_dataset(
             revision=revision,
         )
     return f"{commit.repo_url}/tree/{quote(revision)}" if revision else str(commit.repo_url)
+
+
+def _merged_card(readme: str, card: DatasetCard) -> DatasetCard:
+    """`card`, with the front matter of the file `readme` where it says more: `datasets` describes the columns there."""
+    merged = DatasetCard.load(readme, ignore_metadata_errors=True)
+    for key, value in card.data.to_dict().items():
+        merged.data[key] = value
+    merged.text = card.text
+    return merged

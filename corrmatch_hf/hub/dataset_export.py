@@ -77,13 +77,7 @@ def export_folder(
             f"{folder} contains tables or metadata of the library `datasets`: publish it with "
             "datasets.load_dataset(...).push_to_hub(...)."
         )
-    found = {name: pairs for name in SPLIT_NAMES if (pairs := layout.split(name))}
-    if "train" not in found:
-        there = f"only {', '.join(layout.splits())}" if layout.splits() else "no folder of images"
-        raise InputError(
-            f"{folder} has no training images, {there}: expected train/images + train/masks, images/train + "
-            "masks/train, images + masks, or JPEGImages + SegmentationClass."
-        )
+    found = _splits_with_training(layout, folder)
     semi = load_semi_dataset(
         data_dir=str(folder),
         id2label=id2label,
@@ -111,6 +105,18 @@ def export_folder(
     usual = set().union(*([name, *others] for name, others in SPLIT_NAMES.items()))
     left_out = [name for name in layout.splits() if name not in usual]
     return ExportedFolder(splits, semi.id2label, pixels, masks, rewritten, left_out)
+
+
+def _splits_with_training(layout: Folder, folder: Path) -> dict[str, list[Pair]]:
+    """The splits that are published, by their usual names; an `InputError` if there are no training images."""
+    found = {name: pairs for name in SPLIT_NAMES if (pairs := layout.split(name))}
+    if "train" not in found:
+        there = f"only {', '.join(layout.splits())}" if layout.splits() else "no folder of images"
+        raise InputError(
+            f"{folder} has no training images, {there}: expected train/images + train/masks, images/train + "
+            "masks/train, images + masks, or JPEGImages + SegmentationClass."
+        )
+    return found
 
 
 def _export_all(work: Sequence[tuple]) -> list[tuple[str | None, np.ndarray | None]]:

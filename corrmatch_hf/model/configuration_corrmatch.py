@@ -5,6 +5,7 @@ from it, and no accepted value makes a program take gigabytes or hours.
 """
 
 import math
+from collections.abc import Sequence
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -119,85 +120,63 @@ class CorrMatchConfig(PreTrainedConfig):
             raise ValueError(" ".join(wrong))
 
     def _problems(self) -> list[str]:
-        """A sentence for each value outside its range."""
+        """A sentence for each value outside its range, or that does not fit the others."""
+        return [
+            f"{name} must be {wanted}, not {_short(getattr(self, name))}."
+            for name, accepted, wanted in self._ranges()
+            if not accepted
+        ] + self._contradictions()
+
+    def _ranges(self) -> list[tuple[str, bool, str]]:
+        """(field, whether its value is accepted, what it must be)"""
+        stride, blocks, dim = self.output_stride, self.out_indices, self.correlation_dim
+        strides = f"at least 1 and at most {MAX_STRIDE}, or None"
+        stride_fits = stride is None or 1 <= stride <= MAX_STRIDE
+        if self.decoder == "deeplabv3plus":
+            strides, stride_fits = "8, 16 or 32, or None", stride is None or stride in ATROUS_RATES
+        four_blocks = self.decoder != "dpt" or blocks is None or len(blocks) == DPT_LEVELS
+        channels = f"at least 1 and at most {MAX_CHANNELS}"
+        return [
+            ("encoder_name", len(self.encoder_name) <= MAX_NAME, f"a name of at most {MAX_NAME} characters"),
+            ("output_stride", stride_fits, strides),
+            ("out_indices", _within(blocks, 1, MAX_LEVELS, 0, MAX_BLOCKS - 1),
+             f"1 to {MAX_LEVELS} numbers of blocks, 0 to {MAX_BLOCKS - 1}, or None"),
+            ("out_indices", four_blocks, f"{DPT_LEVELS} blocks for decoder 'dpt'"),
+            ("pyramid_channels", _within(self.pyramid_channels, DPT_LEVELS, DPT_LEVELS, 1, MAX_CHANNELS),
+             f"{DPT_LEVELS} numbers from 1 to {MAX_CHANNELS}, or None"),
+            ("atrous_rates", _within(self.atrous_rates, 1, MAX_RATES, 1, MAX_RATE),
+             f"positive integers, 1 to {MAX_RATES} of them and none above {MAX_RATE}"),
+            ("aspp_channels", 1 <= self.aspp_channels <= MAX_CHANNELS, channels),
+            ("low_level_channels", 1 <= self.low_level_channels <= MAX_CHANNELS, channels),
+            ("decoder_channels", 1 <= self.decoder_channels <= MAX_CHANNELS, channels),
+            ("correlation_channels", 1 <= self.correlation_channels <= MAX_CHANNELS, channels),
+            ("correlation_dim", dim is None or 1 <= dim <= MAX_CLASSES,
+             f"at least 1 and at most {MAX_CLASSES}, or None"),
+            ("correlation_dropout", 0 <= self.correlation_dropout < 1, "in [0, 1)"),
+            ("correlation_position", self.correlation_position in CORRELATION_POSITIONS,
+             f"one of {', '.join(CORRELATION_POSITIONS)}"),
+            ("correlation_scale", self.correlation_scale in CORRELATION_SCALES,
+             f"one of {', '.join(CORRELATION_SCALES)}"),
+            ("decoder", self.decoder in DECODERS, f"one of {', '.join(DECODERS)}"),
+            ("ignore_index", -(2**31) <= self.ignore_index < 2**31, "a 32-bit integer"),
+            ("encoder_kwargs", _moderate(self.encoder_kwargs),
+             f"numbers up to {MAX_NUMBER}, names, and lists of at most {MAX_ENTRIES} of them"),
+        ]  # fmt: skip
+
+    def _contradictions(self) -> list[str]:
+        """A sentence for each value that does not fit the others."""
         wrong = []
-        if len(self.encoder_name) > MAX_NAME:
-            wrong.append(
-                f"encoder_name must have at most {MAX_NAME} characters, not {len(self.encoder_name)}."
-            )
-        if self.output_stride is not None and not 1 <= self.output_stride <= MAX_STRIDE:
-            wrong.append(
-                f"output_stride must be at least 1 and at most {MAX_STRIDE}, or None, not {_short(self.output_stride)}."
-            )
-        elif self.decoder == "deeplabv3plus" and self.output_stride not in (None, *ATROUS_RATES):
-            wrong.append(f"output_stride must be 8, 16 or 32, or None, not {self.output_stride}.")
-        if self.out_indices is not None and not (
-            0 < len(self.out_indices) <= MAX_LEVELS
-            and 0 <= min(self.out_indices) <= max(self.out_indices) < MAX_BLOCKS
-        ):
-            wrong.append(
-                f"out_indices must be 1 to {MAX_LEVELS} numbers of blocks, 0 to {MAX_BLOCKS - 1}, or None, "
-                f"not {_short(self.out_indices)}."
-            )
-        elif self.out_indices is not None and self.decoder == "dpt" and len(self.out_indices) != DPT_LEVELS:
-            wrong.append(
-                f"out_indices must be {DPT_LEVELS} blocks for decoder 'dpt', not {_short(self.out_indices)}."
-            )
-        if self.pyramid_channels is not None and not (
-            len(self.pyramid_channels) == DPT_LEVELS
-            and 1 <= min(self.pyramid_channels) <= max(self.pyramid_channels) <= MAX_CHANNELS
-        ):
-            wrong.append(
-                f"pyramid_channels must be {DPT_LEVELS} numbers from 1 to {MAX_CHANNELS}, or None, "
-                f"not {_short(self.pyramid_channels)}."
-            )
         if self.correlation_position == "aspp" and self.decoder in ("dpt", "linear"):
             wrong.append(f"correlation_position 'aspp' needs decoder 'deeplabv3plus', not {self.decoder!r}.")
-        rates = self.atrous_rates
-        if rates is not None and not (
-            0 < len(rates) <= MAX_RATES and 1 <= min(rates) <= max(rates) <= MAX_RATE
-        ):
-            wrong.append(
-                f"atrous_rates must be positive integers, 1 to {MAX_RATES} of them and none above {MAX_RATE}, "
-                f"not {_short(rates)}."
-            )
-        for name in ("aspp_channels", "low_level_channels", "decoder_channels", "correlation_channels"):
-            if not 1 <= getattr(self, name) <= MAX_CHANNELS:
-                wrong.append(
-                    f"{name} must be at least 1 and at most {MAX_CHANNELS}, not {_short(getattr(self, name))}."
-                )
-        if self.correlation_dim is not None and not 1 <= self.correlation_dim <= MAX_CLASSES:
-            wrong.append(
-                f"correlation_dim must be at least 1 and at most {MAX_CLASSES}, or None, "
-                f"not {_short(self.correlation_dim)}."
-            )
-        if not 0 <= self.correlation_dropout < 1:
-            wrong.append(f"correlation_dropout must be in [0, 1), not {_short(self.correlation_dropout)}.")
-        for name, choices in (
-            ("correlation_position", CORRELATION_POSITIONS),
-            ("correlation_scale", CORRELATION_SCALES),
-            ("decoder", DECODERS),
-        ):
-            if getattr(self, name) not in choices:
-                wrong.append(
-                    f"{name} must be one of {', '.join(choices)}, not {_short(getattr(self, name))}."
-                )
         if 0 <= self.ignore_index < self.num_labels:
             wrong.append(
                 f"ignore_index {self.ignore_index} is the id of one of the {self.num_labels} classes; "
                 "use another value, such as -100."
             )
-        if not -(2**31) <= self.ignore_index < 2**31:
-            wrong.append(f"ignore_index must be a 32-bit integer, not {_short(self.ignore_index)}.")
         if reserved := sorted(set(self.encoder_kwargs or ()).intersection(RESERVED_ENCODER_KWARGS)):
             wrong.append(
                 f"encoder_kwargs must not contain {', '.join(reserved)}: set output_stride and out_indices in the "
                 "configuration, and load pretrained weights with from_encoder_pretrained."
-            )
-        if self.encoder_kwargs is not None and not _moderate(self.encoder_kwargs):
-            wrong.append(
-                f"encoder_kwargs must be numbers up to {MAX_NUMBER}, names, and lists of at most {MAX_ENTRIES} "
-                f"of them, not {_short(self.encoder_kwargs)}."
             )
         return wrong
 
@@ -266,6 +245,13 @@ def _other_problems(config: PreTrainedConfig, extra: dict) -> list[str]:
             f"{_short(', '.join(hidden))} cannot be set: the configuration has methods of these names."
         )
     return wrong
+
+
+def _within(numbers: Sequence[int] | None, fewest: int, most: int, smallest: int, largest: int) -> bool:
+    """Whether a list has `fewest` to `most` numbers from `smallest` to `largest`; None is accepted."""
+    if numbers is None:
+        return True
+    return fewest <= len(numbers) <= most and smallest <= min(numbers) and max(numbers) <= largest
 
 
 def _moderate(value, depth: int = 0) -> bool:

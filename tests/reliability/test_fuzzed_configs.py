@@ -297,7 +297,7 @@ def test_the_pipeline_and_our_commands_tell_as_clearly(folder, spoilt):
         ({"atrous_rates": [10**9]}, "atrous_rates must be positive integers"),
         ({"atrous_rates": [1] * 10**4}, "atrous_rates must be positive integers"),
         ({"ignore_index": 2**40}, "ignore_index must be a 32-bit integer"),
-        ({"encoder_name": "x" * 10**6}, "encoder_name must have at most 256 characters, not 1000000"),
+        ({"encoder_name": "x" * 10**6}, "encoder_name must be a name of at most 256 characters, not 'xxx"),
         ({"encoder_kwargs": {"stem_width": 10**9}}, "encoder_kwargs must be numbers up to 16384"),
         ({"encoder_kwargs": {"a": [[[[[[1]]]]]]}}, "encoder_kwargs must be numbers up to 16384"),
         ({"encoder_kwargs": {"drop_rate": float("nan")}}, "encoder_kwargs must be numbers up to 16384"),
