@@ -14,7 +14,7 @@ from typing import Any
 from .methods import PUBLIC_NAMES as METHOD_NAMES
 from .on_demand import import_name
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Public name -> the module that defines it.
 _WHERE = {

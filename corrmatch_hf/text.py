@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from huggingface_hub import get_token
 from huggingface_hub.errors import OIDCError
 
-LIBRARIES = (
-    "corrmatch_hf", "torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub",
-)  # fmt: skip
+from . import __version__
+
+LIBRARIES = ("torch", "timm", "transformers", "datasets", "accelerate", "huggingface_hub")
 
 SHORTEST_SECRET = 8  # characters; replacing a shorter token could tear ordinary words apart
 _TOKEN = re.compile(r"\bhf_(?:(?:oauth|jwt)_[\w.\-]+|[A-Za-z0-9]{10,}\b)")
@@ -44,11 +44,11 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """{"python": "3.11.7", "corrmatch_hf": "0.1.0", "torch": ...}, without libraries that are not installed."""
-    versions = {"python": platform.python_version()}
+    """{"python": "3.11.7", "corrmatch_hf": "0.2.0", "torch": ...}, without libraries that are not installed."""
+    versions = {"python": platform.python_version(), "corrmatch_hf": __version__}
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # a copied source tree has no version of its own
+        except PackageNotFoundError:
             continue
     return versions

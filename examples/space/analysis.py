@@ -30,11 +30,11 @@ class Prediction(NamedTuple):
 def read_picture(path: str) -> tuple[Image.Image, str]:
     """A file of one of FORMATS -> RGB with at most MAX_SIDE pixels a side, and a note where it was scaled.
 
-    Raises ValueError, with a sentence for the page, for what is no picture or too large a one.
+    Raises ValueError, with a sentence for the page, if the file is not a picture or too large.
     """
     try:
         with warnings.catch_warnings():
-            # PIL's own limit is lower, and in no words for the page.
+            # PIL's own limit is lower, and its message is not meant for the page.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(path, formats=FORMATS)
         with opened as picture:

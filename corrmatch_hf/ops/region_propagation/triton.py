@@ -90,7 +90,9 @@ def _walk(
                     pixel = word[:, None] * 32 + place
                     shape = ((packed[:, None] >> place) & 1) != 0
                     seg = tl.load(confident + pixel, mask=shape, other=0) != 0
-                    label = tl.load(labels + pixel, mask=seg, other=BINS - 1)  # the last bin is no label's
+                    label = tl.load(
+                        labels + pixel, mask=seg, other=BINS - 1
+                    )  # last bin: pixels without label
                     counts += tl.histogram(tl.reshape(label, [WORDS * 32]), BINS)
             counts = tl.where(bins < num_labels, counts, -1)
             top = tl.argmax(counts, axis=0, tie_break_left=True)  # the lowest id
