@@ -25,12 +25,12 @@ MODELS = {
     "dinov3": {
         "encoder_name": "vit_small_patch16_dinov3",
         "encoder_kwargs": {"depth": 4, "embed_dim": 48, "num_heads": 2},
-        "decoder": "linear",
+        "decoder": "dpt",
     },
     "dinov2": {
         "encoder_name": "vit_small_patch14_reg4_dinov2",
-        "encoder_kwargs": {"depth": 4, "embed_dim": 48, "num_heads": 2},
-        "decoder": "dpt",
+        "encoder_kwargs": {"depth": 3, "embed_dim": 48, "num_heads": 2},
+        "decoder": "linear",
     },
     "beit": {
         "encoder_name": "beit_base_patch16_224",
