@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from huggingface_hub import get_token
@@ -36,6 +37,13 @@ def presentable(text: str) -> str:
     if home not in ("", "~"):
         text = re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
     return without_tokens(text)
+
+
+def some(items: Iterable, shown: int = 12) -> str:
+    """The first items and the number of the others: "a, b and 3 more"."""
+    listed = [str(item) for item in items]
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -1,7 +1,7 @@
 """Train a segmentation model from a few labelled and many unlabelled images.
 
     accelerate launch examples/train_semi.py                                   # built-in synthetic data
-    accelerate launch examples/train_semi.py --data_dir photos --labeled_fraction 0.1 --max_steps 5000
+    accelerate launch examples/train_semi.py --data_dir photos --max_steps 5000
     accelerate launch examples/train_semi.py --config pascal --data_dir VOC2012 \
         --labeled_list splits/92/labeled.txt --unlabeled_list splits/92/unlabeled.txt
     python examples/train_semi.py --method supervised                          # the baseline, without a launcher

@@ -47,6 +47,7 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
         0; 1 after an error, or where `check` finds that training would stop; 2 where the arguments are incomplete;
         130 after Ctrl-C, 143 after SIGTERM.
     """
+    _print_any_text()
     module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     command = importlib.import_module(f".{module}", __name__)
     try:
@@ -60,6 +61,13 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
         status = getattr(error, "exit_status", 1)
         print(f"{'' if status > 128 else 'error: '}{error}", file=sys.stderr)
         return status
+
+
+def _print_any_text() -> None:
+    """Let the terminal show class and file names that its encoding lacks as escapes, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # notebooks and tests replace the streams
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _expected(command: ModuleType) -> tuple[type[Exception], ...]:

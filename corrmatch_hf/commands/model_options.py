@@ -124,7 +124,7 @@ class ModelOptions(Options):
             raise InputError(str(error)) from error
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable()
-        pretrained = timm.get_pretrained_cfg(self.encoder_name)
+        pretrained = timm.get_pretrained_cfg(config.encoder_name)
         normalisation = (
             {"image_mean": list(pretrained.mean), "image_std": list(pretrained.std)} if pretrained else {}
         )

@@ -111,15 +111,15 @@ def main(args: Sequence[str]) -> None:
 
 def find_photos(names: Iterable[str]) -> list[Path]:
     """The photos named, and those directly in the folders named, in order of name."""
-    from ..data.sources.folders import SUFFIXES
+    from ..data.images import suffixes
 
     paths: list[Path] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes() and p.is_file())
             if not found:
-                raise InputError(f"The folder {path} contains no picture ({', '.join(sorted(SUFFIXES))}).")
+                raise InputError(f"The folder {path} contains no picture ({', '.join(sorted(suffixes()))}).")
             paths += found
         elif path.is_file():
             paths.append(path)

@@ -61,7 +61,9 @@ class PushDatasetOptions(Options):
     reduce_labels: bool = option(
         False, "Mask value 0 is ignored and the classes start at 1 (ADE20K).", common=True
     )
-    ignore_index: int = option(255, "Mask value of the pixels to ignore.", common=True)
+    ignore_index: int | None = option(
+        None, "Mask value of the pixels to ignore; by default 255.", common=True
+    )
 
 
 def main(args: Sequence[str]) -> None:

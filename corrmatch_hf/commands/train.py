@@ -16,7 +16,7 @@ from .model_options import ModelOptions
 
 EXAMPLES = """
 corrmatch train                                      # built-in synthetic data
-corrmatch train --data_dir photos --labeled_fraction 0.1 --max_steps 5000
+corrmatch train --data_dir photos --max_steps 5000
 corrmatch train --config pascal --data_dir VOC2012 \\
     --labeled_list 92/labeled.txt --unlabeled_list 92/unlabeled.txt
 corrmatch train --method supervised                  # the baseline

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError, refuse
+from ..text import some
 from .check_report import DatasetReport, MasksReport, PartReport
 from .images import open_picture, read_photo, read_unlabeled
 from .semi_dataset import AnyDataset, SemiDataset, check_sizes, mask_file, spread_rows
@@ -35,7 +36,8 @@ def check_dataset(
     on_bad_sample: str = "error",
     need_unlabeled: bool = True,
 ) -> list[str]:
-    """Reads part of each set, evenly spread, and returns warnings: skipped samples, classes without a labelled pixel.
+    """Reads part of each set, evenly spread, and returns warnings: what was assumed about the data (`semi.notes`),
+    skipped samples, classes without a labelled pixel, photos of few bits.
 
     Args:
         mask_limit, limit: read at most so many images with masks, and without; None reads all. Of a stream, at most
@@ -58,7 +60,7 @@ def check_dataset(
             empty.append(mask_file(row))
 
     skip = on_bad_sample == "skip"
-    warnings = _read_all(spread_rows(semi.labeled, mask_limit), check_labeled, skip)
+    warnings = [*semi.notes, *_read_all(spread_rows(semi.labeled, mask_limit), check_labeled, skip)]
     if empty:
         raise InputError(
             f"Mask {empty[0]} of a labelled image contains only the ignore value {semi.ignore_index}: "
@@ -67,7 +69,7 @@ def check_dataset(
     missing = [name for i, name in semi.id2label.items() if i not in shown]
     if missing and (mask_limit is None or mask_limit >= len(semi.labeled)):
         warnings.append(
-            f"No labelled image shows {', '.join(missing)}: a model cannot learn a class without labels."
+            f"No labelled image shows {some(missing)}: a model cannot learn a class without labels."
         )
     if semi.unlabeled is not None:
         warnings += _read_all(spread_rows(semi.unlabeled, limit, stream_limit=8), read_unlabeled, skip)
@@ -113,7 +115,14 @@ def scan_dataset(
     shown = parts["labelled"].masks.images
     never = [name for i, name in semi.id2label.items() if not shown[i]]
     return DatasetReport(
-        semi.name, crop_size, dict(semi.id2label), parts, leaks, never, _refused(semi, parts)
+        semi.name,
+        crop_size,
+        dict(semi.id2label),
+        parts,
+        leaks,
+        never,
+        _refused(semi, parts),
+        list(semi.notes),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from ..text import some
+
 SUSPICIONS = {
     "one_class": "show a single class",
     "all_ignored": "contain only the ignore value",
@@ -12,6 +14,7 @@ SUSPICIONS = {
     "colored": "code classes by colours",
 }
 SHOWN = 5  # files listed for each suspicion
+SHOWN_ERRORS = 50  # of a part; the JSON report holds all
 
 
 @dataclass
@@ -51,6 +54,7 @@ class DatasetReport:
     leaks: dict[str, str]  # validation image -> training image with the same bytes
     never_labeled: list[str]  # names of the classes that no labelled image shows
     refused: list[str]  # why training would stop, one sentence each
+    notes: list[str] = field(default_factory=list)  # what was assumed, and files that are not used
 
     def as_dict(self) -> dict:
         """The same as a dictionary for JSON."""
@@ -118,10 +122,10 @@ def _errors(name: str, part: PartReport) -> list[str]:
     reasons = [reason for reason in part.bad.values() if not reason.startswith(listed_below)]
     lines = []
     if reasons:
-        lines += ["", f"Bad {name} images ({len(reasons)}):", *(f"  {reason}" for reason in reasons)]
+        lines += ["", f"Bad {name} images ({len(reasons)}):", *_first(reasons)]
     if unknown:
         lines += ["", f"Ids without a class in {name} masks ({len(unknown)}):"]
-        lines += [f"  {mask}: {', '.join(map(str, ids))}" for mask, ids in unknown.items()]
+        lines += _first([f"{mask}: {some(ids)}" for mask, ids in unknown.items()])
         lines += [
             "  Name more classes with --num_labels or --id2label, give another --ignore_index, or use --reduce_labels "
             "if 0 means 'no class'."
@@ -129,22 +133,23 @@ def _errors(name: str, part: PartReport) -> list[str]:
     return lines
 
 
+def _first(entries: list[str]) -> list[str]:
+    """The first entries as indented lines, and the number of the others."""
+    more = [f"{len(entries) - SHOWN_ERRORS} more, all of them in the report of --output report.json"]
+    return [f"  {text}" for text in entries[:SHOWN_ERRORS] + more * (len(entries) > SHOWN_ERRORS)]
+
+
 def _suspicions(report: DatasetReport) -> list[str]:
-    lines = []
+    lines = list(report.notes)
     if report.never_labeled:
         lines.append(
-            f"no labelled image shows {', '.join(report.never_labeled)}: a model cannot learn a class without labels"
+            f"no labelled image shows {some(report.never_labeled)}: a model cannot learn a class without labels"
         )
     if report.leaks:
         pairs = [f"{file} = {other}" for file, other in report.leaks.items()]
-        lines.append(f"validation images that are also training images ({len(pairs)}): {_some(pairs)}")
+        lines.append(f"validation images that are also training images ({len(pairs)}): {some(pairs, SHOWN)}")
     for name, part in report.parts.items():
         for kind, files in part.masks.odd.items() if part.masks is not None else ():
             if files:
-                lines.append(f"{name} masks that {SUSPICIONS[kind]} ({len(files)}): {_some(files)}")
+                lines.append(f"{name} masks that {SUSPICIONS[kind]} ({len(files)}): {some(files, SHOWN)}")
     return ["", "Worth a look:", *(f"  {line}" for line in lines)] if lines else []
-
-
-def _some(files: list[str]) -> str:
-    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-    return ", ".join(files[:SHOWN]) + more

@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-
 from ..errors import InputError
 from .masks import Color, MaskFormat
-from .semi_dataset import mask_file, undecoded
-
-SCANNED_MASKS = 2000  # masks of each split that are read to find the number of classes
+from .semi_dataset import mask_file
 
 
-def read_names(value: Mapping | Sequence | str | None, ignore_index: int) -> dict[int, str] | None:
-    """A mapping, a list of names or a JSON file of either -> {id: name} without the ignore value, sorted by id."""
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a dataset, and the numbers that they have in its masks (see `MaskFormat`)."""
+
+    id2label: dict[int, str]  # 0 ... K-1
+    label_ids: tuple[int, ...] | None = None
+    ignored_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()  # what was assumed, a sentence each
+
+
+def read_names(
+    value: Mapping | Sequence | str | None, ignore_index: int, ignored_given: bool
+) -> Classes | None:
+    """A mapping, a list of names, JSON of either or a JSON file -> the classes in the order of their numbers.
+
+    A mapping may give any numbers, such as {"7": "road", "26": "car", "0": null}: 7 and 26 become the classes 0 and 1,
+    and 0 is ignored.
+    """
     if value is None:
         return None
     place = "--id2label"
     if isinstance(value, str):
-        place = value
+        place = "--id2label" if _is_inline(value) else value
         value = _read_json(value, "--id2label")
     try:
-        names = {int(i): str(label) for i, label in _entries(value)}
+        names = {int(i): label if label is None else str(label) for i, label in _entries(value)}
     except (TypeError, ValueError):
         raise InputError(
             f"{place} must map each class id to its name, as in {{'0': 'sky', '1': 'road'}}."
         ) from None
-    if ignore_index >= len(names) - 1:
-        names.pop(ignore_index, None)
+    ignored = tuple(i for i, label in names.items() if label is None)
+    names = {i: label for i, label in sorted(names.items()) if label is not None}
+    rest = [i for i in names if i != ignore_index]
+    # 255: "void" beside 0 ... 20 names what is ignored; 0 and 255 are the two classes of a black and white mask.
+    if ignore_index in names and (ignored_given or (rest == list(range(len(rest))) and len(rest) > 1)):
+        names.pop(ignore_index)
     if not names:
         raise InputError(f"{place} names no class.")
-    return dict(sorted(names.items()))
+    numbered = list(names) == list(range(len(names)))
+    return Classes(dict(enumerate(names.values())), None if numbered else tuple(names), ignored)
 
 
 def read_colors(
     value: Mapping | Sequence | str | None, ignore_index: int
 ) -> tuple[tuple[Color, ...] | None, tuple[Color, ...]]:
-    """A mapping, a list of colours or a JSON file of either -> colours of the classes, colours of 'ignore'."""
+    """A mapping, a list of colours, JSON of either or a JSON file -> colours of the classes, colours of 'ignore'."""
     if value is None:
         return None, ()
     if isinstance(value, str):
@@ -67,32 +85,36 @@ def read_colors(
     return tuple(colors[i] for i in range(len(colors))), ignored
 
 
+def read_class_file(
+    path: str, ignore_index: int, ignored_given: bool
+) -> tuple[Classes, tuple[Color, ...] | None]:
+    """The classes that a data folder names, and their colours if the file gives them.
+
+    id2label.json; CVAT's labelmap.txt, with lines "name:red,green,blue:parts:actions"; Roboflow's _classes.csv, with
+    lines "number, name".
+    """
+    if path.endswith(".json"):
+        return read_names(path, ignore_index, ignored_given), None
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = [line for line in lines if line.strip() and not line.startswith("#")]
+        if path.endswith(".csv"):
+            rows = [row for row in csv.reader(lines) if row[0].strip().isdigit()]
+            return read_names(
+                {int(row[0]): row[1].strip() for row in rows}, ignore_index, ignored_given
+            ), None
+        entries = [line.rsplit(":", 3) for line in lines]
+        colors = [[int(part) for part in entry[1].split(",")] for entry in entries]
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{path} names the classes, but cannot be read ({error}): mend it, or remove it and give --id2label."
+        ) from error
+    return Classes({i: entry[0] for i, entry in enumerate(entries)}), read_colors(colors, ignore_index)[0]
+
+
 def numbered_names(count: int) -> dict[int, str]:
     """transformers' default names: {0: "LABEL_0", 1: "LABEL_1", ...}."""
     return {i: f"LABEL_{i}" for i in range(count)}
-
-
-def highest_id(parts: Sequence[datasets.Dataset | None], mask_format: MaskFormat) -> int:
-    """The highest class id in the masks of these sets; unreadable masks are skipped unless all of them are."""
-    highest, unreadable = -1, None
-    for part in parts:
-        if part is None or len(part) == 0:
-            continue
-        rows = undecoded(part)
-        for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCANNED_MASKS)).astype(int)).tolist():
-            try:
-                highest = max([highest, *classes_of(rows[i], mask_format)])
-            except InputError as error:
-                unreadable = unreadable or error
-    if highest < 0 and unreadable is not None:
-        raise unreadable
-    if highest < 1:
-        found = "no class id" if highest < 0 else "no class id but 0"
-        raise InputError(
-            f"The masks contain {found} (and the ignore value {mask_format.ignore_index}): check --ignore_index "
-            "and --reduce_labels; black and white masks need --label_colors [[0, 0, 0], [255, 255, 255]]."
-        )
-    return highest
 
 
 def classes_of(row: dict, mask_format: MaskFormat) -> frozenset[int]:
@@ -107,7 +129,17 @@ def _entries(value: Any) -> Iterable[tuple]:
     return value.items() if isinstance(value, Mapping) else enumerate(value)
 
 
+def _is_inline(value: str) -> bool:
+    """Whether an option's value is JSON itself, not the name of a file."""
+    return value.lstrip()[:1] in ("{", "[")
+
+
 def _read_json(path: str, option: str) -> Any:
+    if _is_inline(path):
+        try:
+            return json.loads(path)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{option} {path[:60]} is neither valid JSON nor a file: {error}.") from error
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -10,12 +12,22 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
+from ..model.picture_corrmatch import tile_pixels, to_rgb
 
 _IMAGE = datasets.Image()
 
 # The formats that are decoded, whatever the file's suffix. PIL's other formats are rare, and one starts a program (EPS:
 # Ghostscript).
-FORMATS = ("JPEG", "JPEG2000", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "TGA")
+FORMATS = ("JPEG", "JPEG2000", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "HEIF")
+MAX_TILE_PIXELS = 4096 * 4096  # of a TIFF that is itself smaller
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes, in small letters, of the files that Pillow can decode here (HEIC: with a plugin)."""
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    return frozenset(known & {s for s, name in Image.registered_extensions().items() if name in Image.OPEN})
 
 
 def open_picture(value: Any, file: str) -> Image.Image:
@@ -25,6 +37,8 @@ def open_picture(value: Any, file: str) -> Image.Image:
     than `PIL.Image.MAX_IMAGE_PIXELS`, or in an unknown format.
     """
     try:
+        if isinstance(value, bytes):
+            value = {"bytes": value, "path": None}
         if isinstance(value, dict | str | Image.Image):
             return _decode(value)
         if value is None:
@@ -66,37 +80,54 @@ def _upright(picture: Image.Image) -> Image.Image:
     """The picture with its pixels in memory, turned by its EXIF orientation."""
     _check_size(picture)
     picture.load()
-    turned = picture.getexif().get(ExifTags.Base.Orientation) is not None
-    return ImageOps.exif_transpose(picture) if turned else picture
+    if picture.getexif().get(ExifTags.Base.Orientation) is None:
+        return picture
+    turned = ImageOps.exif_transpose(picture)
+    turned.format = picture.format
+    return turned
 
 
 def _check_size(picture: Image.Image) -> None:
     """Rejects possible decompression bombs, of which PIL only warns."""
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and picture.width * picture.height > limit:
+    if limit is None:
+        return
+    if picture.width * picture.height > limit:
         raise ValueError(
             f"it has {picture.width} x {picture.height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {limit}"
         )
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode -> 8-bit RGB. 16-bit values keep their upper 8 bits; transparency is dropped."""
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode.startswith("I"):  # I;16, I;16B, I: PIL's convert clips at 255
-        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
-    elif picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture))
-        values = values * 255 if values.max(initial=0) <= 1 else values
-        picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    elif picture.mode == "P":  # transparent palettes make PIL warn if converted to RGB directly
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    # A tile is decoded whole: a tiny picture with a huge tile would take gigabytes.
+    if tile_pixels(picture) > max(MAX_TILE_PIXELS, 4 * picture.width * picture.height):
+        raise ValueError(
+            f"it is a TIFF of {picture.width} x {picture.height} pixels with tiles of {tile_pixels(picture)} pixels: "
+            "save it without tiles, or as PNG"
+        )
 
 
 def read_photo(value: Any, file: str) -> Image.Image:
     """One cell of an image column -> RGB image."""
-    return to_rgb(open_picture(value, file))
+    picture = open_picture(value, file)
+    if picture.mode.startswith("I"):
+        _tell_few_bits(np.asarray(picture), file)
+    try:
+        return to_rgb(picture)
+    except ValueError as error:
+        raise InputError(f"Cannot read the picture {file}: {error}.") from error
+
+
+_told: set[str] = set()  # the names of the warnings that were given
+
+
+def _tell_few_bits(values: np.ndarray, file: str) -> None:
+    """Warn, once, of a photo of 10 or 12 bits that is stored with 16."""
+    highest = int(values.max(initial=0))
+    if 255 < highest < 4096 and "few bits" not in _told:
+        _told.add("few bits")
+        warnings.warn(
+            f"The 16-bit photo {file} has no value above {highest} of 65535, so it is nearly black. If its camera has "
+            "12 bits, multiply the values of all photos by 16 before training and prediction.",
+            stacklevel=3,
+        )
 
 
 def read_unlabeled(row: dict) -> Image.Image:

@@ -12,14 +12,15 @@ import datasets
 import numpy as np
 
 from ..errors import InputError, unknown_name
-from .classes import classes_of, highest_id, numbered_names, read_colors, read_names
+from .classes import Classes, classes_of, numbered_names, read_class_file, read_colors, read_names
 from .masks import MaskFormat
 from .options import DataOptions
 from .semi_dataset import AnyDataset, SemiDataset, undecoded
-from .sources.folders import LocalSource, as_dataset, match, picture_folder, with_masks
+from .sources.folders import LocalSource, as_dataset, match, used, with_masks
 from .sources.hub import HubSource, read_by_datasets, rows_with_label
 from .sources.lists import read_list
 from .sources.synthetic import synthetic_semi_dataset
+from .survey import SAMPLED_MASKS, SCANNED_MASKS, settle_classes, survey_masks
 
 UNLABELED = datasets.Features({"image": datasets.Image(), "file": datasets.Value("string")})
 
@@ -63,36 +64,40 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
     """
     chosen = _as_options(dataset_name, options)
     chosen.check()
-    ignore_index = chosen.ignore_index
-    label_colors, ignore_colors = read_colors(chosen.label_colors, ignore_index)
-    names = read_names(chosen.id2label, ignore_index)
     if chosen.synthetic:
         semi = synthetic_semi_dataset(labeled=chosen.labeled_count or 12, seed=chosen.split_seed)
-        pool = [semi.unlabeled, *_extra_unlabeled(chosen)]
-        return dataclasses.replace(semi, unlabeled=_join(pool, chosen.streaming))
+        notes: list[str] = []
+        pool = [semi.unlabeled, *_extra_unlabeled(chosen, notes)]
+        return dataclasses.replace(semi, unlabeled=_join(pool, chosen.streaming), notes=tuple(notes))
 
     source = _open_source(chosen)
-    names = _known_names(names, source, chosen, len(label_colors or ()))
-    mask_format = MaskFormat(
-        len(names) if names else None, ignore_index, chosen.reduce_labels, label_colors, ignore_colors
-    )
+    classes, mask_format = _given_classes(source, chosen)
     labeled, rest = _labeled_and_rest(source, chosen, mask_format)
-    pool = [rest, source.unlabeled() if chosen.unlabeled_list is None else None, *_extra_unlabeled(chosen)]
+    pool = [
+        rest,
+        source.unlabeled() if chosen.unlabeled_list is None else None,
+        *_extra_unlabeled(chosen, source.notes),
+    ]
     validation = _validation(source, chosen)
-    if names is None:
-        names = numbered_names(highest_id([labeled, validation], mask_format) + 1)
+    known = classes is not None or chosen.num_labels is not None
+    survey = survey_masks([labeled, validation], SAMPLED_MASKS if known else SCANNED_MASKS)
+    given = chosen.ignore_index is not None
+    classes = settle_classes(classes, chosen.num_labels, mask_format, survey, given)
     name, hub_id = _name_and_hub_id(source, chosen)
     return SemiDataset(
         labeled=labeled,
         unlabeled=_join(pool, chosen.streaming),
         validation=validation,
-        id2label=names,
-        ignore_index=ignore_index,
-        reduce_labels=chosen.reduce_labels,
-        label_colors=label_colors,
-        ignore_colors=ignore_colors,
+        id2label=classes.id2label,
+        ignore_index=mask_format.ignore_index,
+        reduce_labels=mask_format.reduce_labels,
+        label_colors=mask_format.label_colors,
+        ignore_colors=mask_format.ignore_colors,
+        label_ids=classes.label_ids,
+        ignored_ids=classes.ignored_ids,
         name=name,
         hub_id=hub_id,
+        notes=(*source.notes, *classes.notes),
     )
 
 
@@ -128,7 +133,12 @@ def _open_source(options: DataOptions) -> HubSource | LocalSource:
             streaming=options.streaming,
         )
     return LocalSource(
-        folder, options.train_images, options.train_masks, options.train_split, options.labeled_list
+        folder,
+        options.train_images,
+        options.train_masks,
+        options.train_split,
+        options.labeled_list,
+        options.allow_unused_files,
     )
 
 
@@ -139,19 +149,42 @@ def _name_and_hub_id(source: HubSource | LocalSource, options: DataOptions) -> t
     return Path(folder or options.train_images or options.labeled_list).name, None
 
 
-def _known_names(
-    names: dict[int, str] | None, source: HubSource | LocalSource, options: DataOptions, colors: int
-) -> dict[int, str] | None:
-    """The class names before any mask is read; None if the number of classes has to be found in the masks."""
-    place = "--id2label"
-    if names is None and (file := source.id2label_file()) is not None:
-        names, place = read_names(file, options.ignore_index), file
+def _given_classes(
+    source: HubSource | LocalSource, options: DataOptions
+) -> tuple[Classes | None, MaskFormat]:
+    """The classes as the options or a file of the source name them, and how the masks are coded."""
+    ignore_index = 255 if options.ignore_index is None else options.ignore_index
+    ignored_given = options.ignore_index is not None
+    label_colors, ignore_colors = read_colors(options.label_colors, ignore_index)
+    classes, place = read_names(options.id2label, ignore_index, ignored_given), "--id2label"
+    if classes is None and (file := source.class_file()) is not None:
+        classes, file_colors = read_class_file(file, ignore_index, ignored_given)
+        place = file
+        label_colors = label_colors if label_colors is not None else file_colors
+    if classes is None and label_colors is not None:
+        classes, place = Classes(numbered_names(len(label_colors))), "--label_colors"
     count = options.num_labels
-    if names is None:
-        return numbered_names(count or colors) if count or colors else None
-    if count not in (None, len(names)):
-        raise InputError(f"--num_labels is {count}, but {place} names {len(names)} classes.")
-    return names
+    if classes is not None and count not in (None, len(classes.id2label)):
+        raise InputError(f"--num_labels is {count}, but {place} names {len(classes.id2label)} classes.")
+    if (
+        classes is not None
+        and classes.label_ids is not None
+        and (options.reduce_labels or label_colors is not None)
+    ):
+        other = "--reduce_labels" if options.reduce_labels else "--label_colors"
+        raise InputError(
+            f"{place} names the ids {classes.label_ids[:12]}, but together with {other} they must be 0 to "
+            f"{len(classes.label_ids) - 1}."
+        )
+    return classes, MaskFormat(
+        count if classes is None else len(classes.id2label),
+        ignore_index,
+        options.reduce_labels,
+        label_colors,
+        ignore_colors,
+        None if classes is None else classes.label_ids,
+        () if classes is None else classes.ignored_ids,
+    )
 
 
 def _labeled_and_rest(
@@ -186,6 +219,11 @@ def _labeled_and_rest(
 
         chosen = draw_labeled(count, len(masked), present, mask_format.num_labels, options.split_seed)
         labeled = [masked[i] for i in chosen]
+    if len(labeled) < len(masked):
+        option = "--labeled_count" if options.labeled_fraction is None else "--labeled_fraction"
+        source.notes.append(
+            f"{option} uses {len(labeled)} of the {len(masked)} masks; the other photos are used without theirs."
+        )
     rest = sorted(set(range(len(train))) - set(labeled))
     return train.select(labeled), train.select(rest)
 
@@ -193,14 +231,15 @@ def _labeled_and_rest(
 def _validation(source: HubSource | LocalSource, options: DataOptions) -> datasets.Dataset | None:
     if options.validation_images is not None:
         folders = "--validation_images, --validation_masks"
-        return with_masks(match(options.validation_images, options.validation_masks, folders), folders)
+        found = match(options.validation_images, options.validation_masks, folders)
+        return with_masks(found, folders, source.notes, options.allow_unused_files)
     if options.validation_list is not None:
         root = _list_root(options.validation_list, options)
         return as_dataset(read_list(options.validation_list, root, {}, "--validation_list"))
     return source.validation(options.validation_split)
 
 
-def _extra_unlabeled(options: DataOptions) -> Iterator[AnyDataset]:
+def _extra_unlabeled(options: DataOptions, notes: list[str]) -> Iterator[AnyDataset]:
     """The entries of `extra_unlabeled`: list files, folders of pictures, and anything that `datasets` reads."""
     given = options.extra_unlabeled
     for source in [given] if isinstance(given, str) else given or ():
@@ -208,7 +247,8 @@ def _extra_unlabeled(options: DataOptions) -> Iterator[AnyDataset]:
             root = _list_root(source, options)
             yield as_dataset(read_list(source, root, {}, "--extra_unlabeled", masks=False))
         elif os.path.isdir(source) and not read_by_datasets(source):
-            yield picture_folder(source, "--extra_unlabeled")
+            found = match(source, None, "--extra_unlabeled")
+            yield as_dataset(used(found, notes, options.allow_unused_files))
         else:
             yield HubSource(source, streaming=options.streaming).all_images()
 

@@ -120,26 +120,36 @@ class DataOptions(Options):
     )
     id2label: str | None = option(
         None,
-        'JSON file with the class names, {"0": "road", ...}; by default id2label.json of the dataset.',
+        'Names of the ids in the masks: a JSON file, or JSON such as \'{"7": "road", "26": "car", "0": null}\' (null: '
+        "ignored); by default id2label.json of the dataset.",
         group="Data",
-        metavar="FILE",
+        metavar="JSON",
         common=True,
     )
     num_labels: int | None = option(
         None,
-        "Number of classes, if no file names them; by default the highest id found.",
+        "Number of classes, if no file names them; by default that of the ids in the masks.",
         group="Data",
         at_least=1,
     )
     reduce_labels: bool = option(
         False, "Mask value 0 is ignored and the classes start at 1 (ADE20K).", group="Data"
     )
-    ignore_index: int = option(255, "Mask value of the pixels to ignore.", group="Data")
+    ignore_index: int | None = option(
+        None,
+        "Mask value of the pixels to ignore; by default 255, unless the masks hold 0 and 255 alone.",
+        group="Data",
+    )
     label_colors: str | None = option(
         None,
-        "JSON file with the class colours [[r, g, b], ...], for RGB-coded masks.",
+        "Class colours [[r, g, b], ...] of masks in colours: JSON, or a JSON file.",
         group="Data",
-        metavar="FILE",
+        metavar="JSON",
+    )
+    allow_unused_files: bool = option(
+        False,
+        "Go on although more than a few files of a folder of photos or masks fit nothing.",
+        group="Data",
     )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +29,9 @@ class SemiDataset:
 
     `labeled` and `validation` are `datasets.Dataset`s with the columns `image`, `label` and `file`;
     `unlabeled` has `image` and `file` and may be a `datasets.IterableDataset`. Formats and transforms set on
-    them are not applied. `ignore_index`, `reduce_labels`, `label_colors` and `ignore_colors` describe the masks
-    (see `MaskFormat`); `id2label` names the class ids 0 ... K-1. `hub_id` is "user/name" if the images come from
-    the Hub.
+    them are not applied. `ignore_index`, `reduce_labels`, `label_colors`, `ignore_colors`, `label_ids` and
+    `ignored_ids` describe the masks (see `MaskFormat`); `id2label` names the class ids 0 ... K-1. `hub_id` is
+    "user/name" if the images come from the Hub. `notes` says what was assumed about the data, a sentence each.
     """
 
     labeled: datasets.Dataset
@@ -42,6 +44,9 @@ class SemiDataset:
     ignore_colors: tuple[Color, ...] = ()
     name: str = "dataset"
     hub_id: str | None = None
+    label_ids: tuple[int, ...] | None = None
+    ignored_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if sorted(self.id2label) != list(range(len(self.id2label))):
@@ -63,7 +68,13 @@ class SemiDataset:
     @cached_property
     def mask_format(self) -> MaskFormat:
         return MaskFormat(
-            self.num_labels, self.ignore_index, self.reduce_labels, self.label_colors, self.ignore_colors
+            self.num_labels,
+            self.ignore_index,
+            self.reduce_labels,
+            self.label_colors,
+            self.ignore_colors,
+            self.label_ids,
+            self.ignored_ids,
         )
 
     def missing_images(self, need_unlabeled: bool) -> list[str]:
@@ -78,6 +89,24 @@ class SemiDataset:
                 "--extra_unlabeled, or train with --method supervised"
             )
         return missing
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What tells these data from others, for each part: the number of images and a digest of names and sizes.
+
+        Paths count from the folder that the files of a part share, so that a folder that was moved stays the same.
+        """
+        parts = {"labelled": self.labeled, "unlabelled": self.unlabeled, "validation": self.validation}
+        classes = hashlib.sha256(repr((self.id2label, self.mask_format)).encode()).hexdigest()[:16]
+        found = {"classes": f"{self.num_labels}, {classes}"}
+        for name, part in parts.items():
+            if part is None:
+                found[name] = "none"
+            elif isinstance(part, datasets.IterableDataset):
+                found[name] = "a stream"
+            else:
+                found[name] = f"{len(part)} images, {_digest(part)}"
+        return found
 
     def read_labeled(self, row: dict) -> tuple[Image.Image, np.ndarray]:
         """A row of `labeled` or `validation` -> RGB image and (H, W) class ids of the same size."""
@@ -103,6 +132,17 @@ class SemiDataset:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         counts = f"{len(self.labeled)} labelled, {unlabeled}, {validation}"
         return f"{self.name}: {counts}; {len(names)} classes ({listed})"
+
+
+def _digest(part: datasets.Dataset) -> str:
+    """A digest of the names of the images of a part, and of the sizes of the files that are local."""
+    files = part["file"][:]
+    folder = os.path.dirname(os.path.commonprefix(files))  # noqa: RUF071  (its folder is meant)
+    digest = hashlib.sha256()
+    for file in files:
+        size = os.path.getsize(file) if os.path.isfile(file) else -1
+        digest.update(f"{file[len(folder) :]}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 class EvaluationSet(Dataset):

@@ -17,7 +17,7 @@ from ..data.images import read_photo
 from ..data.load import load_semi_dataset
 from ..data.masks import Color
 from ..data.semi_dataset import SemiDataset
-from ..data.sources.folders import SPLIT_NAMES, Folder
+from ..data.sources.folders import SPLIT_NAMES, Folder, split_kind
 from ..data.sources.hub import read_by_datasets
 from ..data.sources.lists import Pair
 from ..errors import InputError
@@ -53,7 +53,7 @@ def export_folder(
     *,
     id2label: Mapping[int, str] | Sequence[str] | str | None = None,
     reduce_labels: bool = False,
-    ignore_index: int = 255,
+    ignore_index: int | None = None,
     label_colors: Mapping[int, Color] | Sequence[Color] | str | None = None,
 ) -> ExportedFolder:
     """All splits of a folder (see `Folder`), with uniform masks: class ids 0 ... K-1, and 255 for 'ignore'.
@@ -102,14 +102,13 @@ def export_folder(
         rewritten += sum(label != pair.mask for label, pair in zip(labels, pairs, strict=True))
         if counts:
             pixels[name] = np.sum(counts, axis=0).tolist()
-    usual = set().union(*([name, *others] for name, others in SPLIT_NAMES.items()))
-    left_out = [name for name in layout.splits() if name not in usual]
+    left_out = [name for name in layout.splits() if split_kind(name) is None]
     return ExportedFolder(splits, semi.id2label, pixels, masks, rewritten, left_out)
 
 
 def _splits_with_training(layout: Folder, folder: Path) -> dict[str, list[Pair]]:
     """The splits that are published, by their usual names; an `InputError` if there are no training images."""
-    found = {name: pairs for name in SPLIT_NAMES if (pairs := layout.split(name))}
+    found = {name: split.pairs for name in SPLIT_NAMES if (split := layout.split(name))}
     if "train" not in found:
         there = f"only {', '.join(layout.splits())}" if layout.splits() else "no folder of images"
         raise InputError(

@@ -66,6 +66,7 @@ def register() -> None:
     from .configuration_corrmatch import CorrMatchConfig
     from .image_processing_corrmatch import CorrMatchImageProcessor
     from .modeling_corrmatch import CorrMatchForSegmentation
+    from .pipeline_corrmatch import register_pipeline
 
     AutoConfig.register("corrmatch", CorrMatchConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(CorrMatchConfig, CorrMatchForSegmentation, exist_ok=True)
@@ -75,6 +76,7 @@ def register() -> None:
     # There is no video processor. Unless this is registered, `pipeline` mistakes the image processor's code in a
     # repository for one, and asks at the keyboard whether to run it.
     AutoVideoProcessor.register(CorrMatchConfig, None, exist_ok=True)
+    register_pipeline()
     # save_pretrained and push_to_hub then copy this folder's files next to the weights.
     CorrMatchConfig.register_for_auto_class()
     CorrMatchForSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -5,6 +5,7 @@ from it, and no accepted value makes a program take gigabytes or hours.
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 from huggingface_hub.dataclasses import strict
@@ -52,7 +53,8 @@ class CorrMatchConfig(PreTrainedConfig):
 
     Args:
         encoder_name: name of a timm model, with or without a pretrained tag: a pyramid encoder ("resnet101s") or a
-            plain vision transformer ("vit_small_patch14_dinov2"). Building a model never downloads anything.
+            plain vision transformer ("vit_small_patch14_dinov2"). Its id on the Hub ("timm/resnet50.a1_in1k",
+            "hf_hub:timm/...") means the same and is stored as the bare name. Building a model never downloads anything.
         encoder_kwargs: further arguments for `timm.create_model`, for example `{"drop_path_rate": 0.1}`.
         out_indices: plain transformers only: the blocks whose outputs the decoder uses; `None` means four evenly over
             its depth, 2/5/8/11 of twelve.
@@ -86,6 +88,8 @@ class CorrMatchConfig(PreTrainedConfig):
     """
 
     model_type = "corrmatch"
+    # transformers' Trainer then hands the logits alone to compute_metrics.
+    keys_to_ignore_at_inference = ["correlation_logits", "query", "key"]  # noqa: RUF012
 
     encoder_name: str = "resnet50"
     encoder_kwargs: dict | None = None
@@ -114,6 +118,7 @@ class CorrMatchConfig(PreTrainedConfig):
         ]:
             raise ValueError(" ".join(wrong))
         super().__post_init__(**kwargs)  # sets id2label, and with it num_labels
+        self.encoder_name = re.sub(r"^(hf[-_]hub:)?(timm/)?", "", self.encoder_name)
         if self.label2id is None:
             self.label2id = {name: i for i, name in self.id2label.items()}
         if wrong := self._problems():

@@ -18,8 +18,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-# 65535 = 255 * 257: a 16-bit value divided by 257 is the 8-bit value of the same brightness.
-SIXTEEN_TO_EIGHT = 257
+from .picture_corrmatch import sixteen_to_eight, tile_pixels, to_rgb
+
 MAX_SIDE = 16_384  # of an image after resizing; far above useful values
 SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 RESAMPLINGS = range(6)  # PIL's codes
@@ -28,20 +28,24 @@ RESAMPLINGS = range(6)  # PIL's codes
 class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict
     """
     ignore_index (`int`, *optional*, defaults to 255):
-        Label of pixels added around segmentation maps when a batch holds several sizes.
+        Label of pixels added around segmentation maps when a batch holds several sizes, and of those that
+        `do_reduce_labels` takes out.
+    do_reduce_labels (`bool`, *optional*, defaults to `False`):
+        Whether 0 in segmentation maps becomes `ignore_index`, and every other id is lowered by one (ADE20K).
     """
 
     ignore_index: int
+    do_reduce_labels: bool
 
 
 class CorrMatchImageProcessor(TorchvisionBackend):
     """Prepares images and segmentation maps for [`CorrMatchForSegmentation`], and decodes its output.
 
     Images are PIL images of every mode, or arrays and tensors (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4
-    channels. Gray becomes RGB, palettes are looked up, alpha is dropped, and 16-bit values (PIL modes I;16
-    and I, uint16) are divided by 257. The size stays unless `do_resize` and `size` are given. Values are
-    divided by 255 and normalised with ImageNet's mean and deviation. Float images that are 0..1 already need
-    `do_rescale=False`.
+    channels. Gray becomes RGB, palettes are looked up, alpha is dropped, 16-bit values (PIL modes I;16
+    and I, uint16) are divided by 257, and PIL images of floats may be 0..1 or 0..255. The size stays unless
+    `do_resize` and `size` are given. Values are divided by 255 and normalised with ImageNet's mean and deviation.
+    Float arrays that are 0..1 already need `do_rescale=False`.
 
     Segmentation maps are PIL images (palette indices are the ids), or arrays and tensors (H,W). Ids are kept
     as they are; if the size changes, by nearest neighbour.
@@ -61,6 +65,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     rescale_factor = 1 / 255
     do_normalize = True
     ignore_index = 255
+    do_reduce_labels = False
     model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers reads it from the class)
 
     def __init__(self, **kwargs: Unpack[CorrMatchImageProcessorKwargs]):
@@ -72,10 +77,14 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         if wrong := self._problems(kwargs):
             raise ValueError(" ".join(wrong))
 
+    # One reader of pictures for everything that has this processor: an endpoint, a Space.
+    to_rgb = staticmethod(to_rgb)
+    tile_pixels = staticmethod(tile_pixels)
+
     def _problems(self, given: dict) -> list[str]:
         """A sentence for each option outside its bounds; they may come from an untrusted preprocessor_config.json."""
         wrong = []
-        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
             if type(getattr(self, name)) is not bool:
                 wrong.append(f"{name} must be true or false, not {_short(getattr(self, name))}.")
         if not _is_number(self.rescale_factor) or not 0 < self.rescale_factor <= 1e6:
@@ -153,15 +162,17 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, device=None, **kwargs):
         """One image to a (3,H,W) tensor in 0..255."""
         if isinstance(image, Image.Image):
-            if image.mode == "I" or image.mode.startswith("I;16"):
+            if do_convert_rgb:
+                image = to_rgb(image)
+            elif image.mode.startswith("I"):
                 image = np.array(image, dtype=np.uint16)
-            elif do_convert_rgb:
-                image = image.convert("RGB")
+        if isinstance(image, np.ndarray) and image.dtype == np.uint16:
+            image = sixteen_to_eight(image)
         if isinstance(image, np.ndarray):
             # a copy, since torch supports neither other byte orders nor negative strides
             image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
-            image = image.to(torch.float32).div(SIXTEEN_TO_EIGHT).round().to(torch.uint8)
+            image = torch.from_numpy(sixteen_to_eight(image.cpu().numpy())).to(image.device)
         if isinstance(image, torch.Tensor) and image.ndim == 3 and input_data_format is None:
             # transformers 5.17 alone would not recognise four channels
             input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
@@ -180,6 +191,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         input_data_format,
         return_tensors,
         ignore_index,
+        do_reduce_labels,
         device=None,
         **kwargs,
     ) -> BatchFeature:
@@ -192,6 +204,8 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             maps = [
                 _class_ids(each).to(device or "cpu") for each in _as_list(segmentation_maps, batch_ndim=3)
             ]
+            if do_reduce_labels:
+                maps = [_reduced(each, ignore_index) for each in maps]
             sizes = [tuple(image.shape[-2:]) for image in images], [tuple(each.shape) for each in maps]
             if sizes[0] != sizes[1]:
                 raise ValueError(
@@ -300,6 +314,11 @@ def _class_ids(segmentation_map) -> torch.Tensor:
             "convert colours to class ids first."
         )
     return ids.to(torch.int64)
+
+
+def _reduced(ids: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """Ids with 0 as "no class" -> ids from 0, with `ignore_index` for it."""
+    return torch.where((ids == 0) | (ids == ignore_index), ignore_index, ids - 1)
 
 
 def _stack(tensors: list[torch.Tensor], fill: float) -> torch.Tensor:

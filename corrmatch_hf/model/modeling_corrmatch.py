@@ -131,6 +131,7 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
                 "anew, for other classes say, pass ignore_mismatched_sizes=True."
             )
         model.encoder.freeze_unused()  # loading made all parameters trainable
+        _align(model)
         return (model, info) if output_loading_info else model
 
     def _move_missing_keys_from_meta_to_device(self, missing_keys, *args, **kwargs):
@@ -144,6 +145,17 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
                 f"{_first(sorted(missing_keys), 3) or 'tables of the encoder'}: it belongs to another model."
             )
         return super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
+
+
+def _align(model: nn.Module) -> None:
+    """Copies weights that start inside of a 64-byte block, as those of a mapped file do.
+
+    The kernels of a CPU add in another order there, so that a loaded model would differ from the saved one in the last
+    bits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
 
 
 class CorrMatchForSegmentation(CorrMatchPreTrainedModel):

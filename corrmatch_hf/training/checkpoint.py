@@ -235,13 +235,14 @@ def architecture(method: Method, config: TrainingConfig) -> dict[str, Any]:
 
 
 def check_resumable(
-    path: Path, method: Method, config: TrainingConfig, max_steps: int, processes: int
+    path: Path, method: Method, data: dict[str, str], config: TrainingConfig, max_steps: int, processes: int
 ) -> list[str]:
     """Refuse a checkpoint that a run cannot resume from.
 
     Args:
         path: a whole checkpoint.
         method, config, max_steps, processes: of the run that resumes.
+        data: the `identity` of its dataset.
 
     Returns:
         A sentence for each reason why the resumed run will differ from an uninterrupted one.
@@ -279,6 +280,17 @@ def check_resumable(
         for name, value in options.items()
         if name not in RESUMABLE_OPTIONS and name in before and before[name] != value
     ]
+    different = [
+        f"{name}: {was} then, {data.get(name)} now"
+        for name, was in saved.get("data", {}).items()
+        if was != data.get(name)
+    ]
+    if different:
+        changes.append(
+            f"The checkpoint was written by a training on other data ({'; '.join(different)}; the hexadecimal numbers "
+            "are digests of file names and sizes). The resumed run will not equal an uninterrupted one; if this is not "
+            "meant, give the data options it was started with."
+        )
     if saved["processes"] != processes:
         changes.append(
             f"The checkpoint was written by {saved['processes']} processes and there are {processes} now. With the "

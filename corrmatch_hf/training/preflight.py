@@ -158,7 +158,8 @@ def prepare_output(
             repair_output_folder(folder)
         accelerator.wait_for_everyone()
         checkpoint = find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
-        changes = check_resumable(checkpoint, method, config, max_steps, accelerator.num_processes)
+        processes = accelerator.num_processes
+        changes = check_resumable(checkpoint, method, data.identity, config, max_steps, processes)
         for text in changes if main else ():
             warnings.warn(text, stacklevel=4)
     else:
@@ -173,7 +174,10 @@ def prepare_output(
         for text in check_dataset(
             data, on_bad_sample=config.on_bad_sample, need_unlabeled=method.uses_unlabeled
         ):
-            warnings.warn(text, stacklevel=4)
+            if text in data.notes:
+                print(f"Note: {text}")
+            else:
+                warnings.warn(text, stacklevel=4)
         if not checkpoint:
             delete_run(folder)  # only after everything that may refuse the new run
     accelerator.wait_for_everyone()

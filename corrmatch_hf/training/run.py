@@ -173,6 +173,7 @@ class Run:
             "architecture": architecture(self.method, self.config),
             "processes": self.accelerator.num_processes,
             "config": self._options(),
+            "data": self.data.identity,
         }
         folder, keep = self.output_dir / "checkpoints", self.config.max_checkpoints
         path = write_checkpoint(self.accelerator, folder, self.step, state, keep)

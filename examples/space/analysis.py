@@ -27,8 +27,10 @@ class Prediction(NamedTuple):
     key: torch.Tensor | None
 
 
-def read_picture(path: str) -> tuple[Image.Image, str]:
+def read_picture(path: str, processor) -> tuple[Image.Image, str]:
     """A file of one of FORMATS -> RGB with at most MAX_SIDE pixels a side, and a note where it was scaled.
+
+    Pixels become RGB as the model's image processor makes them, so that the page shows what the model sees.
 
     Raises ValueError, with a sentence for the page, if the file is not a picture or too large.
     """
@@ -39,8 +41,7 @@ def read_picture(path: str) -> tuple[Image.Image, str]:
             opened = Image.open(path, formats=FORMATS)
         with opened as picture:
             width, height = picture.size
-            tags = getattr(picture, "tag_v2", {})  # of TIFF, whose tiles may be larger than the picture
-            tile = math.prod(side if isinstance(side := tags.get(name), int) else 0 for name in (322, 323))
+            tile = processor.tile_pixels(picture)  # of a TIFF, larger than the picture perhaps
             too_large = max(width * height, tile) > MAX_PIXELS or max(width, height) > MAX_FILE_SIDE
             if not too_large:
                 picture = ImageOps.exif_transpose(picture)
@@ -50,11 +51,10 @@ def read_picture(path: str) -> tuple[Image.Image, str]:
         raise ValueError("This file cannot be read as a picture: please try a JPEG or PNG file.") from error
     if too_large:
         raise ValueError(f"{TOO_LARGE}; it is {width} x {height}: please scale it down.")
-    if picture.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
-        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 65535) >> 8).astype(np.uint8))
-    elif picture.mode == "P":
-        picture = picture.convert("RGBA")  # understands transparent palettes
-    picture = picture.convert("RGB")
+    try:
+        picture = processor.to_rgb(picture)
+    except ValueError as error:
+        raise ValueError(f"This picture cannot be shown: {error}.") from error
     original = picture.size
     if max(original) <= MAX_SIDE:
         return picture, ""

@@ -111,7 +111,7 @@ def build(model, processor, model_id: str, samples: list[str]) -> gr.Blocks:
         if not file or not file.get("path"):
             return *nothing, "", hint
         try:
-            photo, note = read_picture(file["path"])
+            photo, note = read_picture(file["path"], processor)
         except ValueError as error:
             return *nothing, f"**{error}**", hint
         prediction = segment(model, processor, photo)

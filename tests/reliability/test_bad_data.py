@@ -20,7 +20,7 @@ from corrmatch_hf.data import Augmentation, load_semi_dataset, synthetic_semi_da
 from corrmatch_hf.data.check import check_dataset
 from corrmatch_hf.data.images import read_photo
 from corrmatch_hf.data.semi_dataset import EvaluationSet
-from corrmatch_hf.data.sources.folders import pictures
+from corrmatch_hf.data.sources.folders import match
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
 
@@ -221,7 +221,7 @@ def test_odd_photos(root, kind):
         put_picture(root, Image.fromarray(cmyk, "CMYK"), ".jpg", quality=95)
         truth, tolerance = RAMP, 6
     elif kind == "16 bit":
-        put_picture(root, Image.fromarray(RAMP.astype(np.uint16) * 256 + 77), ".png")
+        put_picture(root, Image.fromarray(RAMP.astype(np.uint16) * 257), ".png")
         truth, tolerance = RAMP, 0
     elif kind == "1 bit":
         put_picture(root, Image.fromarray(RAMP > 100), ".png")
@@ -295,6 +295,12 @@ def test_names_of_all_kinds(root):
 # ------------------------------------------------------------------------------------------------- folders
 
 
+def photos(root: Path) -> set[str]:
+    """The photos of the folder "unlabeled", relative to it and without suffix."""
+    found = match(root / "unlabeled", None, "--data_dir").pairs
+    return {os.path.splitext(os.path.relpath(pair.image, root / "unlabeled"))[0] for pair in found}
+
+
 def test_links_that_go_round_in_circles_end(root):
     os.symlink("..", root / "unlabeled" / "up")  # to the folder that holds it
     os.symlink("loop.png", root / "unlabeled" / "loop.png")  # to itself
@@ -302,7 +308,7 @@ def test_links_that_go_round_in_circles_end(root):
         write_photo(root / "unlabeled" / name / "photo.png")
         for other in "abc":
             os.symlink(f"../{other}", root / "unlabeled" / name / f"to_{other}")
-    found = pictures(root / "unlabeled", "--data_dir")
+    found = photos(root)
     assert {n for n in found if not n.startswith("up/")} == {
         "200", "201", "202", "203", "loop", "a/photo", "b/photo", "c/photo"
     }  # fmt: skip
@@ -313,7 +319,7 @@ def test_links_that_go_round_in_circles_end(root):
 def test_a_linked_folder_is_entered(root, tmp_path):
     write_photo(tmp_path / "elsewhere/inside/photo.png")
     os.symlink(tmp_path / "elsewhere", root / "unlabeled/linked")
-    assert "linked/inside/photo" in pictures(root / "unlabeled", "--data_dir")
+    assert "linked/inside/photo" in photos(root)
 
 
 def test_a_folder_that_may_not_be_read_is_named(root, monkeypatch):

@@ -111,7 +111,7 @@ def test_every_kind_of_picture_is_read_and_segmented(network, tmp_path, mode):
         picture = photo(50, 40).convert(mode)
     file = tmp_path / ("picture.tif" if mode in ("CMYK", "I", "F") else "picture.png")
     picture.save(file)
-    read, note = analysis.read_picture(str(file))
+    read, note = analysis.read_picture(str(file), CorrMatchImageProcessor())
     assert read.mode == "RGB" and read.size == (50, 40) and note == ""
     if mode in ("L", "LA", "I;16", "I", "F"):
         np.testing.assert_allclose(np.asarray(read)[..., 0], np.asarray(gray), atol=1)
@@ -125,7 +125,8 @@ def test_a_transparent_palette_is_looked_up(tmp_path):
     expected = np.asarray(picture.convert("RGB"))
     picture.save(tmp_path / "picture.png", transparency=bytes(range(256)))
     np.testing.assert_array_equal(
-        np.asarray(analysis.read_picture(str(tmp_path / "picture.png"))[0]), expected
+        np.asarray(analysis.read_picture(str(tmp_path / "picture.png"), CorrMatchImageProcessor())[0]),
+        expected,
     )
 
 
@@ -133,7 +134,7 @@ def test_a_photo_taken_upright_is_shown_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     photo(60, 40).save(tmp_path / "phone.png", exif=exif)
-    read, _ = analysis.read_picture(str(tmp_path / "phone.png"))
+    read, _ = analysis.read_picture(str(tmp_path / "phone.png"), CorrMatchImageProcessor())
     np.testing.assert_array_equal(np.asarray(read), np.rot90(np.asarray(photo(60, 40)), -1))
 
 
@@ -149,11 +150,11 @@ def test_the_smallest_pictures_are_segmented_and_clicked(network, size):
 def test_a_large_picture_is_scaled_down_with_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "MAX_SIDE", 100)
     photo(400, 200).save(tmp_path / "large.jpg")
-    read, note = analysis.read_picture(str(tmp_path / "large.jpg"))
+    read, note = analysis.read_picture(str(tmp_path / "large.jpg"), CorrMatchImageProcessor())
     assert read.size == (100, 50)
     assert note == "Scaled from 400 x 200 down to 100 x 50 pixels."
     photo(100, 30).save(tmp_path / "fits.jpg")
-    assert analysis.read_picture(str(tmp_path / "fits.jpg"))[0].size == (100, 30)
+    assert analysis.read_picture(str(tmp_path / "fits.jpg"), CorrMatchImageProcessor())[0].size == (100, 30)
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
@@ -164,7 +165,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
         png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     )
     with pytest.raises(ValueError, match="more than 64 million"):
-        analysis.read_picture(str(tmp_path / "bomb.png"))
+        analysis.read_picture(str(tmp_path / "bomb.png"), CorrMatchImageProcessor())
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "cut off"])
@@ -173,7 +174,7 @@ def test_what_is_no_picture_gets_a_sentence(tmp_path, kind):
     content = {"text": b"no picture", "empty": b"", "cut off": (tmp_path / "whole.jpg").read_bytes()[:700]}
     (tmp_path / "broken.jpg").write_bytes(content[kind])
     with pytest.raises(ValueError, match="cannot be read as a picture: please try"):
-        analysis.read_picture(str(tmp_path / "broken.jpg"))
+        analysis.read_picture(str(tmp_path / "broken.jpg"), CorrMatchImageProcessor())
 
 
 def test_the_heat_map_is_bright_where_the_correlation_is_high_and_rings_the_point():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class HubSource:
         self.name, self.revision = name, revision
         self.train_split, self.image_column, self.label_column = train_split, image_column, label_column
         self.streaming = streaming
+        self.notes: list[str] = []  # which columns were taken
         self._arguments = {"name": config_name, "revision": revision, "data_dir": data_dir}
 
     @cached_property
@@ -124,7 +126,7 @@ class HubSource:
             )
         return dataset if len(there) == len(dataset) else dataset.select(there)
 
-    def id2label_file(self) -> str | None:
+    def class_file(self) -> str | None:
         """The local path of the repository's or folder's `id2label.json`, if it has one."""
         if self._folder is not None:
             path = Path(self._folder, "id2label.json")
@@ -153,6 +155,23 @@ class HubSource:
         except Exception as error:  # from `datasets`, pyarrow, pandas, huggingface_hub ...
             raise InputError(f"The dataset {self.name!r} cannot be loaded: {reason_of(error)}.") from error
 
+    def _tell_columns(self, features: datasets.Features, image: str, mask: str) -> None:
+        """Note which columns were taken where others could be meant, or where their names do not tell."""
+        if self.image_column and self.label_column:
+            return
+        pictures = (n for n, feature in features.items() if isinstance(feature, datasets.Image))
+        usual = (n for n in (*IMAGE_COLUMNS, *LABEL_COLUMNS) if n in features)
+        others = [repr(n) for n in dict.fromkeys([*usual, *pictures]) if n not in (image, mask)]
+        if not others and image in IMAGE_COLUMNS and mask in LABEL_COLUMNS:
+            return
+        instead = f", not from {', '.join(others)}" if others else ""
+        note = (
+            f"The images are taken from the column {image!r} and the masks from {mask!r}{instead}: choose others with "
+            "--image_column and --label_column."
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+
     def _split(self, name: str, option: str, label: bool = True) -> AnyDataset:
         """A split, or part of one such as "train[:80%]", with the columns image, file and, if asked for, label."""
         if "[" in name and not self.streaming and not is_saved_dataset(self.name):
@@ -165,28 +184,17 @@ class HubSource:
             with self._loading():
                 dataset = dataset._resolve_features()
         features = dataset.features
-        image = _find_column(
-            features, self.image_column, IMAGE_COLUMNS, "image column (--image_column)", self.name
-        )
-        if image is None:
-            raise InputError(
-                f"No column of images was found in {self.name} among {sorted(features)}: name it with "
-                "--image_column."
-            )
+        image = _image_column(features, self.image_column, self.name)
         columns = {image: "image"}
         if label:
-            mask = _find_column(
-                features, self.label_column, LABEL_COLUMNS, "label column (--label_column)", self.name
-            )
-            if mask is None:
-                one_class = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
-                raise InputError(
-                    f"No column of masks was found in {self.name} among {sorted(features)}: name it with "
-                    "--label_column"
-                    + (f" ({one_class!r} contains one class per image)." if one_class else ".")
-                )
+            mask = _label_column(features, self.label_column, image, self.name)
             columns[mask] = "label"
+            self._tell_columns(features, image, mask)
         dataset = dataset.select_columns(list(columns))
+        for column in columns:
+            if _is_bytes(features[column]):
+                dataset = dataset.cast_column(column, datasets.Image(decode=False))
+                features = dataset.features
         pictures = [column for column in columns if isinstance(features[column], datasets.Image)]
         for column in pictures:  # else renaming a column of a stream would re-encode its pictures
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -220,21 +228,87 @@ def _in_memory(dataset: AnyDataset) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows, features=features)
 
 
-def _find_column(features, given: str | None, usual: tuple[str, ...], kind: str, name: str) -> str | None:
+def _image_column(features: datasets.Features, given: str | None, name: str) -> str:
+    """The column with the photos: pictures first, then arrays and paths, each with the usual names first."""
     if given is not None:
-        if given not in features:
-            raise unknown_name(f"{kind} of {name}", given, features)
-        if not _holds_pictures(features[given]):
-            raise InputError(f"The {kind} {given!r} of {name} contains {features[given]}, not pictures.")
-        return given
-    return next((n for n in usual if n in features and _holds_pictures(features[n])), None)
+        return _named_column(features, given, f"image column (--image_column) of {name}")
+    pictures = [n for n, feature in features.items() if isinstance(feature, datasets.Image)]
+    other = [n for n in IMAGE_COLUMNS if n in features and _may_be_picture(features[n])]
+    usual = [n for n in IMAGE_COLUMNS if n in pictures]
+    unusual = [n for n in pictures if n not in LABEL_COLUMNS]
+    found = usual or (unusual if len(unusual) == 1 else []) or other
+    if not found:
+        raise InputError(
+            f"No column of images was found in {name} among {sorted(features)}: name it with --image_column."
+        )
+    return found[0]
 
 
-def _holds_pictures(feature) -> bool:
-    """Whether the column can contain pictures or arrays of numbers."""
-    return not isinstance(feature, datasets.ClassLabel) and not (
-        isinstance(feature, datasets.Value) and feature.dtype != "string"
+def _label_column(features: datasets.Features, given: str | None, image: str, name: str) -> str:
+    """The column with the masks: pictures first, whatever their name, then arrays and paths of a usual name."""
+    if given is not None:
+        return _named_column(features, given, f"label column (--label_column) of {name}")
+    pictures = [n for n, f in features.items() if isinstance(f, datasets.Image) and n != image]
+    other = [n for n in LABEL_COLUMNS if n in features and n != image and _may_be_picture(features[n])]
+    usual = [n for n in LABEL_COLUMNS if n in pictures]
+    unusual = [n for n in pictures if n not in IMAGE_COLUMNS]
+    found = usual or (unusual if len(unusual) == 1 else []) or other
+    if found:
+        return found[0]
+    one_class = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+    raise InputError(
+        f"No column of masks was found in {name} among {sorted(features)}: name it with --label_column"
+        + (f" ({one_class!r} contains one class per image)." if one_class else ".")
     )
+
+
+def _named_column(features: datasets.Features, given: str, kind: str) -> str:
+    if given not in features:
+        raise unknown_name(kind, given, features)
+    if not (_may_be_picture(features[given]) or _is_bytes(features[given])):
+        raise InputError(f"The {kind}, {given!r}, contains {features[given]}, not pictures.")
+    return given
+
+
+def _may_be_picture(feature: Any) -> bool:
+    """Whether a column can contain pictures: as such, as paths, or as arrays of at least two dimensions."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("string", "large_string")
+    inner = _inner(feature)
+    return (
+        isinstance(feature, datasets.Image)
+        or type(feature).__name__.startswith("Array")
+        or (inner is not None and _inner(inner) is not None)
+    )
+
+
+def _inner(feature: Any) -> Any:
+    """What a list column contains; None for every other column."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", None)
+
+
+def _is_bytes(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+@dataclass(frozen=True)
+class _FileOfRow:
+    """Adds the column `file` to a row. A class, since workers that are spawned get it pickled."""
+
+    split: str
+    files: DatasetFiles
+
+    def __call__(self, row: dict, index: int) -> dict:
+        return {"file": self.of(row, index)}
+
+    def of(self, row: dict, index: int) -> str:
+        for column, cell in row.items():
+            place = f"{self.split}[{index}]"
+            self.files.check(cell, place if column == "image" else f"the mask of {place}")
+        image = row["image"]
+        return (image.get("path") if isinstance(image, dict) else None) or f"{self.split}[{index}]"
 
 
 def _with_files(dataset: AnyDataset, split: str, files: DatasetFiles) -> AnyDataset:
@@ -242,17 +316,11 @@ def _with_files(dataset: AnyDataset, split: str, files: DatasetFiles) -> AnyData
 
     The pictures are not decoded. Raises InputError (a stream: when it is read) if a picture is outside of `files`.
     """
-
-    def file_of(row: dict, index: int) -> str:
-        for column, cell in row.items():
-            files.check(cell, f"{split}[{index}]" if column == "image" else f"the mask of {split}[{index}]")
-        image = row["image"]
-        return (image.get("path") if isinstance(image, dict) else None) or f"{split}[{index}]"
-
+    file_of = _FileOfRow(split, files)
     if isinstance(dataset, datasets.IterableDataset):
         features = datasets.Features({**dataset.features, "file": datasets.Value("string")})
-        return dataset.map(lambda row, i: {"file": file_of(row, i)}, with_indices=True, features=features)
-    return dataset.add_column("file", [file_of(row, i) for i, row in enumerate(_file_rows(dataset))])
+        return dataset.map(file_of, with_indices=True, features=features)
+    return dataset.add_column("file", [file_of.of(row, i) for i, row in enumerate(_file_rows(dataset))])
 
 
 def _file_rows(dataset: datasets.Dataset) -> Iterator[dict]:

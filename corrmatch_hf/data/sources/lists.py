@@ -65,19 +65,21 @@ def read_list(
 
 
 def rows_of_list(path: str | os.PathLike, files: list[str], option: str) -> list[int]:
-    """The rows of a dataset whose image file is named by a list: by path, file name or stem.
+    """The rows of a dataset whose image file is named by a list: by path, by file name or without its suffix.
 
     Args:
         files: the image file of each row.
     """
     rows: dict[str, int | None] = {}
+    files = [file.replace("\\", "/") for file in files]
     for row, file in enumerate(files):
         for name in {file, Path(file).name, Path(file).stem}:
             rows[name] = None if name in rows else row  # None: the name is ambiguous
     found = []
     for number, line in read_lines(path, option):
+        line = line.replace("\\", "/")
         images = [image for image, _ in _splits(line)] or [line]
-        meant = {rows.get(line)} - {None} or {_row(image, rows) for image in images} - {None}
+        meant = {rows.get(line)} - {None} or {_row(image, rows, files) for image in images} - {None}
         if not meant:
             raise InputError(
                 f"{path}, line {number} ({option}): the dataset has no image, or more than one, named "
@@ -93,9 +95,15 @@ def rows_of_list(path: str | os.PathLike, files: list[str], option: str) -> list
     return found
 
 
-def _row(image: str, rows: Mapping[str, int | None]) -> int | None:
-    names = image, Path(image).name, Path(image).stem
-    return next((row for name in names if (row := rows.get(name)) is not None), None)
+def _row(image: str, rows: Mapping[str, int | None], files: list[str]) -> int | None:
+    """The row with this image: by its path, or by its name where the folders that both give agree."""
+    if (row := rows.get(image)) is not None:
+        return row
+    row = rows.get(Path(image).name) if Path(image).suffix else rows.get(Path(image).stem)
+    if row is None:
+        return None
+    folders = zip(reversed(Path(image).parent.parts), reversed(Path(files[row]).parent.parts), strict=False)
+    return row if all(one == other for one, other in folders) else None
 
 
 def _splits(line: str) -> Iterable[tuple[str, str]]:
@@ -116,6 +124,12 @@ class _Locator:
         self.root, self.list_file = str(Path(root)), list_file
 
     def __call__(self, entry: str) -> str | None:
+        path = self._locate(entry)
+        if "\\" in entry and not _is_file(path):  # a list written on Windows
+            path = self._locate(entry.replace("\\", "/"))
+        return path
+
+    def _locate(self, entry: str) -> str | None:
         if os.path.isabs(entry):
             return entry
         inside = os.path.normpath(entry)
@@ -147,7 +161,8 @@ def _read_masked(line: str, locate: _Locator, known: Mapping[str, Pair], place: 
         )
     if readings:
         return readings[0]
-    pair, file = _known(line, known), locate(line)
+    file = locate(line)
+    pair = _known(line, file, known)
     if _is_file(file) or (file is not None and pair):
         if pair is None or pair.mask is None or (_is_file(file) and not os.path.samefile(file, pair.image)):
             raise InputError(f"{place}: no mask is given for {line}, and none of the same name was found.")
@@ -165,15 +180,22 @@ def _read_bare(line: str, locate: _Locator, known: Mapping[str, Pair], place: st
         raise InputError(f"{place}: {line!r} may name {choice}: separate image and mask by a tab.")
     if readings:
         return Pair(readings[0][1])
-    pair = _known(line, known)
+    pair = _known(line, locate(line), known)
     if pair and locate(line) is not None:
         return Pair(pair.image)
     raise _missing(names[1] if len(names) > 1 else line, line, locate, place)
 
 
-def _known(entry: str, known: Mapping[str, Pair]) -> Pair | None:
-    """The image in `known` with this bare name, with or without suffix."""
-    return known.get(entry) or known.get(Path(entry).stem)
+def _known(entry: str, file: str | None, known: Mapping[str, Pair]) -> Pair | None:
+    """The image in `known` that an entry names: by the path of the file, or by its bare name.
+
+    A path that does not exist names nothing: the file of that name in another folder is another picture.
+    """
+    if _is_file(file):
+        name = os.path.basename(file)
+        names = (os.path.normpath(file), name, os.path.splitext(name)[0])
+        return next((known[name] for name in names if name in known), None)
+    return known.get(entry)
 
 
 def _missing(entry: str, line: str, locate: _Locator, place: str) -> InputError:
