@@ -194,6 +194,19 @@ def test_a_drawn_share(folder):
         assert {1 + int(name) % 3 for name in names} == {1, 2, 3}
 
 
+def test_data_are_told_apart_by_names_sizes_and_meaning(folder, tmp_path):
+    before = load_semi_dataset(data_dir=str(folder)).identity
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "moved")
+    assert load_semi_dataset(data_dir=str(moved)).identity == before
+    assert load_semi_dataset(data_dir=str(moved), num_labels=9).identity["classes"] != before["classes"]
+    write_photo(moved / "validation/images/100.png", size=(20, 30))
+    changed = load_semi_dataset(data_dir=str(moved)).identity
+    assert [part for part in before if changed[part] != before[part]] == ["validation"]
+    (moved / "train/images/000.png").rename(moved / "train/images/new.png")
+    (moved / "train/masks/000.png").rename(moved / "train/masks/new.png")
+    assert load_semi_dataset(data_dir=str(moved)).identity["labelled"] != before["labelled"]
+
+
 def test_lists(folder, tmp_path):
     (tmp_path / "labeled.txt").write_text(
         "train/images/001.png train/masks/001.png\n\ntrain/images/004.png\n"

@@ -1,5 +1,6 @@
 """Resuming: a run goes on exactly where it was, and what changed since is named."""
 
+import dataclasses
 import json
 import warnings
 
@@ -38,6 +39,15 @@ def log_of(trainer):
     """The rows of the log without the figures that differ between equal runs."""
     rows = (trainer.output_dir / "training_log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(row).items() if k != "images_per_second"} for row in rows]
+
+
+def test_other_data_are_told(make_trainer, tiny_data):
+    make_trainer(max_steps=2).train()
+    other = dataclasses.replace(tiny_data, labeled=tiny_data.labeled.select(range(2)))
+    with pytest.warns(
+        UserWarning, match=r"training on other data \(labelled: \d+ images, \w+ then, 2 images"
+    ):
+        make_trainer(max_steps=3, data=other, resume_from_checkpoint="latest").train()
 
 
 def test_what_changed_since_the_checkpoint_is_named(make_trainer):
