@@ -179,9 +179,9 @@ def _guessed_ids(mask_format: MaskFormat, survey: MaskSurvey) -> tuple[list[int]
         )
     absent = [i for i in range(found[-1]) if i not in ids]
     if len(absent) > len(found):
+        where = f" ({found[-1]} in {survey.ids[found[-1]]})" if found[-1] in survey.ids else ""
         raise InputError(
-            f"The masks hold the values {some(found)} ({max(survey.ids)} in {survey.ids[max(survey.ids)]}), so that most "
-            f"of the ids from 0 to {found[-1]} never occur. "
+            f"The masks hold the values {some(found)}{where}, so that most of the ids from 0 to {found[-1]} never occur. "
             f"Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that these "
             f"masks do not show, --num_labels {found[-1] + 1}."
         )

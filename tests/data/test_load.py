@@ -153,7 +153,7 @@ def test_meaning_of_masks(folder, tmp_path):
     assert reduced.num_labels == 3
     _, mask = reduced.read_labeled(reduced.labeled[0])
     assert set(np.unique(mask)) == {0, 255}  # 0 -> ignore, 1 -> 0, 255 stays
-    with pytest.raises(InputError, match=r"values 0, 1, 2, 255, .*--num_labels 256"):
+    with pytest.raises(InputError, match=r"values 0, 1, 2, 255 .*--num_labels 256"):
         load_semi_dataset(data_dir=str(folder), ignore_index=3)
 
     root, colors = tmp_path / "colors", [[9, 9, 0], [0, 9, 9], [9, 0, 9]]

@@ -181,9 +181,7 @@ def test_the_command_prints_and_writes_its_report(spoiled, tmp_path, monkeypatch
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_without_a_list_of_classes_a_broken_mask_does_not_stop_it(spoiled):
     (spoiled / "id2label.json").unlink()
-    with pytest.raises(
-        InputError, match=r"The masks hold the values .*200 in \S*\.png"
-    ):  # no plausible class
+    with pytest.raises(InputError, match=r"The masks hold the values .*200 in .*\.png"):  # no plausible class
         load_semi_dataset(data_dir=str(spoiled))
     report = scan_dataset(load_semi_dataset(data_dir=str(spoiled), num_labels=4))
     assert any("013" in file for file in report.parts["labelled"].bad)
