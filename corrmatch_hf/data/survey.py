@@ -181,8 +181,8 @@ def _guessed_ids(mask_format: MaskFormat, survey: MaskSurvey) -> tuple[list[int]
     if len(absent) > len(found):
         where = f" ({found[-1]} in {survey.ids[found[-1]]})" if found[-1] in survey.ids else ""
         raise InputError(
-            f"The masks hold the values {some(found)}{where}, so that most of the ids from 0 to {found[-1]} never occur. "
-            f"Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that these "
+            f"The masks hold the values {some(found)}{where}, so that most of the ids from 0 to {found[-1]} never "
+            f"occur. Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that these "
             f"masks do not show, --num_labels {found[-1] + 1}."
         )
     gaps = (
