@@ -88,7 +88,9 @@ def main(args: Sequence[str]) -> None:
         print("not used, or worth a look:", *report.lines(), sep="\n  ")
     print(f"written to {destination}")
     if not {"validation", "test"} & written.labeled.keys():
-        print("It has no validation photos; --validation_fraction 0.2 would choose some.")
+        print(
+            "It has no validation photos; import into a new folder with --validation_fraction 0.2 to choose some."
+        )
     print(f"Next:\n  {shlex.join(['corrmatch', 'train', '--data_dir', str(destination)])}")
 
 

@@ -187,7 +187,7 @@ def test_everything_that_cannot_be_used_is_told(source, imported):
         "1 annotations that cover no pixel of their photo: a.jpg",
         "1 annotations that do not have the form that the format prescribes: instances.json",
         "1 category ids that stand for two names; their pixels are ignored: instances.json",
-        "1 photos that are named in the annotations but missing: gone.jpg",
+        "1 photos that are named in the annotations but not in the folder: gone.jpg",
         "1 photos whose path leads out of the folder (refused): ../outside.jpg",
         "1 photos whose id belongs to two photos; both are left without annotations: c.jpg",
         "1 annotations whose image size is not two positive numbers: d.jpg",
@@ -340,6 +340,16 @@ def test_packed_masks_cannot_fill_the_memory():
     ):
         with pytest.raises(Unusable):
             decode()
+
+
+def test_a_hole_far_away_is_refused(source, imported):
+    EXPORTS["supervisely"](source)
+    path = source / "ds0" / "ann" / "a.jpg.json"
+    content = json.loads(path.read_text())
+    content["objects"][0]["points"]["interior"][0][1] = [25, 1.6e21]
+    write_json(path, content)
+    _, out = imported()
+    assert "1 polygons that reach far beyond their photo: ds0/img/a.jpg" in out
 
 
 def test_without_pycocotools_the_command_says_how_to_get_it(source, tmp_path, capsys, monkeypatch):

@@ -37,10 +37,11 @@ def rasterize(region: Region, width: int, height: int) -> tuple[np.ndarray, int,
     """A region as a bool array inside the image, with the x and y of its upper left corner."""
     if region.bitmap is not None:
         return _inside(*region.bitmap(), width, height)
-    points = np.concatenate(region.polygons)
-    reach = width + height  # a polygon that goes far beyond the photo belongs to another one, or is damaged
-    if (points < -reach).any() or (points > 2 * reach).any():
+    # A polygon that goes far beyond the photo belongs to another one, or is damaged; pycocotools would draw for ever.
+    reach, every = width + height, np.concatenate(region.polygons + region.holes)
+    if (every < -reach).any() or (every > 2 * reach).any():
         raise Unusable("polygons that reach far beyond their photo")
+    points = np.concatenate(region.polygons)
     left, top = np.clip(np.floor(points.min(0)), 0, (width, height)).astype(int)
     right, bottom = np.clip(np.ceil(points.max(0)), 0, (width, height)).astype(int)
     size = (bottom - top, right - left)

@@ -170,7 +170,7 @@ class Files:
             matching = exact or [path for path in candidates if ("/" + _normal(path)).endswith(tail)]
             matching = matching or candidates
         if not matching:
-            raise Unusable("photos that are named in the annotations but missing")
+            raise Unusable("photos that are named in the annotations but not in the folder")
         words = set(re.split(r"[/_.\- ]", near))
 
         def nearness(path: str) -> tuple[int, int]:
@@ -219,6 +219,13 @@ class Files:
             return path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise Unusable("files that cannot be read as UTF-8 text") from error
+
+    def required_text(self, file: str) -> str:
+        """The text of a file without which nothing else can be read."""
+        try:
+            return self.text(file)
+        except Unusable as error:
+            raise InputError(f"{self.root / file} cannot be read as UTF-8 text.") from error
 
     def json(self, file: str) -> Any:
         try:

@@ -51,7 +51,9 @@ def read(files: Files, report: Report) -> Annotations:
 def _ordered(files: Files, names: set[str]) -> list[str]:
     """The order of labels.txt, the file that LabelMe is started with, if there is one; else that of the alphabet."""
     lists = [path for path in files.with_suffix(".txt") if posixpath.basename(path) == "labels.txt"]
-    given = [line.strip() for path in lists[:1] for line in files.text(path).splitlines() if line.strip()]
+    given = [
+        line.strip() for path in lists[:1] for line in files.required_text(path).splitlines() if line.strip()
+    ]
     return [*dict.fromkeys(given), *sorted(names - set(given))]
 
 

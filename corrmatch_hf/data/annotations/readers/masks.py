@@ -29,7 +29,7 @@ def read_voc(files: Files, report: Report) -> Annotations:
     if not maps:
         raise InputError(f"{files.root} contains no labelmap.txt.")
     root = posixpath.dirname(maps[0])
-    names, colors = _labelmap(files.text(maps[0]), report)
+    names, colors = _labelmap(files.required_text(maps[0]), report)
     masks = {path for path in files.pictures if path.startswith(posixpath.join(root, "SegmentationClass/"))}
     objects = posixpath.join(root, "SegmentationObject/")
     others = [path for path in files.pictures if path not in masks and not path.startswith(objects)]
@@ -83,7 +83,7 @@ def _image_sets(files: Files) -> dict[str, str]:
     splits = {}
     for path in files.with_suffix(".txt"):
         if "ImageSets" in path.split("/"):
-            for line in files.text(path).splitlines():
+            for line in files.required_text(path).splitlines():
                 splits.setdefault(line.strip(), split_of(posixpath.basename(path), by_name=True))
     return splits
 

@@ -43,10 +43,13 @@ def _names(files: Files, report: Report) -> dict[int, str]:
                 raise Unusable("files that are not valid YAML") from error
             if names:
                 pairs = names.items() if isinstance(names, dict) else enumerate(names)
-                return {int(key): str(name) for key, name in pairs}
+                # Names only: the text of a nested value can be as long as its author likes.
+                return {int(key): str(name) for key, name in pairs if isinstance(name, str | int | float)}
     for path in files.with_suffix(".txt"):
         if posixpath.basename(path) == "classes.txt":  # of Label Studio
-            return dict(enumerate(line.strip() for line in files.text(path).splitlines() if line.strip()))
+            return dict(
+                enumerate(line.strip() for line in files.required_text(path).splitlines() if line.strip())
+            )
     raise InputError(f"{files.root} contains no data.yaml or classes.txt with the names of the classes.")
 
 
@@ -67,7 +70,7 @@ def _regions(
     regions, lines = [], [line.split() for line in text.splitlines() if line.strip()]
     for first, *rest in lines:
         with report.skip(path):
-            label, numbers = names.get(int(first)), np.asarray(rest, dtype=np.float64)
+            label, numbers = names.get(int(float(first))), np.asarray(rest, dtype=np.float64)
             if label is None:
                 report.add("annotations of an unknown class, whose pixels are ignored (255)", path)
             if len(numbers) == 4:
