@@ -182,8 +182,8 @@ def _guessed_ids(mask_format: MaskFormat, survey: MaskSurvey) -> tuple[list[int]
         where = f" ({found[-1]} in {survey.ids[found[-1]]})" if found[-1] in survey.ids else ""
         raise InputError(
             f"The masks hold the values {some(found)}{where}, so that most of the ids from 0 to {found[-1]} never "
-            f"occur. Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that these "
-            f"masks do not show, --num_labels {found[-1] + 1}."
+            f"occur. Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that "
+            f"these masks do not show, --num_labels {found[-1] + 1}."
         )
     gaps = (
         f"No mask that was read holds the ids {some(absent)}; the classes are 0 to {found[-1]} all the same."

@@ -129,13 +129,13 @@ def _export_all(work: Sequence[tuple]) -> list[tuple[str | None, np.ndarray | No
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         progress = tqdm(pool.map(attempt, work), total=len(work), desc="checking", unit="image", disable=None)
-        results = list(progress)
-    problems = [str(result) for result in results if isinstance(result, InputError)]
+        attempts = list(progress)
+    problems = [str(result) for result in attempts if isinstance(result, InputError)]
     if problems:
         more = [f"... and {len(problems) - SHOWN} more."] if len(problems) > SHOWN else []
         head = f"{len(problems)} of {len(work)} images cannot be published:"
         raise InputError("\n".join([head, *problems[:SHOWN], *more]))
-    return results
+    return [result for result in attempts if not isinstance(result, InputError)]
 
 
 def _export(pair: Pair, folder: Path, aside: Path, semi: SemiDataset) -> tuple[str | None, np.ndarray | None]:

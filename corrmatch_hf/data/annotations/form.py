@@ -114,7 +114,7 @@ class Files:
     """The files below a folder by their paths relative to it. A name in the annotations only finds files among them."""
 
     def __init__(self, root: str | os.PathLike):
-        from ..sources.folders import SUFFIXES
+        from ..images import suffixes
 
         self.root = Path(root)
         self.pictures: list[str] = []
@@ -123,7 +123,7 @@ class Files:
             for name in names:
                 path = os.path.relpath(os.path.join(parent, name), self.root).replace(os.sep, "/")
                 suffix = os.path.splitext(name)[1].lower()
-                (self.pictures if suffix in SUFFIXES else self.others).append(path)
+                (self.pictures if suffix in suffixes() else self.others).append(path)
         self._headers: dict[str, tuple[tuple[int, int], int]] = {}
 
     def _walk(self) -> Iterator[tuple[str, list[str]]]:

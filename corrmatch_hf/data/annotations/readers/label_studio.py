@@ -54,7 +54,7 @@ def read(files: Files, report: Report) -> Annotations:
 
 def _photo(task: dict, path: str, files: Files) -> Photo:
     """The photo of a task. Label Studio puts eight characters before the names of uploaded files."""
-    from ...sources.folders import SUFFIXES
+    from ...images import suffixes
 
     if "data" not in task:
         raise Unusable("tasks without data (of Label Studio's exports, choose JSON, not JSON-MIN)")
@@ -63,7 +63,7 @@ def _photo(task: dict, path: str, files: Files) -> Photo:
     for text in texts:
         address = urlsplit(text)
         name = parse_qs(address.query).get("d", [unquote(address.path)])[0]
-        if posixpath.splitext(name)[1].lower() in SUFFIXES:
+        if posixpath.splitext(name)[1].lower() in suffixes():
             names.append(posixpath.basename(name.replace("\\", "/")))
     if not names:
         raise Unusable("annotations without the name of their photo")
