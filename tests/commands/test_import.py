@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from corrmatch_hf import load_semi_dataset
 from corrmatch_hf.commands import run
 from corrmatch_hf.data.annotations import FORMATS, detect
+from corrmatch_hf.errors import InputError
 
 from ..data.exports import (
     DOG,
@@ -96,6 +98,16 @@ def test_the_result_is_a_dataset_that_trains(source, imported):
     data = load_semi_dataset(data_dir=str(folder))
     assert data.id2label == {0: "background", 1: "cat", 2: "dog"}
     assert len(data.labeled) == 1 and len(data.unlabeled) == 1 and len(data.validation) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith("_masks")])
+def test_an_export_as_data_dir_is_answered_with_the_command(name, source):
+    EXPORTS[name](source)
+    with pytest.raises(InputError, match=repr(name)) as error:
+        load_semi_dataset(data_dir=str(source))
+    command, after = str(error.value).split("Run: corrmatch ")[1].split(", then give ")
+    assert run("import", shlex.split(command)[1:]) == 0
+    assert len(load_semi_dataset(data_dir=shlex.split(after[: -len(".")])[1]).labeled) > 0
 
 
 def test_roboflows_splits_and_its_heading_among_the_classes(source, imported):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -276,17 +277,23 @@ class Folder:
             if not self.splits():
                 raise self._unknown_layout()
             raise unknown_name(f"split ({option}) of {self.root}", name, self.splits())
+        if not any(pair.mask for pair in found.pairs):
+            self._refuse_annotations()
         return found
 
-    def _unknown_layout(self) -> InputError:
-        from ..annotations import detect  # reads files of annotation tools
+    def _refuse_annotations(self) -> None:
+        """Raise InputError if the folder is the export of an annotation tool, with the command that reads it."""
+        from ..annotations import detect
 
         if (tool := detect(self.root)) is not None:
-            clean = self.root.with_name(f"{self.root.resolve().name}_masks")
-            return InputError(
-                f"{self.root} (--data_dir) holds annotations in the format {tool!r}: turn them into masks with "
-                f"corrmatch import '{self.root}' '{clean}', then give --data_dir '{clean}'."
+            place = shlex.quote(str(self.root.with_name(f"{self.root.resolve().name}_masks")))
+            raise InputError(
+                f"{self.root} (--data_dir) holds annotations in the format {tool!r}, not masks. Run: corrmatch import "
+                f"{shlex.quote(str(self.root))} {place}, then give --data_dir {place}."
             )
+
+    def _unknown_layout(self) -> InputError:
+        self._refuse_annotations()
         return InputError(
             f"{self.root} (--data_dir) contains no known layout of images: expected "
             "train/images + train/masks, images + masks, or JPEGImages + SegmentationClass. Otherwise "
@@ -298,6 +305,8 @@ class Folder:
         images, masks = self._folders[name]
         if images == masks:
             return _match_beside(images, deep=images != self.root)
+        if masks is not None and not _files(masks, "--data_dir", arrays=True).pictures:
+            self._refuse_annotations()  # YOLO's labels are text
         return match(images, masks, "--data_dir")
 
 
