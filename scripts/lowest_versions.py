@@ -19,7 +19,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST_TESTS = ("tests/model", "tests/methods", "tests/ops", "tests/data", "tests/evaluation")
+FAST_TESTS = (
+    *("tests/model", "tests/methods", "tests/ops", "tests/data", "tests/evaluation", "tests/training"),
+    "tests/commands/test_export.py",
+)
 TRAINING = """
 from corrmatch_hf import SemiSupervisedTrainer, TrainingConfig, load_semi_dataset
 from corrmatch_hf import CorrMatch, CorrMatchConfig, CorrMatchForSegmentation

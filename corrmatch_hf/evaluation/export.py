@@ -138,9 +138,14 @@ def write_onnx(program: ExportedProgram, output: Path, metadata: dict[str, str])
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0][:300]
         raise InputError(f"ONNX cannot represent this encoder ({reason}): use --format torch.") from error
-    shape = onnx.model.graph.inputs[0].shape
-    names = ((0, "batch"), (2, "height"), (3, "width"))
-    onnx.rename_axes({str(shape[axis]): name for axis, name in names if not isinstance(shape[axis], int)})
+    graph = onnx.model.graph
+    shape = graph.inputs[0].shape
+    names = {str(shape[axis]): name for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    # As `rename_axes`, which torch 2.8 does not have.
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                value.shape[axis] = names.get(str(size), size)
     onnx.model.metadata_props.update(metadata)
     onnx.save(output, external_data=False)
 
