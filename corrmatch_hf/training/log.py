@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..text import without_tokens
 from .atomic_write import write_text
 
 
@@ -60,6 +63,41 @@ class TrainingLog:
 
 def _kind(row: dict[str, Any]) -> str:
     return "evaluation" if "mean_iou" in row else "training"
+
+
+class Tracker:
+    """The experiment trackers of `--report_to`, through Accelerate. One that fails in the middle of a run, because the
+    network is gone for instance, is warned about and no longer used: the training goes on."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self._works = True
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Open a run with these options. Errors are not caught here, where nothing is lost yet."""
+        plain = (int, float, bool)  # what every tracker accepts, besides text
+        config = {k: v if isinstance(v, plain) else without_tokens(str(v)) for k, v in options.items()}
+        self.accelerator.init_trackers("corrmatch", config=config)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self._attempt(self.accelerator.log, values, step=step)
+
+    def end(self) -> None:
+        self._attempt(self.accelerator.end_training)
+
+    def _attempt(self, call: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if not self._works:
+            return
+        try:
+            call(*args, **kwargs)
+        except Exception as error:  # each tracker has its own
+            self._works = False
+            reason = without_tokens(str(error)) or type(error).__name__
+            print(
+                f"\nwarning: the tracker of --report_to failed and gets no more rows: {reason}. The training goes on; "
+                "training_log.jsonl has every row.",
+                file=sys.stderr,
+            )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

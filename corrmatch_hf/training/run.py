@@ -27,7 +27,7 @@ from ..text import without_tokens
 from .atomic_write import replaced_files, write_text
 from .checkpoint import architecture, load_checkpoint, write_checkpoint
 from .config import TrainingConfig
-from .log import TrainingLog
+from .log import Tracker, TrainingLog
 from .non_finite import NonFiniteWatch, SkippedSteps, check_weights
 from .optimizer import build_optimizer, build_schedule, compile_networks, freeze
 from .output_folder import CONFIGURATION, SaveError, write_or_rescue
@@ -99,6 +99,7 @@ class Run:
         self.seconds = 0.0
         self.skipped: list[str] = []
         self.skipped_steps = SkippedSteps(self.method, config.max_skipped_steps)
+        self.tracker = Tracker(self.accelerator)
         self.watch = NonFiniteWatch(device, config.logging_steps * config.gradient_accumulation_steps)
 
     # Evaluation

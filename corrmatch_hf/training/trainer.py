@@ -23,7 +23,7 @@ import torch
 from ..data.batch import SemiBatch
 from ..distributed import all_reduce
 from ..methods.base import Logs
-from ..text import percent, without_tokens
+from ..text import percent
 from .atomic_write import WRITE_ERRORS, replaced_folder
 from .batches import run_batches
 from .checkpoint import checkpoint_path
@@ -80,7 +80,7 @@ class SemiSupervisedTrainer(Run):
         self.write_configuration()
         log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         if config.report_to != "none":
-            accelerator.init_trackers("corrmatch", config=_flat(self.full_configuration()))
+            self.tracker.start(self.full_configuration())
         progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
         batches = run_batches(self.method, self.data, config, self.processor, accelerator, self.step)
         try:
@@ -191,7 +191,7 @@ class SemiSupervisedTrainer(Run):
         values["images_per_second"] = progress.images_per_second()
         progress.show(values)
         log.add({"step": self.step, **values})
-        self.accelerator.log(values, step=self.step)
+        self.tracker.log(values, self.step)
 
     def _interrupt(self, signum: int) -> None:
         if self.saved_step != self.step:
@@ -215,7 +215,7 @@ class SemiSupervisedTrainer(Run):
         metrics = self.evaluate()
         row = {"step": self.step} | {k: metrics[k] for k in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
         log.add(row)
-        self.accelerator.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, step=self.step)
+        self.tracker.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, self.step)
         if self.accelerator.is_main_process:
             progress.write(
                 f"step {self.step}: mean IoU {percent(metrics['mean_iou'])}, "
@@ -246,7 +246,7 @@ class SemiSupervisedTrainer(Run):
         if self.accelerator.is_main_process:
             print(summary(result, self.output_dir))
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self.tracker.end()
         if not self.config.push_to_hub:
             return result
         # Last, and without the other processes: during a long upload they would run into their time limit.
@@ -265,8 +265,3 @@ class SemiSupervisedTrainer(Run):
                 print(f"\nwarning: not published: {error}", file=sys.stderr)
             self.accelerator.wait_for_everyone()
             progress.pause()
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that every tracker accepts, without tokens."""
-    return {k: v if isinstance(v, int | float | bool) else without_tokens(str(v)) for k, v in values.items()}

@@ -141,3 +141,17 @@ def test_tensorboard(make_trainer):
     trainer = make_trainer(max_steps=1, report_to="tensorboard")
     trainer.train()
     assert list(trainer.output_dir.rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_fails_does_not_end_the_training(make_trainer, monkeypatch, capsys):
+    trainer = make_trainer(max_steps=3)
+    calls = []
+
+    def fail(values, step):
+        calls.append(step)
+        raise ConnectionError("the network is down")
+
+    monkeypatch.setattr(trainer.accelerator, "log", fail)
+    assert trainer.train()["steps"] == 3 and calls == [1]
+    assert capsys.readouterr().err.count("the network is down") == 1
+    assert (trainer.output_dir / "model.safetensors").exists()

@@ -263,7 +263,7 @@ class Folder:
         }
         stems = []
         for line, text in read_lines(self._lists[name], "ImageSets"):
-            for entry in text.split():
+            for entry in [text] if text in everything else text.split():
                 stem = entry.replace("\\", "/")
                 if stem not in everything:
                     raise InputError(f"{self._lists[name]}, line {line}: there is no image named {entry!r}.")
