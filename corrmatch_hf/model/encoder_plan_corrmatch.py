@@ -317,7 +317,7 @@ def accepts(encoder: nn.Module, in_channels: int, height: int, width: int) -> bo
         if output.numel() == 0:
             raise RuntimeError("The kernel of a convolution is larger than its input.")
 
-    # Before 2.9, torch accepts such kernels on the meta device.
+    # On the meta device, torch 2.8 accepts such kernels.
     convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
     hooks = [module.register_forward_hook(reject_empty) for module in convolutions]
     try:
