@@ -29,7 +29,7 @@ from corrmatch_hf import CorrMatch, CorrMatchConfig, CorrMatchForSegmentation
 
 data = load_semi_dataset("synthetic")
 model = CorrMatchForSegmentation(CorrMatchConfig(encoder_name="convnext_atto", id2label=data.id2label))
-config = TrainingConfig(output_dir={output_dir!r}, max_steps=3, crop_size=64, per_device_batch_size=2, num_workers=0)
+config = TrainingConfig(output_dir={output_dir!r}, max_steps=3, crop_size=64, per_device_batch_size=2, overwrite=True)
 SemiSupervisedTrainer(CorrMatch(model), data, config).train()
 CorrMatchForSegmentation.from_pretrained({output_dir!r})
 """
