@@ -1,4 +1,4 @@
-"""The network. All files of this folder are saved with the weights and load without the package.
+"""The network. The files *_corrmatch.py are saved with the weights and load without the package.
 
 Its parts are imported when they are first used: a method needs tensor functions, but neither transformers nor timm. The
 first use of a configuration, model or image processor registers them with transformers' Auto classes.
@@ -66,7 +66,7 @@ def register() -> None:
     from .configuration_corrmatch import CorrMatchConfig
     from .image_processing_corrmatch import CorrMatchImageProcessor
     from .modeling_corrmatch import CorrMatchForSegmentation
-    from .pipeline_corrmatch import register_pipeline
+    from .pipeline import register_pipeline
 
     AutoConfig.register("corrmatch", CorrMatchConfig, exist_ok=True)
     AutoModelForSemanticSegmentation.register(CorrMatchConfig, CorrMatchForSegmentation, exist_ok=True)

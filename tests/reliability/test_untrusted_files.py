@@ -409,7 +409,7 @@ def test_a_picture_that_is_a_program_starts_none(handler, tmp_path, monkeypatch,
     import analysis
 
     with pytest.raises(ValueError, match="cannot be read as a picture"):
-        analysis.read_picture(str(path))
+        analysis.read_picture(str(path), CorrMatchImageProcessor())
     for value in (str(path), {"bytes": EPS, "path": None}):
         with pytest.raises(InputError, match=r"photo\.jpg: its format is none of JPEG, "):
             open_picture(value, "photo.jpg")
@@ -481,7 +481,7 @@ def assert_too_large_for_the_space(content, tmp_path, monkeypatch):
 
     (tmp_path / "picture").write_bytes(content)
     with pytest.raises(ValueError, match="more than 64 million"):
-        analysis.read_picture(str(tmp_path / "picture"))
+        analysis.read_picture(str(tmp_path / "picture"), CorrMatchImageProcessor())
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM"])
