@@ -502,7 +502,12 @@ def burn_in_file(run: Run, work: Path) -> Path | None:
     """Where the state after the burn-in is shared between runs that only differ in what comes later; else None."""
     setting, candidate = run.resolved
     options = METHODS[candidate.method].Options(**candidate.options)
-    if candidate.method != "gatematch" or options.burn_in == 1 or options.needs_correlation:
+    if (
+        candidate.method != "gatematch"
+        or options.burn_in == 1
+        or options.needs_correlation
+        or options.teacher_rounds
+    ):
         return None
     labelled = (options.burn_in, options.class_weight_power, options.labeled_loss)
     key = repr((run.data, run.steps, run.seed, labelled, candidate.all_masks, setting))

@@ -17,6 +17,9 @@ With f the network, g its moving average, t the share of the run that is done an
     L_x = sum of w_y CE(f(x), y) / sum of w_y                        w: class weights frequency^-p (class_weights.py)
     L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
 
+With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, first at the end of the burn-in:
+self-training in rounds, where wrong labels cannot feed on themselves within a round.
+
 With `alignment` a > 0 (distribution alignment) p is first brought towards the labelled images' class frequencies q:
 p_c <- p_c (q_c / n_c)^a, normalised, with n the moving mean of p over the unlabelled pixels. A class that the teacher
 predicts too often loses confidence, one that it begins to forget gains it: wrong labels breed fewer of their kind.
@@ -37,6 +40,7 @@ images, measured every `gate_interval` steps (moving average).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +70,11 @@ class GateMatchOptions(MethodOptions):
         0.4, "Share of the steps that are supervised only, at the start.", at_least=0, at_most=1
     )
     teacher_decay: float = option(0.99, "Share of the teacher kept by a step.", at_least=0, below=1)
+    teacher_rounds: int = option(
+        0,
+        "Labels come from a copy of the teacher, renewed so many times; 0: from the teacher itself.",
+        at_least=0,
+    )
     teacher_flip: bool = option(False, "Average the teacher's prediction with that of the mirror image.")
     labeled_weight: float = option(1.0, "Weight of the labelled loss.", at_least=0)
     unlabeled_weight: float = option(1.0, "Weight of the unlabelled loss.", at_least=0)
@@ -149,6 +158,7 @@ class GateMatch(Method):
         classes = model.config.num_labels
         self.strong_views = 2 if options.feature_perturbation == "complementary" else 1
         self.teacher = Teacher(model, options.teacher_decay)
+        self.labeler = copy.deepcopy(self.teacher.network) if options.teacher_rounds else None
         self.class_weights = ClassWeights(classes, options.class_weight_power)
         self.dynamic = DynamicThreshold(classes)  # at CorrMatch's values; used by threshold "global" alone
         self.register_buffer("confidence_mean", torch.full((classes,), options.confidence_threshold))
@@ -170,6 +180,14 @@ class GateMatch(Method):
         """Steps at the start that see labelled images alone."""
         return round(self.options.burn_in * (self.total_steps or 0))
 
+    @property
+    def renewals(self) -> set[int]:
+        """Steps at whose start the copy of the teacher that gives the labels is renewed: the burn-in's end, and evenly
+        over the rest of the run."""
+        start, rounds = self.burn_in_steps, self.options.teacher_rounds
+        rest = (self.total_steps or 0) - start
+        return {start + round(rest * i / rounds) for i in range(rounds)}
+
     def ramp(self, step: int) -> float:
         """r(t): what the unlabelled weight is multiplied by."""
         length = self.options.ramp_up * (self.total_steps or 0)
@@ -186,6 +204,8 @@ class GateMatch(Method):
             logs["loss/x_corr"] = correlation.detach()
         if batch.step < self.burn_in_steps:
             return labeled, logs | self._nothing_unlabeled()
+        if self.labeler is not None and batch.step in self.renewals:
+            self.labeler.load_state_dict(self.teacher.network.state_dict())
         if self.options.propagation_accuracy and batch.step % self.options.gate_interval == 0:
             self._measure_propagation(batch)
         unlabeled, more = self._unlabeled(batch)
@@ -335,7 +355,8 @@ class GateMatch(Method):
             update: let the threshold's statistics follow these views.
             gated: whether the gate decides about propagation; else it is done where it is switched on.
         """
-        o, network, size = self.options, self.teacher.network, views.shape[-2:]
+        o, size = self.options, views.shape[-2:]
+        network = self.teacher.network if self.labeler is None else self.labeler
         with evaluating(network):
             features = network.encode(views)
             decoded = network.decode(features)

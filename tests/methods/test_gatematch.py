@@ -241,3 +241,22 @@ def test_objects_of_labelled_images_are_pasted_with_their_labels():
         torch.where(batch.box[:, 0] & (torch.arange(3) == 1).view(3, 1, 1), True, batch.valid) | pixels
     )
     torch.testing.assert_close(loss, (each * pixels).sum() / mixed_valid.sum())
+
+
+def test_labels_of_rounds_come_from_a_copy_of_the_teacher():
+    """With two rounds in ten steps after a burn-in of two, the copy is renewed at steps 2 and 7 alone."""
+    ours = method(burn_in=1 / 6, teacher_rounds=2, confidence_threshold=0.0)
+    ours.plan(12)
+    assert ours.renewals == {2, 7}
+    copies = []
+    for step in range(2, 9):
+        with torch.no_grad():  # the teacher moves on in every step
+            for parameter in ours.teacher.network.parameters():
+                parameter.add_(0.01)
+        ours(random_batch(step=step))
+        copies.append(next(ours.labeler.parameters()).clone())
+        if step in ours.renewals:
+            assert torch.equal(copies[-1], next(ours.teacher.network.parameters()))
+    same = [torch.equal(a, b) for a, b in zip(copies, copies[1:], strict=False)]
+    assert same == [True, True, True, True, False, True]
+    assert not any(parameter.requires_grad for parameter in ours.labeler.parameters())
