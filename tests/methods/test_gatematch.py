@@ -1,5 +1,6 @@
 """GateMatch against FixMatch, where both are the same, and against loops written from the equations."""
 
+import itertools
 import math
 
 import pytest
@@ -257,6 +258,6 @@ def test_labels_of_rounds_come_from_a_copy_of_the_teacher():
         copies.append(next(ours.labeler.parameters()).clone())
         if step in ours.renewals:
             assert torch.equal(copies[-1], next(ours.teacher.network.parameters()))
-    same = [torch.equal(a, b) for a, b in zip(copies, copies[1:], strict=False)]
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(copies)]
     assert same == [True, True, True, True, False, True]
     assert not any(parameter.requires_grad for parameter in ours.labeler.parameters())
