@@ -134,13 +134,21 @@ def _is_inline(value: str) -> bool:
     return value.lstrip()[:1] in ("{", "[")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are different: of two equal ones, `json` would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key stands there twice, among {', '.join(key for key, _ in pairs)[:200]}")
+    return found
+
+
 def _read_json(path: str, option: str) -> Any:
     if _is_inline(path):
         try:
-            return json.loads(path)
+            return json.loads(path, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{option} {path[:60]} is neither valid JSON nor a file: {error}.") from error
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{option} names {path}, which cannot be read as JSON: {error}.") from error

@@ -185,9 +185,8 @@ def _guessed_ids(mask_format: MaskFormat, survey: MaskSurvey) -> tuple[list[int]
             f"occur. Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that "
             f"these masks do not show, --num_labels {found[-1] + 1}."
         )
-    gaps = (
-        f"No mask that was read holds the ids {some(absent)}; the classes are 0 to {found[-1]} all the same."
-    )
+    start = " If they start at 1, give --reduce_labels." if found[0] == 1 else ""
+    gaps = f"No mask that was read holds the ids {some(absent)}; the classes are 0 to {found[-1]} all the same.{start}"
     return found, [gaps] if absent else []
 
 

@@ -389,6 +389,13 @@ def test_pictures_win_over_words_boxes_and_numbers(tmp_path):
         )
 
 
+def test_a_saved_split_without_rows_does_not_stop_the_others(tmp_path):
+    parts = {"train": rows(4), "validation": rows(2), "test": rows(2).select([])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    semi = load_semi_dataset(str(tmp_path / "saved"))
+    assert counts(semi) == (4, 0, 2) and any("'test' of" in note and "no rows" in note for note in semi.notes)
+
+
 def test_bytes_are_opened_when_they_are_named(tmp_path):
     table = {"photo": [png(i) for i in range(3)], "drawn": [png(i, mask=True) for i in range(3)]}
     datasets.Dataset.from_dict(table).to_parquet(str(tmp_path / "train.parquet"))

@@ -145,3 +145,19 @@ def test_lists_written_on_windows_and_paths_that_do_not_exist(tmp_path):
     listed.write_text("village/images/0.jpg\n")
     with pytest.raises(InputError, match=r"labeled\.txt, line 1 .*village"):
         load_semi_dataset(data_dir=str(tmp_path), labeled_list=str(listed))
+
+
+@pytest.mark.parametrize("empty, validation", [("validation", 2), ("test", 2), ("unlabeled", 2)])
+def test_an_empty_split_does_not_stop_the_others(tmp_path, empty, validation):
+    for split in {"train", "validation", "test"} - {empty}:
+        write_layout(tmp_path, f"{split}/images", f"{split}/masks")
+    (tmp_path / empty / "images").mkdir(parents=True)
+    (tmp_path / empty / "masks").mkdir()
+    semi = load_semi_dataset(data_dir=str(tmp_path))
+    assert len(semi.labeled) == 2 and len(semi.validation) == validation
+    assert empty == "test" or any(f"split {empty!r} is left out" in note for note in semi.notes)
+
+
+def test_folders_in_capital_letters(tmp_path):
+    write_layout(tmp_path, "Train/Images", "Train/Masks")
+    assert len(load_semi_dataset(data_dir=str(tmp_path)).labeled) == 2

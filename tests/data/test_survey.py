@@ -123,6 +123,12 @@ def test_lossy_masks_are_refused_and_named(tmp_path):
     assert "JPEG" in message and "0.jpg" in message
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    root = mask_folder(tmp_path, np.array([0, 1], np.uint8))
+    (root / "id2label.json").write_text('{"0": "road", "0": "car"}')
+    assert "a key stands there twice" in refusal(root)
+
+
 def test_a_few_gaps_are_told(tmp_path):
     semi = load(mask_folder(tmp_path, np.array([0, 1, 3], np.uint8)))
     assert semi.num_labels == 4 and any("holds the ids 2" in note for note in semi.notes)

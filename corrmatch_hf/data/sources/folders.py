@@ -43,6 +43,10 @@ SHOWN = 3  # files in a message
 ALLOWED_SHARE = 0.05  # of the files of a folder that may be unused
 
 
+class EmptyFolderError(InputError):
+    """A folder without a single picture."""
+
+
 class LocalSource:
     """The training, validation and unlabelled pictures below `root` or in folders named one by one.
 
@@ -94,8 +98,16 @@ class LocalSource:
 
     def unlabeled(self) -> datasets.Dataset | None:
         """The pictures of a folder named "unlabeled"."""
-        pairs = self._used(self.folder.split("unlabeled")) if self.folder is not None else None
+        pairs = self._used(self._unless_empty("unlabeled")) if self.folder is not None else None
         return as_dataset(pairs) if pairs else None
+
+    def _unless_empty(self, split: str) -> Matched | None:
+        """A split that nobody named: without a single picture, it is told and left out."""
+        try:
+            return self.folder.split(split)
+        except EmptyFolderError as error:
+            self.notes.append(f"The split {split!r} is left out: {error}")
+            return None
 
     def validation(self, split: str | None) -> datasets.Dataset | None:
         """The split of this name, by default validation or test."""
@@ -106,7 +118,7 @@ class LocalSource:
         if split is not None:
             found = self.folder.require(split, "--validation_split")
             return with_masks(found, f"the split {split!r}", self.notes, self.allow_unused)
-        found = self.folder.split("validation") or self.folder.split("test")
+        found = self._unless_empty("validation") or self._unless_empty("test")
         return with_masks(found, "the validation split", self.notes, self.allow_unused) if found else None
 
     def class_file(self) -> str | None:
@@ -321,12 +333,16 @@ def _plain(name: str) -> str:
 
 
 def _first(parent: Path, names: tuple[str, ...]) -> Path | None:
-    return next((parent / n for n in names if (parent / n).is_dir()), None)
+    """The folder in `parent` with the first of these names, in small or capital letters."""
+    found = {path.name.lower(): path for path in reversed(_subfolders(parent))}
+    return next((found[name.lower()] for name in names if name.lower() in found), None)
 
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
+        with os.scandir(folder) as entries:  # knows folders without a look at every file
+            found = [(folder / entry.name, entry.is_symlink() or entry.is_dir()) for entry in entries]
+        return sorted(path for path, may_be in found if may_be and path.is_dir())  # a link may lead nowhere
     except OSError as error:
         raise InputError(f"The folder {folder} (--data_dir) cannot be read: {error.strerror}.") from error
 
@@ -392,7 +408,7 @@ def _refuse_empty(files: _Files, folder: str | os.PathLike, option: str) -> None
     if not files.pictures:
         other = next(iter(files.unreadable.values()), None)
         instead = f"; {other} is in a format that cannot be read here" if other else ""
-        raise InputError(
+        raise EmptyFolderError(
             f"The folder {folder} ({option}) contains no pictures "
             f"({', '.join(sorted(s[1:] for s in suffixes()))}){instead}."
         )

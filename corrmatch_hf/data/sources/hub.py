@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,9 +69,22 @@ class HubSource:
         if not is_saved_dataset(self.name):
             return self._load(streaming=self.streaming)
         with self._loading():
-            loaded = datasets.load_from_disk(self.name)
-        loaded = loaded if isinstance(loaded, dict) else {self.train_split: loaded}
+            loaded = self._saved_splits()
         return {k: v.to_iterable_dataset() for k, v in loaded.items()} if self.streaming else loaded
+
+    def _saved_splits(self) -> dict[str, datasets.Dataset]:
+        """What `save_to_disk` wrote, without splits that have no rows: `datasets` cannot load these."""
+        listed = Path(self.name, "dataset_dict.json")
+        if not listed.is_file():
+            return {self.train_split: datasets.load_from_disk(self.name)}
+        splits = {}
+        for split in json.loads(listed.read_text(encoding="utf-8"))["splits"]:
+            state = json.loads(Path(self.name, split, "state.json").read_text(encoding="utf-8"))
+            if state["_data_files"]:
+                splits[split] = datasets.load_from_disk(str(Path(self.name, split)))
+            else:
+                self.notes.append(f"The split {split!r} of {self.name} has no rows and is left out.")
+        return splits
 
     def train(self) -> datasets.Dataset:
         """Columns image, label (None where there is no mask) and file."""
@@ -380,7 +394,8 @@ class DatasetFiles:
         if isinstance(cell, str) and not self._contains(cell):
             raise InputError(
                 f"The dataset {self.name!r} names {cell!r} as a picture of {row}, which is not one of its own files "
-                "and is not opened: move the file into the dataset, or name it in a --labeled_list of your own."
+                "and is not opened: move the file into the dataset, name another column with --image_column or "
+                "--label_column, or name the file in a --labeled_list of your own."
             )
 
     def _contains(self, path: str) -> bool:
