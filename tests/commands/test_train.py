@@ -73,7 +73,8 @@ def test_a_run_in_one_and_in_two_processes(launcher, batch, folder, tmp_path, ca
         (["--method", "supervized"], "did you mean 'supervised'"),
     ],
 )
-def test_errors_are_one_sentence(args, message, capsys):
+def test_errors_are_one_sentence(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no earlier run is
     assert run("train", args) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line and line.startswith("error: ")
