@@ -39,10 +39,10 @@ def read_names(
         place = "--id2label" if _is_inline(value) else value
         value = _read_json(value, "--id2label")
     try:
-        names = {int(i): label if label is None else str(label) for i, label in _entries(value)}
+        names = {int(i): _name(label) for i, label in _entries(value)}
     except (TypeError, ValueError):
         raise InputError(
-            f"{place} must map each class id to its name, as in {{'0': 'sky', '1': 'road'}}."
+            f'{place} must map each class id to its name, as in {{"0": "sky", "1": "road"}}.'
         ) from None
     ignored = tuple(i for i, label in names.items() if label is None)
     names = {i: label for i, label in sorted(names.items()) if label is not None}
@@ -127,6 +127,13 @@ def _entries(value: Any) -> Iterable[tuple]:
     if isinstance(value, str):
         raise TypeError(value)
     return value.items() if isinstance(value, Mapping) else enumerate(value)
+
+
+def _name(label: Any) -> str | None:
+    """The name of a class; TypeError for a mapping or a list, such as a tool's description of a class."""
+    if isinstance(label, Mapping | list | tuple):
+        raise TypeError(label)
+    return label if label is None else str(label)
 
 
 def _is_inline(value: str) -> bool:

@@ -128,14 +128,16 @@ class MaskFormat:
 
     def _from_colors(self, values: np.ndarray, file: str, jpeg: bool) -> np.ndarray:
         """(H, W, 3) uint8 -> ids."""
+        gray = bool((values == values[..., :1]).all())
+        if gray and self.label_colors is None and self.label_ids is not None:  # ids, saved as R = G = B
+            return self._from_ids(values[..., 0], file)
         codes = _color_codes(values)
         keys, key_ids = self._color_table
         place = np.searchsorted(keys, codes).clip(max=len(keys) - 1)
         unknown = keys[place] != codes
         if not unknown.any():
             return key_ids[place]
-        gray = (values == values[..., :1]).all()
-        if gray and (self.label_colors is None or self._gray_colors):  # ids, saved as R = G = B
+        if gray and (self.label_colors is None or self._gray_colors):
             return self._from_ids(values[..., 0], file)
         code = int(codes[unknown][0])
         color = (code >> 16, code >> 8 & 255, code & 255)
@@ -194,6 +196,8 @@ def open_mask(value: Any, file: str) -> RawMask:
             )
         jpeg = picture.format in ("JPEG", "MPO")
         array = np.asarray(picture)
+        if picture.mode in ("LA", "PA", "RGBA"):
+            _refuse_drawn_by_alpha(array, file)
         if picture.mode in ("LA", "PA"):  # ids and transparency
             array = array[..., 0]
         if picture.mode in ("P", "PA"):
@@ -213,6 +217,16 @@ def open_mask(value: Any, file: str) -> RawMask:
             "per pixel, or an RGB picture with --label_colors."
         )
     return RawMask(array, palette, jpeg)
+
+
+def _refuse_drawn_by_alpha(array: np.ndarray, file: str) -> None:
+    """Raises InputError if the transparency, which is not read, is all that differs in a mask."""
+    colors, alpha = array[..., :-1], array[..., -1]
+    if array.size and (colors == colors[0, 0]).all() and not (alpha == alpha[0, 0]).all():
+        raise InputError(
+            f"Mask {file} has one colour and differs in its transparency alone, which is not read: save its alpha "
+            "channel as the mask, in Pillow with getchannel('A')."
+        )
 
 
 def _palette(picture: Image.Image) -> np.ndarray | None:

@@ -37,12 +37,15 @@ class MaskSurvey:
     palettes: dict[int, dict[Color, str]] = field(
         default_factory=dict
     )  # number -> its colours -> a file with it
+    halves: dict[int, str] = field(
+        default_factory=dict
+    )  # 1 or 255, the only number beside 0 -> the first file
     unreadable: InputError | None = None  # the first one
 
     @property
     def is_black_and_white(self) -> bool:
-        """Whether 0 and 255 are all that the masks hold."""
-        return set(self.ids) == {0, 255} and not self.colors
+        """Whether 0 and 255 (of 16 bits: 65535) are all that the masks hold."""
+        return set(self.ids) in ({0, 255}, {0, 65535}) and not self.colors
 
 
 def survey_masks(parts: Sequence[datasets.Dataset | None], limit: int) -> MaskSurvey:
@@ -74,6 +77,8 @@ def _add(survey: MaskSurvey, row: dict) -> None:
     if values.ndim == 2:
         ids = [int(v) for v in np.unique(values)]
         survey.ids = dict.fromkeys(ids, file) | survey.ids
+        if ids in ([0, 1], [0, 255]):
+            survey.halves.setdefault(ids[1], file)
         if raw.palette is not None:
             for i in ids:
                 color = tuple(raw.palette[i].tolist())
@@ -108,10 +113,16 @@ def settle_classes(
     if mask_format.label_colors is None and (differing := _differing_palettes(survey)):
         notes.append(differing)
     count = len(classes.id2label) if classes else num_labels
+    if set(survey.ids) == {0, 1, 255} and len(survey.halves) == 2 and not ignored_given:
+        notes.append(
+            f"Some masks hold 0 and 1 alone ({survey.halves[1]}), others 0 and 255 ({survey.halves[255]}): 255 is read "
+            "as 'ignore'. If it means the same as 1, write 1 in its place in these masks; if not, --ignore_index 255 "
+            "confirms it."
+        )
     plain = mask_format.label_colors is None and not mask_format.reduce_labels
     if (
         survey.is_black_and_white and plain and count in (None, 2) and not survey.jpeg
-        and not (ignored_given and mask_format.ignore_index in (0, 255))
+        and not (ignored_given and mask_format.ignore_index in survey.ids)
         and (classes is None or classes.label_ids is None)
     ):  # fmt: skip
         names = (
@@ -121,11 +132,12 @@ def settle_classes(
             if count
             else {0: "background", 1: "foreground"}
         )
+        white = max(survey.ids)
         notes.append(
-            f"The masks hold 0 and 255 alone: read as the classes {names[0]!r} and {names[1]!r} (if 255 means "
-            "'ignore', say so with --ignore_index 255)."
+            f"The masks hold 0 and {white} alone: read as the classes {names[0]!r} and {names[1]!r} (if {white} means "
+            f"'ignore', say so with --ignore_index {white})."
         )
-        return Classes(names, label_ids=(0, 255), notes=tuple(notes))
+        return Classes(names, label_ids=(0, white), notes=tuple(notes))
     if classes is not None:
         return Classes(classes.id2label, classes.label_ids, classes.ignored_ids, (*classes.notes, *notes))
     if num_labels is not None:
@@ -178,12 +190,14 @@ def _guessed_ids(mask_format: MaskFormat, survey: MaskSurvey) -> tuple[list[int]
             f"ids; if every value is a class, say so with --num_labels {found[-1] + 1}."
         )
     absent = [i for i in range(found[-1]) if i not in ids]
+    blurred = len(found) > SHOWN
     if len(absent) > len(found):
         where = f" ({found[-1]} in {survey.ids[found[-1]]})" if found[-1] in survey.ids else ""
         raise InputError(
             f"The masks hold the values {some(found)}{where}, so that most of the ids from 0 to {found[-1]} never "
             f"occur. Say which classes these are: {_naming(found, mask_format)}, or, if the other ids are classes that "
             f"these masks do not show, --num_labels {found[-1] + 1}."
+            + (" If the masks were resized with interpolation, make them anew without." if blurred else "")
         )
     start = " If they start at 1, give --reduce_labels." if found[0] == 1 else ""
     gaps = f"No mask that was read holds the ids {some(absent)}; the classes are 0 to {found[-1]} all the same.{start}"

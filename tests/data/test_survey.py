@@ -210,3 +210,58 @@ def test_an_array_file_is_a_mask(tmp_path):
     np.save(root / "masks" / "1.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"Cannot read the mask .*1\.npy: .*objects"):
         check_dataset(load(root), need_unlabeled=False)
+
+
+def test_white_of_sixteen_bits(tmp_path):
+    semi = load(mask_folder(tmp_path, np.array([0, 65535], np.uint16)))
+    assert semi.id2label == {0: "background", 1: "foreground"}
+    assert set(np.unique(mask_of(semi))) == {0, 1} and "0 and 65535 alone" in semi.notes[0]
+
+
+def test_two_ways_to_write_the_foreground_are_told(tmp_path):
+    def save(array, path, i):
+        Image.fromarray(array * np.uint8(1 if i else 255)).save(path)
+
+    root = mask_folder(tmp_path, np.array([0, 1], np.uint8), save)
+    (note,) = load(root).notes
+    assert "0 and 1 alone" in note and "0.png" in note and "1.png" in note
+    assert not load(root, ignore_index=255).notes
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_masks_drawn_in_transparency_are_refused(tmp_path, mode):
+    def save(array, path, i):
+        picture = Image.new(mode, (40, 30))
+        picture.putalpha(Image.fromarray(array * np.uint8(255)))
+        picture.save(path)
+
+    root = mask_folder(tmp_path, np.array([0, 1], np.uint8), save)
+    assert "transparency alone" in refusal(root) and "getchannel" in refusal(root)
+    with pytest.raises(InputError, match="transparency alone"):
+        check_dataset(load(root, id2label=["a", "b"]), need_unlabeled=False)
+
+
+def test_masks_resized_with_interpolation_are_named_as_such(tmp_path):
+    def save(array, path, i):
+        Image.fromarray(array * np.uint8(255)).resize((13, 11), Image.BILINEAR).resize((40, 30), 2).save(path)
+
+    assert "interpolation" in refusal(mask_folder(tmp_path, np.array([0, 1], np.uint8), save))
+
+
+def test_named_gray_levels_are_not_taken_for_vocs_colors(tmp_path):
+    levels = np.arange(0, 256, 32, dtype=np.uint8)
+
+    def save(array, path, i):
+        array = np.resize(levels, (30, 40)) if i else array  # the first one: 0 and 128, VOC's class 7
+        Image.fromarray(array).convert("RGB").save(path)
+
+    root = mask_folder(tmp_path, np.array([0, 128], np.uint8), save)
+    semi = load(root, id2label={str(level): f"level {level}" for level in levels.tolist()})
+    assert set(np.unique(mask_of(semi))) == {0, 4}
+
+
+def test_descriptions_of_classes_are_not_names(tmp_path):
+    message = refusal(
+        mask_folder(tmp_path, np.array([0, 1], np.uint8)), id2label=[{"name": "sky"}, {"name": "road"}]
+    )
+    assert '{"0": "sky", "1": "road"}' in message
