@@ -418,6 +418,15 @@ def test_saved_to_disk(tmp_path):
     assert counts(load_semi_dataset(str(tmp_path / "saved"), labeled_count=2)) == (2, 3, 0)
 
 
+def test_a_test_split_without_masks_is_left_out(tmp_path):
+    data = datasets.DatasetDict({"train": rows(4), "test": rows(2, masks=False)})
+    data.save_to_disk(str(tmp_path / "saved"))
+    semi = load_semi_dataset(str(tmp_path / "saved"))
+    assert counts(semi) == (4, 0, 0) and "it has no masks" in semi.notes[-1]
+    with pytest.raises(InputError, match="No image of the split 'test'"):
+        load_semi_dataset(str(tmp_path / "saved"), validation_split="test")
+
+
 def test_imagefolder_with_metadata(tmp_path):
     write_split(tmp_path / "train" / "photos", tmp_path / "train" / "ids", 3)
     lines = [

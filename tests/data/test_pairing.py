@@ -161,3 +161,37 @@ def test_an_empty_split_does_not_stop_the_others(tmp_path, empty, validation):
 def test_folders_in_capital_letters(tmp_path):
     write_layout(tmp_path, "Train/Images", "Train/Masks")
     assert len(load_semi_dataset(data_dir=str(tmp_path)).labeled) == 2
+
+
+def test_names_that_differ_in_capitals_or_in_the_coding_of_accents(tmp_path):
+    for photo, mask in ("IMG_1.JPG", "img_1.png"), ("caf\u00e9.jpg", "cafe\u0301.png"):
+        write_photo(tmp_path / "images" / photo)
+        write_mask(tmp_path / "masks" / mask, [0, 1])
+    assert pairs(load_semi_dataset(data_dir=str(tmp_path))) == {
+        "IMG_1.JPG": "img_1.png",
+        "caf\u00e9.jpg": "cafe\u0301.png",
+    }
+
+
+def test_masks_in_other_folders_than_their_photos_are_told(tmp_path):
+    write_photo(tmp_path / "images" / "berlin" / "0.jpg")
+    write_mask(tmp_path / "masks" / "0.png", [0, 1])
+    with pytest.raises(InputError, match=r"called 'berlin/0.jpg', a mask '0.png'"):
+        load_semi_dataset(data_dir=str(tmp_path))
+
+
+def test_a_test_split_without_masks_is_told_and_left_out(tmp_path):
+    write_layout(tmp_path, "train/images", "train/masks")
+    write_photo(tmp_path / "test" / "images" / "9.jpg")
+    semi = load_semi_dataset(data_dir=str(tmp_path))
+    assert semi.validation is None
+    assert "The split 'test' is left out: none of its photos has a mask." in semi.notes
+    with pytest.raises(InputError, match="No image of the split 'test' has a mask"):
+        load_semi_dataset(data_dir=str(tmp_path), validation_split="test")
+
+
+@pytest.mark.parametrize("stray", ["photos.tar", "index.parquet", "metadata.csv"])
+def test_archives_and_tables_beside_the_folders_are_not_the_dataset(tmp_path, stray):
+    write_layout(tmp_path, "train/images", "train/masks")
+    (tmp_path / stray).write_text("image_id,split\n0,train\n")
+    assert len(pairs(load_semi_dataset(data_dir=str(tmp_path)))) == 2

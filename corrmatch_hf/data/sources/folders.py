@@ -118,8 +118,13 @@ class LocalSource:
         if split is not None:
             found = self.folder.require(split, "--validation_split")
             return with_masks(found, f"the split {split!r}", self.notes, self.allow_unused)
-        found = self._unless_empty("validation") or self._unless_empty("test")
-        return with_masks(found, "the validation split", self.notes, self.allow_unused) if found else None
+        for name in ("validation", "test"):
+            if (found := self._unless_empty(name)) is None:
+                continue
+            if any(pair.mask for pair in found.pairs):
+                return with_masks(found, f"the {name} split", self.notes, self.allow_unused)
+            self.notes.append(f"The split {name!r} is left out: none of its photos has a mask.")
+        return None
 
     def class_file(self) -> str | None:
         """The file in the folder that names the classes."""
@@ -254,6 +259,10 @@ class Folder:
 
     def splits(self) -> list[str]:
         return list(self._lists or self._folders)
+
+    def has_masks(self) -> bool:
+        """Whether a folder of masks lies beside a folder of photos."""
+        return any(masks not in (None, images) for images, masks in self._folders.values())
 
     def photo_folders(self) -> list[Path]:
         return [images for images, _ in self._folders.values()]
@@ -470,7 +479,8 @@ def match(images: str | os.PathLike, masks: str | os.PathLike | None, option: st
     if not any(each.mask for each in pairing.pairs):
         raise InputError(
             f"No image in {images} has a mask of the same name in {masks} ({option}): an image is called "
-            f"{Path(next(iter(by_name.values()))).name!r}, a mask {Path(next(iter(other.values()))).name!r}."
+            f"{next(iter(photos.pictures))!r}, a mask {next(iter(found.pictures))!r}. Give every mask the folder "
+            "and the name of its photo, or list the pairs in a --labeled_list."
         )
     unused[UNREADABLE] += found.unreadable.values()
     return _matched(pairing, unused, [photos, found], f"{images} and {masks}")

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ...errors import InputError, unknown_name
 from ..semi_dataset import AnyDataset, reason_of, rows_of_stream, undecoded
-from .folders import SPLIT_NAMES
+from .folders import SPLIT_NAMES, Folder
 from .lists import rows_of_list
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "photo", "picture")
@@ -127,17 +127,25 @@ class HubSource:
 
     def validation(self, split: str | None) -> datasets.Dataset | None:
         """The split of this name, by default validation or test."""
-        if split is None:
-            usual = (*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"])
-            split = next((n for n in usual if n in self._splits), None)
-        if split is None:
-            return None
+        if split is not None:
+            if (dataset := self._masked(split)) is None:
+                raise InputError(
+                    f"No image of the split {split!r} of {self.name} has a mask: name another split."
+                )
+            return dataset
+        for split in (*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"]):
+            if split in self._splits:
+                if (dataset := self._masked(split)) is not None:
+                    return dataset
+                self.notes.append(f"The split {split!r} of {self.name} is left out: it has no masks.")
+        return None
+
+    def _masked(self, split: str) -> datasets.Dataset | None:
+        """The rows of a split that have a mask; None if there are none."""
         dataset = _in_memory(self._split(split, "--validation_split"))
         there = [row for row, given in enumerate(rows_with_label(dataset)) if given]
         if not there:
-            raise InputError(
-                f"No image of the split {split!r} of {self.name} has a mask: name another split."
-            )
+            return None
         return dataset if len(there) == len(dataset) else dataset.select(there)
 
     def class_file(self) -> str | None:
@@ -225,13 +233,26 @@ def is_saved_dataset(path: str) -> bool:
 
 
 def read_by_datasets(folder: str) -> bool:
-    """Whether a folder contains, within two levels, tables, archives or metadata that `datasets` reads."""
+    """Whether a folder contains, within two levels, tables, archives or metadata that `datasets` reads.
+
+    Tables and archives beside folders of photos and masks do not count: they were only left there.
+    """
+    stored = False
     for parent, folders, files in os.walk(folder):
-        if any(f.endswith((".parquet", ".arrow", ".tar")) or f in METADATA_FILES for f in files):
+        if any(f in METADATA_FILES and _names_files(os.path.join(parent, f)) for f in files):
             return True
+        stored |= any(f.endswith((".parquet", ".arrow", ".tar")) for f in files)
         if len(Path(parent).relative_to(folder).parts) == 2:
             folders.clear()
-    return False
+    return stored and (is_saved_dataset(folder) or not Folder(folder).has_masks())
+
+
+def _names_files(metadata: str) -> bool:
+    """Whether a metadata file has a column of file names, without which `datasets` does not read it."""
+    if not metadata.endswith(".csv"):
+        return True
+    with open(metadata, encoding="utf-8-sig", errors="replace") as file:
+        return "file_name" in file.readline()
 
 
 def _in_memory(dataset: AnyDataset) -> datasets.Dataset:

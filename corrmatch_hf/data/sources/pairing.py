@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -33,8 +34,8 @@ class Pairing(NamedTuple):
 def pair(photos: Mapping[str, str], masks: Mapping[str, str]) -> Pairing:
     """Pair the files of two mappings from the relative path without suffix to the path.
 
-    Names must be equal, or equal but for added words: photo_mask.png, mask_photo.png, photo.jpg.png, and
-    photo_leftImg8bit.png with photo_gtFine_labelIds.png.
+    Names must be equal, or equal but for capitals, the coding of accents, or added words: photo_mask.png,
+    mask_photo.png, photo.jpg.png, and photo_leftImg8bit.png with photo_gtFine_labelIds.png.
 
     Raises:
         InputError: two masks may belong to one photo, or a mask to two photos.
@@ -44,14 +45,15 @@ def pair(photos: Mapping[str, str], masks: Mapping[str, str]) -> Pairing:
     for stem in photos:
         if stem not in chosen:
             for name in {stem, _without(stem, PHOTO_WORDS), _without(stem, SUFFIX_WORDS)}:
-                plain[name].append(stem)
+                if stem not in plain[_folded(name)]:
+                    plain[_folded(name)].append(stem)
     claims: dict[str, list[str]] = defaultdict(list)
     for stem in masks:
         if stem in chosen:
             continue
         names = {stem, _without(stem, MASK_WORDS), _without(stem, SUFFIX_WORDS)}
         names.add(_without(_without(stem, SUFFIX_WORDS), MASK_WORDS))
-        found = sorted({photo for name in names for photo in plain.get(name, ())})
+        found = sorted({photo for name in names for photo in plain.get(_folded(name), ())})
         if len(found) > 1:
             raise InputError(
                 f"The mask {masks[stem]} may belong to {photos[found[0]]} or {photos[found[1]]}: give it the name of "
@@ -99,6 +101,11 @@ def beside(files: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
                 masks[stem] = files[exact[0]]
     taken = set(masks.values())
     return {os.path.splitext(name)[0]: path for name, path in files.items() if path not in taken}, masks
+
+
+def _folded(name: str) -> str:
+    """The name in small letters; macOS codes an accent and its letter apart, other systems together."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _without(stem: str, words: set[str]) -> str:
