@@ -12,14 +12,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
-from ..model.picture_corrmatch import tile_pixels, to_rgb
+from ..model.picture_corrmatch import refuse_huge_tiles, to_rgb
 
 _IMAGE = datasets.Image()
 
 # The formats that are decoded, whatever the file's suffix. PIL's other formats are rare, and one starts a program (EPS:
 # Ghostscript).
 FORMATS = ("JPEG", "JPEG2000", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "HEIF")
-MAX_TILE_PIXELS = 4096 * 4096  # of a TIFF that is itself smaller
 
 
 @cache
@@ -96,12 +95,7 @@ def _check_size(picture: Image.Image) -> None:
         raise ValueError(
             f"it has {picture.width} x {picture.height} pixels, more than PIL.Image.MAX_IMAGE_PIXELS = {limit}"
         )
-    # A tile is decoded whole: a tiny picture with a huge tile would take gigabytes.
-    if tile_pixels(picture) > max(MAX_TILE_PIXELS, 4 * picture.width * picture.height):
-        raise ValueError(
-            f"it is a TIFF of {picture.width} x {picture.height} pixels with tiles of {tile_pixels(picture)} pixels: "
-            "save it without tiles, or as PNG"
-        )
+    refuse_huge_tiles(picture)
 
 
 def read_photo(value: Any, file: str) -> Image.Image:

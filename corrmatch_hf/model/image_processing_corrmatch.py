@@ -1,6 +1,7 @@
 """Images of any kind to normalised tensors, segmentation maps to class ids, logits to segmentation maps."""
 
 import math
+import os
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .picture_corrmatch import sixteen_to_eight, tile_pixels, to_rgb
+from .picture_corrmatch import refuse_huge_tiles, sixteen_to_eight, tile_pixels, to_rgb, upright
 
 MAX_SIDE = 16_384  # of an image after resizing; far above useful values
 SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
@@ -41,7 +42,7 @@ class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[
 class CorrMatchImageProcessor(TorchvisionBackend):
     """Prepares images and segmentation maps for [`CorrMatchForSegmentation`], and decodes its output.
 
-    Images are PIL images of every mode, or arrays and tensors (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4
+    Images are PIL images of every mode, paths, URLs, or arrays and tensors (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4
     channels. Gray becomes RGB, palettes are looked up, alpha is dropped, 16-bit values (PIL modes I;16
     and I, uint16) are divided by 257, and PIL images of floats may be 0..1 or 0..255. The size stays unless
     `do_resize` and `size` are given. Values are divided by 255 and normalised with ImageNet's mean and deviation.
@@ -159,9 +160,16 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
+    def fetch_images(self, image_url_or_urls):
+        """Files of this machine are opened here, since transformers reads neither TIFF nor 16 bits."""
+        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+            return upright(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
+
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, device=None, **kwargs):
         """One image to a (3,H,W) tensor in 0..255."""
         if isinstance(image, Image.Image):
+            refuse_huge_tiles(image)
             if do_convert_rgb:
                 image = to_rgb(image)
             elif image.mode.startswith("I"):

@@ -1,10 +1,11 @@
 """Pictures of every mode as 8-bit RGB: the one conversion that training, evaluation and the image processor share."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 # 65535 = 255 * 257: a 16-bit value divided by 257 is the 8-bit value of the same brightness.
 SIXTEEN_TO_EIGHT = 257
+MAX_TILE_PIXELS = 4096 * 4096  # of a TIFF that is itself smaller
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -42,6 +43,27 @@ def _refuse_outside(values: np.ndarray, highest: int) -> None:
         raise ValueError(
             f"its values go from {values.min():.6g} to {values.max():.6g}, but must lie between 0 and {highest}: "
             "scale them, or save the picture with 8 bits per channel"
+        )
+
+
+def upright(picture: Image.Image | str) -> Image.Image:
+    """A picture, or the file of one, turned by its EXIF orientation.
+
+    Raises:
+        ValueError: a TIFF whose tiles are far larger than the picture.
+    """
+    if isinstance(picture, str):
+        picture = Image.open(picture)
+    refuse_huge_tiles(picture)
+    return ImageOps.exif_transpose(picture)
+
+
+def refuse_huge_tiles(picture: Image.Image) -> None:
+    """Raises ValueError for a TIFF whose tiles would take gigabytes; call it before the picture is decoded."""
+    if tile_pixels(picture) > max(MAX_TILE_PIXELS, 4 * picture.width * picture.height):
+        raise ValueError(
+            f"it is a TIFF of {picture.width} x {picture.height} pixels with tiles of {tile_pixels(picture)} pixels: "
+            "save it without tiles, or as PNG"
         )
 
 

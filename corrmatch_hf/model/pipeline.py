@@ -9,14 +9,14 @@ import os
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.pipelines import PIPELINE_REGISTRY, ImageSegmentationPipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .image_processing_corrmatch import CorrMatchImageProcessor
-from .picture_corrmatch import to_rgb
+from .picture_corrmatch import to_rgb, upright
 
 
 class CorrMatchSegmentationPipeline(ImageSegmentationPipeline):
@@ -28,11 +28,9 @@ class CorrMatchSegmentationPipeline(ImageSegmentationPipeline):
 
     def preprocess(self, image, subtask=None, timeout=None):
         """A PIL image, path, URL or base64 text -> pixel_values (1, 3, H, W) and target_size [(H, W)]."""
-        if self._is_own:
-            if isinstance(image, str) and os.path.isfile(image):
-                image = Image.open(image)
-            if isinstance(image, Image.Image):
-                image = to_rgb(ImageOps.exif_transpose(image))
+        here = isinstance(image, Image.Image) or (isinstance(image, str) and os.path.isfile(image))
+        if self._is_own and here:
+            image = to_rgb(upright(image))
         return super().preprocess(image, subtask=subtask, timeout=timeout)
 
     def get_iterator(

@@ -65,6 +65,7 @@ def test_every_reader_sees_the_same(mode, served, tmp_path):
         assert torch.equal(
             CorrMatchImageProcessor()(images=opened, return_tensors="pt")["pixel_values"], want
         )
+    assert torch.equal(CorrMatchImageProcessor()(images=file, return_tensors="pt")["pixel_values"], want)
     assert torch.equal(pipe.preprocess(file)["pixel_values"], want)
     assert torch.equal(pipe.preprocess(picture)["pixel_values"], want)
     seen = []
@@ -97,7 +98,7 @@ def test_a_photo_of_few_bits_is_told(monkeypatch):
         read_photo(Image.fromarray((RAMP * 16).astype(np.uint16)), "dark.tif")
 
 
-def test_a_tiny_tiff_with_a_huge_tile_is_refused(tmp_path):
+def test_a_tiny_tiff_with_a_huge_tile_is_refused(tmp_path, served):
     path = tmp_path / "tile.tif"
     entries = [
         (256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, 40_000), (323, 40_000), (324, 200), (325, 9),
@@ -107,6 +108,11 @@ def test_a_tiny_tiff_with_a_huge_tile_is_refused(tmp_path):
     path.write_bytes((head + tags + bytes(4)).ljust(200, b"\0") + bytes(9))
     with pytest.raises(InputError, match=r"tiles of 1600000000 pixels"):
         read_photo(str(path), str(path))
+    processor = CorrMatchImageProcessor()
+    for read in (processor, served[0]):
+        for value in (str(path), Image.open(path)):
+            with pytest.raises(ValueError, match=r"tiles of 1600000000 pixels"):
+                read(value)
 
 
 def test_a_pipeline_takes_photos_of_different_sizes_in_one_batch(served):
