@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 
 from ..errors import InputError
 from ..options import Options, option
+from ..text import some
 from . import COMMANDS
 from .arguments import parse
 
@@ -118,6 +120,20 @@ def find_photos(names: Iterable[str]) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes() and p.is_file())
+            written = ("_mask.png", "_overlay.png")  # by this command, perhaps to a folder below
+            inner = (p for p in path.glob("*/*") if not p.name.endswith(written))
+            deeper = sorted({p.parent for p in inner if p.suffix.lower() in suffixes()})
+            if deeper and not found:
+                raise InputError(
+                    f"The folder {path} contains no picture itself, but folders below it do: name them instead, such "
+                    f"as {deeper[0]}."
+                )
+            if deeper:
+                print(
+                    f"Note: photos in folders below {path} are not segmented; name these folders, too: "
+                    f"{some(deeper, 3)}.",
+                    file=sys.stderr,
+                )
             if not found:
                 raise InputError(f"The folder {path} contains no picture ({', '.join(sorted(suffixes()))}).")
             paths += found

@@ -16,6 +16,7 @@ from ..errors import InputError
 from .images import open_picture
 
 Color = tuple[int, int, int]
+MANY_IDS = 10  # that belong to no class: more are not listed
 JPEG_REMEDY = "JPEG compression changes ids and colours; save masks as PNG"
 
 
@@ -81,6 +82,8 @@ class MaskFormat:
             reduced = " (after reduce_labels)" if self.reduce_labels else ""
             known = "0 or more" if self.num_labels is None else f"0 to {self.num_labels - 1}"
             lossy = f" The file is a JPEG: {JPEG_REMEDY}." if raw.jpeg else ""
+            if not lossy and len(np.unique(ids[wrong])) > MANY_IDS:
+                lossy = " So many ids look like objects (instance ids), or like a resize with interpolation."
             raise InputError(
                 f"Mask {file} holds {_class_ids(ids[wrong])}{reduced}, but ids "
                 f"must be {known}, or {self.ignore_index} for 'ignore': name more classes with --num_labels "
@@ -179,7 +182,8 @@ def _color_codes(colors: np.ndarray) -> np.ndarray:
 def _class_ids(values: np.ndarray) -> str:
     """ "the class ids 3, 4": the different values, the first ten of them."""
     found = np.unique(values)
-    listed = ", ".join(f"{v:g}" for v in found[:10].tolist()) + (" ..." if len(found) > 10 else "")
+    more = " ..." if len(found) > MANY_IDS else ""
+    listed = ", ".join(f"{v:g}" for v in found[:MANY_IDS].tolist()) + more
     return f"the class id{'s' if len(found) > 1 else ''} {listed}"
 
 

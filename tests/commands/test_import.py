@@ -368,3 +368,11 @@ def test_without_pycocotools_the_command_says_how_to_get_it(source, tmp_path, ca
     EXPORTS["coco"](source)
     monkeypatch.setitem(__import__("sys").modules, "pycocotools.mask", None)
     assert 'pip install "corrmatch-hf[formats]"' in refused(source, tmp_path, capsys)
+
+
+def test_a_photo_beside_its_labelme_file_is_found_whatever_folder_the_file_names(source, imported):
+    """LabelMe writes the path from where the file was made; the photos may have been moved since."""
+    write_photos(source, ["a.jpg"])
+    labelme_file(source / "a.json", "..\\..\\photos\\a.jpg", [("cat", SQUARE)])
+    _, out = imported()
+    assert "train: 1 photos with masks" in out

@@ -102,11 +102,16 @@ def test_an_unreadable_photo_is_told_after_the_others_are_done(saved_model, tmp_
     assert not (tmp_path / "out" / "broken_mask.png").exists()
 
 
-def test_what_is_not_there_is_told(saved_model, tmp_path):
+def test_what_is_not_there_is_told(saved_model, tmp_path, capsys):
     with pytest.raises(InputError, match=r"no image .*gone\.jpg"):
         predict.main([str(tmp_path / "gone.jpg"), "--model", str(saved_model)])
     with pytest.raises(InputError, match="contains no picture"):
         predict.main([str(tmp_path), "--model", str(saved_model)])
+    write_photo(tmp_path / "day 1" / "photo.png")
+    with pytest.raises(InputError, match=r"name them instead, such as .*day 1"):
+        predict.main([str(tmp_path), "--model", str(saved_model)])
     photo = write_photo(tmp_path / "photo.png")
+    predict.main([str(tmp_path), "--model", str(saved_model), "--output_dir", str(tmp_path / "out")])
+    assert "not segmented; name these folders, too" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"No segmentation model .*nowhere"):
         predict.main([str(photo), "--model", str(tmp_path / "nowhere")])

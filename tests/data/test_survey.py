@@ -265,3 +265,15 @@ def test_descriptions_of_classes_are_not_names(tmp_path):
         mask_folder(tmp_path, np.array([0, 1], np.uint8)), id2label=[{"name": "sky"}, {"name": "road"}]
     )
     assert '{"0": "sky", "1": "road"}' in message
+
+
+def test_many_ids_without_a_class_are_named_as_what_they_are(tmp_path):
+    root = mask_folder(
+        tmp_path,
+        [0],
+        lambda array, path, i: Image.fromarray(
+            np.eye(30, 40, dtype=np.uint8) * np.arange(40, dtype=np.uint8)
+        ).save(path),
+    )
+    with pytest.raises(InputError, match="interpolation"):
+        check_dataset(load(root, num_labels=2), need_unlabeled=False)

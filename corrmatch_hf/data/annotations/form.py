@@ -163,7 +163,7 @@ class Files:
             matching = candidates
         else:
             target = os.path.relpath(self.root / os.path.dirname(near) / name, self.root).replace(os.sep, "/")
-            if target == ".." or target.startswith("../"):
+            if (target == ".." or target.startswith("../")) and not candidates:
                 raise Unusable("photos whose path leads out of the folder (refused)")
             exact = [path for path in candidates if _normal(path) == _normal(target)]
             tail = "/" + os.path.normpath(name).replace(os.sep, "/").lstrip("./")
