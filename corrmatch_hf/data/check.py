@@ -74,6 +74,12 @@ def check_dataset(
     if semi.unlabeled is not None:
         warnings += _read_all(spread_rows(semi.unlabeled, limit, stream_limit=8), read_unlabeled, skip)
     if semi.validation is not None:
+        seen = sorted(filter(os.path.isfile, {*semi.labeled["file"]} & {*semi.validation["file"]}))
+        if seen:
+            warnings.append(
+                f"{len(seen)} validation images are labelled training images, too ({some(seen, 3)}): the results say "
+                "nothing about new photos."
+            )
         _read_all(spread_rows(semi.validation, mask_limit), semi.read_labeled, skip=False)
     return warnings
 

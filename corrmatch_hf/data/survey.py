@@ -121,7 +121,7 @@ def settle_classes(
         )
     plain = mask_format.label_colors is None and not mask_format.reduce_labels
     if (
-        survey.is_black_and_white and plain and count in (None, 2) and not survey.jpeg
+        survey.is_black_and_white and plain and count in (None, 2)
         and not (ignored_given and mask_format.ignore_index in survey.ids)
         and (classes is None or classes.label_ids is None)
     ):  # fmt: skip

@@ -94,3 +94,10 @@ def test_a_turned_photo_fits_its_upright_mask(folder):
     (folder / "train/images/000.png").unlink()
     Image.fromarray(pixels).save(folder / "train/images/000.jpg", exif=exif)  # stored 36 x 48, shown 48 x 36
     check_dataset(load(folder), need_unlabeled=False)
+
+
+def test_validation_images_that_train_too_are_told(folder, tmp_path):
+    (tmp_path / "both.txt").write_text("train/images/003.png train/masks/003.png\n")
+    semi = load(folder, validation_list=str(tmp_path / "both.txt"))
+    (warning,) = check_dataset(semi, need_unlabeled=False)
+    assert "1 validation images are labelled training images, too" in warning and "003.png" in warning

@@ -190,8 +190,16 @@ def test_a_test_split_without_masks_is_told_and_left_out(tmp_path):
         load_semi_dataset(data_dir=str(tmp_path), validation_split="test")
 
 
-@pytest.mark.parametrize("stray", ["photos.tar", "index.parquet", "metadata.csv"])
+@pytest.mark.parametrize("stray", ["photos.tar", "index.parquet", "metadata.csv", "metadata.jsonl"])
 def test_archives_and_tables_beside_the_folders_are_not_the_dataset(tmp_path, stray):
     write_layout(tmp_path, "train/images", "train/masks")
     (tmp_path / stray).write_text("image_id,split\n0,train\n")
     assert len(pairs(load_semi_dataset(data_dir=str(tmp_path)))) == 2
+
+
+def test_a_split_of_an_unknown_name_is_told(tmp_path):
+    for split in "train", "holdout":
+        write_layout(tmp_path, f"{split}/images", f"{split}/masks")
+    (note,) = load_semi_dataset(data_dir=str(tmp_path)).notes
+    assert "'holdout'" in note and "--validation_split" in note
+    assert len(load_semi_dataset(data_dir=str(tmp_path), validation_split="holdout").validation) == 2

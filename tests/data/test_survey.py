@@ -277,3 +277,11 @@ def test_many_ids_without_a_class_are_named_as_what_they_are(tmp_path):
     )
     with pytest.raises(InputError, match="interpolation"):
         check_dataset(load(root, num_labels=2), need_unlabeled=False)
+
+
+def test_one_jpeg_among_black_and_white_masks_is_named(tmp_path):
+    def save(array, path, i):
+        Image.fromarray(array).save(path, "PNG" if i else "JPEG")
+
+    semi = load(mask_folder(tmp_path, np.array([0, 255], np.uint8), save))
+    assert semi.id2label == {0: "background", 1: "foreground"} and "1 masks are JPEGs" in semi.notes[0]

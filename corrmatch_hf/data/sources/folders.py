@@ -63,7 +63,7 @@ class LocalSource:
         allow_unused: bool = False,
     ):
         self.notes: list[str] = []
-        self.allow_unused = allow_unused
+        self.allow_unused, self.train_split = allow_unused, train_split
         self.folder = None if root is None else Folder(root)
         if train_images is not None:
             self.pairs = self._used(match(train_images, train_masks, "--train_images, --train_masks"))
@@ -124,6 +124,11 @@ class LocalSource:
             if any(pair.mask for pair in found.pairs):
                 return with_masks(found, f"the {name} split", self.notes, self.allow_unused)
             self.notes.append(f"The split {name!r} is left out: none of its photos has a mask.")
+        others = [
+            name for name in self.folder.splits() if split_kind(name) is None and name != self.train_split
+        ]
+        if others:
+            self.notes.append(unused_splits(others, str(self.folder.root)))
         return None
 
     def class_file(self) -> str | None:
@@ -329,6 +334,11 @@ class Folder:
         if masks is not None and not _files(masks, "--data_dir", arrays=True).pictures:
             self._refuse_annotations()  # YOLO's labels are text
         return match(images, masks, "--data_dir")
+
+
+def unused_splits(names: list[str], place: str) -> str:
+    """The note on splits of which nobody said what they are for, in data without a validation split."""
+    return f"{place} has the splits {some(map(repr, names))}, too; evaluate on one of them with --validation_split."
 
 
 def split_kind(name: str) -> str | None:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ...errors import InputError, unknown_name
 from ..semi_dataset import AnyDataset, reason_of, rows_of_stream, undecoded
-from .folders import SPLIT_NAMES, Folder
+from .folders import SPLIT_NAMES, Folder, split_kind, unused_splits
 from .lists import rows_of_list
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "images", "photo", "picture")
@@ -138,6 +138,8 @@ class HubSource:
                 if (dataset := self._masked(split)) is not None:
                     return dataset
                 self.notes.append(f"The split {split!r} of {self.name} is left out: it has no masks.")
+        if others := [name for name in self._splits if name != self.train_split and split_kind(name) is None]:
+            self.notes.append(unused_splits(others, self.name))
         return None
 
     def _masked(self, split: str) -> datasets.Dataset | None:
@@ -249,7 +251,7 @@ def read_by_datasets(folder: str) -> bool:
 
 def _names_files(metadata: str) -> bool:
     """Whether a metadata file has a column of file names, without which `datasets` does not read it."""
-    if not metadata.endswith(".csv"):
+    if metadata.endswith(".parquet"):
         return True
     with open(metadata, encoding="utf-8-sig", errors="replace") as file:
         return "file_name" in file.readline()
