@@ -207,7 +207,7 @@ def open_mask(value: Any, file: str) -> RawMask:
         if picture.mode in ("P", "PA"):
             palette = _palette(picture)
     else:
-        array = np.asarray(value)
+        array = _nested(value, file)
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
         array = array.squeeze(0 if array.shape[0] == 1 else 2)
     if array.dtype == bool:
@@ -221,6 +221,17 @@ def open_mask(value: Any, file: str) -> RawMask:
             "per pixel, or an RGB picture with --label_colors."
         )
     return RawMask(array, palette, jpeg)
+
+
+def _nested(value: Any, file: str) -> np.ndarray:
+    """An array, or nested lists of the same lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(
+            f"Mask {file} consists of lists of different lengths, as of polygons or boxes, not of rows of pixels: name "
+            "the column of the masks with --label_column."
+        ) from None
 
 
 def _refuse_drawn_by_alpha(array: np.ndarray, file: str) -> None:

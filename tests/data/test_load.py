@@ -350,7 +350,7 @@ def test_a_part_of_a_split(repository):
 def test_columns_may_be_named(tmp_path):
     rows(4, "what", "where").to_parquet(str(tmp_path / "train.parquet"))
     with pytest.raises(
-        InputError, match=r"No column of images was found .*\['scene', 'what', 'where'\].*--image_column"
+        InputError, match=r"No column of images was found .*'scene', 'what', 'where'.*--image_column"
     ):
         load_semi_dataset(str(tmp_path))
     (note,) = load_semi_dataset(str(tmp_path), image_column="where").notes
@@ -425,6 +425,38 @@ def test_a_test_split_without_masks_is_left_out(tmp_path):
     assert counts(semi) == (4, 0, 0) and "it has no masks" in semi.notes[-1]
     with pytest.raises(InputError, match="No image of the split 'test'"):
         load_semi_dataset(str(tmp_path / "saved"), validation_split="test")
+
+
+def test_a_split_without_a_column_of_masks_does_not_stop_the_others(tmp_path):
+    splits = {"train": rows(4), "validation": rows(2).remove_columns("label"), "test": rows(3)}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    semi = load_semi_dataset(str(tmp_path / "saved"))
+    assert counts(semi) == (4, 0, 3) and "'validation'" in semi.notes[-1]
+    with pytest.raises(InputError, match="No column of masks"):
+        load_semi_dataset(str(tmp_path / "saved"), validation_split="validation")
+
+
+def test_a_training_split_without_rows_is_named(tmp_path):
+    datasets.DatasetDict({"train": rows(3).select([]), "validation": rows(3)}).save_to_disk(str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"The split 'train' of .* has no rows: name another with --train_split"
+    ):
+        load_semi_dataset(str(tmp_path))
+
+
+def test_polygons_are_not_masks(tmp_path):
+    data = rows(3).remove_columns("label").add_column("segmentation", [[[0, 1, 2], [0, 1]]] * 3)
+    data.save_to_disk(str(tmp_path))
+    with pytest.raises(InputError, match=r"lists of different lengths.*--label_column"):
+        load_semi_dataset(str(tmp_path))
+
+
+def test_hundreds_of_columns_are_cut(tmp_path):
+    data = datasets.Dataset.from_dict({f"column_{i}": [0] for i in range(200)})
+    data.save_to_disk(str(tmp_path))
+    with pytest.raises(InputError, match="and 188 more") as error:
+        load_semi_dataset(str(tmp_path))
+    assert len(str(error.value)) < 500
 
 
 def test_imagefolder_with_metadata(tmp_path):

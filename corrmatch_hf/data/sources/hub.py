@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ...errors import InputError, unknown_name
+from ...text import some
 from ..semi_dataset import AnyDataset, reason_of, rows_of_stream, undecoded
 from .folders import SPLIT_NAMES, Folder, split_kind, unused_splits
 from .lists import rows_of_list
@@ -38,6 +39,10 @@ LABEL_COLUMNS = (
 )
 ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+class NoMasksError(InputError):
+    """A split without a column of masks."""
 
 
 class HubSource:
@@ -62,6 +67,7 @@ class HubSource:
         self.train_split, self.image_column, self.label_column = train_split, image_column, label_column
         self.streaming = streaming
         self.notes: list[str] = []  # which columns were taken
+        self._empty: list[str] = []  # splits
         self._arguments = {"name": config_name, "revision": revision, "data_dir": data_dir}
 
     @cached_property
@@ -83,6 +89,7 @@ class HubSource:
             if state["_data_files"]:
                 splits[split] = datasets.load_from_disk(str(Path(self.name, split)))
             else:
+                self._empty.append(split)
                 self.notes.append(f"The split {split!r} of {self.name} has no rows and is left out.")
         return splits
 
@@ -135,8 +142,9 @@ class HubSource:
             return dataset
         for split in (*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"]):
             if split in self._splits:
-                if (dataset := self._masked(split)) is not None:
-                    return dataset
+                with suppress(NoMasksError):
+                    if (dataset := self._masked(split)) is not None:
+                        return dataset
                 self.notes.append(f"The split {split!r} of {self.name} is left out: it has no masks.")
         if others := [name for name in self._splits if name != self.train_split and split_kind(name) is None]:
             self.notes.append(unused_splits(others, self.name))
@@ -202,6 +210,8 @@ class HubSource:
             dataset = self._load(split=name)
         elif name in self._splits:
             dataset = self._splits[name]
+        elif name in self._empty:
+            raise InputError(f"The split {name!r} of {self.name} has no rows: name another with {option}.")
         else:
             raise unknown_name(f"split ({option}) of {self.name}", name, self._splits)
         if dataset.features is None:  # a stream of unknown columns
@@ -276,7 +286,7 @@ def _image_column(features: datasets.Features, given: str | None, name: str) -> 
     found = usual or (unusual if len(unusual) == 1 else []) or other
     if not found:
         raise InputError(
-            f"No column of images was found in {name} among {sorted(features)}: name it with --image_column."
+            f"No column of images was found in {name} among {some(map(repr, sorted(features)))}: name it with --image_column."
         )
     return found[0]
 
@@ -293,8 +303,8 @@ def _label_column(features: datasets.Features, given: str | None, image: str, na
     if found:
         return found[0]
     one_class = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
-    raise InputError(
-        f"No column of masks was found in {name} among {sorted(features)}: name it with --label_column"
+    raise NoMasksError(
+        f"No column of masks was found in {name} among {some(map(repr, sorted(features)))}: name it with --label_column"
         + (f" ({one_class!r} contains one class per image)." if one_class else ".")
     )
 
