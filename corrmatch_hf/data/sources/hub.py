@@ -286,7 +286,8 @@ def _image_column(features: datasets.Features, given: str | None, name: str) -> 
     found = usual or (unusual if len(unusual) == 1 else []) or other
     if not found:
         raise InputError(
-            f"No column of images was found in {name} among {some(map(repr, sorted(features)))}: name it with --image_column."
+            f"No column of images was found in {name} among {some(map(repr, sorted(features)))}: name it with "
+            "--image_column."
         )
     return found[0]
 
