@@ -66,7 +66,7 @@ def main(args: Sequence[str]) -> None:
 
     from ..data.annotations.save import PolygonFolder
     from ..data.images import read_photo
-    from ..evaluation import predict_probabilities
+    from ..evaluation.inference import predict_probabilities, refuse_not_finite
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
     from ..hub.load import load_saved
     from ..pictures import class_palette, mask_image, overlay
@@ -95,7 +95,9 @@ def main(args: Sequence[str]) -> None:
             probabilities = torch.nn.functional.interpolate(
                 probabilities, size=(photo.height, photo.width), mode="bilinear", align_corners=True
             )
-        label_map = probabilities[0].argmax(0).cpu().numpy()  # (H, W)
+        highest, class_ids = probabilities[0].max(0)  # (H, W)
+        refuse_not_finite(highest[None], [str(path)])
+        label_map = class_ids.cpu().numpy()
         mask, picture = output / f"{name}_mask.png", output / f"{name}_overlay.png"
         mask_image(label_map, palette).save(mask)
         overlay(photo, label_map, id2label, palette, options.alpha).save(picture)

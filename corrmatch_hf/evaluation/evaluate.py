@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..distributed import leave_signals_to_the_trainer
 from ..errors import InputError
 from .confusion_matrix import ConfusionMatrix
-from .inference import evaluating, predict_probabilities
+from .inference import evaluating, predict_probabilities, refuse_not_finite
 
 LOOK_AHEAD = 4  # batches of images that may be read ahead, or wait for more images of their size
 
@@ -178,12 +178,7 @@ def _class_ids(probabilities: Tensor, num_labels: int, group: list[dict]) -> Ten
             "evaluate on the dataset that the model was trained for."
         )
     confidence, prediction = probabilities.max(1)  # equal to argmax, but five times as fast on a CPU
-    if confidence.sum().isnan():  # else NaN would count as a prediction
-        names = [s["file"] for s, c in zip(group, confidence, strict=True) if c.isnan().any()]
-        raise InputError(
-            f"The model's outputs for {', '.join(names)} are not finite: its weights are corrupt, or the "
-            "precision is too low. Evaluate an earlier checkpoint, or in float32."
-        )
+    refuse_not_finite(confidence, [sample["file"] for sample in group])
     return prediction
 
 

@@ -23,6 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import InputError
 from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
+from .inference import refuse_not_finite
 
 TOLERANCE = 1e-4  # of the largest logit
 METADATA_FILE = "metadata.json"  # inside a program of torch.export
@@ -72,6 +73,10 @@ def export_model(
                 module, "fused_attn"
             ):  # torch cannot translate it with a bias on its scores, as of BEiT
                 module.fused_attn = False
+    sizes = comparison_sizes(model)
+    with torch.no_grad():
+        logits = model(pixel_values=torch.randn(sizes[0][0], model.encoder.in_channels, *sizes[0][1:])).logits
+    refuse_not_finite(logits.amax(1), [f"{name} on random images"] * len(logits))
     program = trace(model, name)
     output.parent.mkdir(parents=True, exist_ok=True)
     if format == "onnx":
@@ -81,7 +86,7 @@ def export_model(
         write_torch(program, output, metadata)
         run = torch.export.load(output).module()
     try:
-        return [compare(model, run, size) for size in comparison_sizes(model)]
+        return [compare(model, run, size) for size in sizes]
     except InputError:
         output.unlink()
         raise

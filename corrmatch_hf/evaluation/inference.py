@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..errors import refuse
+from ..errors import InputError, refuse
 
 
 @contextmanager
@@ -69,6 +69,20 @@ def predict_probabilities(
         total = probabilities if total is None else total.add_(probabilities)
     views = len(scales) * (2 if flip else 1)
     return total if views == 1 else total.div_(views)
+
+
+def refuse_not_finite(highest: Tensor, files: Sequence[str]) -> None:
+    """Raise an `InputError` where (N, H, W) highest probabilities or logits of N images are not finite.
+
+    NaN would otherwise pass for a class, mostly the first one.
+    """
+    if not highest.sum().isfinite():  # the host waits for one number; only then each image is looked at
+        names = [file for file, each in zip(files, highest, strict=True) if not each.isfinite().all()]
+        if names:  # else only the sum overflowed
+            raise InputError(
+                f"The model's outputs for {', '.join(names)} are not finite: its weights are corrupt, or the precision "
+                "is too low. Use an earlier checkpoint, or float32."
+            )
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

@@ -69,8 +69,8 @@ class EndpointHandler:
             size of the (upright) image, 255 for those pixels and 0 elsewhere.
 
         Raises:
-            ValueError: no image, too many, an unreadable or too large one, or an unknown parameter. The message is
-                meant for the client.
+            ValueError: no image, too many, an unreadable or too large one, an unknown parameter, or outputs of the
+                model that are not finite. The message is meant for the client.
         """
         if not isinstance(data, dict) or "inputs" not in data:
             raise ValueError('The request has no "inputs": send an image there, as base64 text.')
@@ -90,10 +90,10 @@ class EndpointHandler:
     def _answer(self, value, place, threshold):
         """One image in any form -> list of {label, score, mask}, after waiting for its turn."""
         with self.turn:
-            return self._segment(self._read(value, place), threshold)
+            return self._segment(self._read(value, place), place, threshold)
 
     @torch.inference_mode()
-    def _segment(self, image, threshold):
+    def _segment(self, image, place, threshold):
         """PIL image -> list of {label, score, mask}."""
         pixel_values = self.processor(images=image, return_tensors="pt")["pixel_values"]
         logits = self.model(pixel_values.to(self.device, self.model.dtype)).logits.float()
@@ -101,6 +101,11 @@ class EndpointHandler:
         if logits.shape[-2:] != size:  # the processor resizes
             logits = interpolate(logits, size=size, mode="bilinear", align_corners=True)
         highest, class_ids = logits[0].max(dim=0)
+        if not highest.isfinite().all():
+            raise ValueError(
+                f'The model\'s outputs for "{place}" are not finite: its weights are corrupt, or the '
+                "precision is too low."
+            )
         probability = (highest - logits[0].logsumexp(dim=0)).exp().double()
         pixels = torch.bincount(class_ids.flatten(), minlength=logits.shape[1])
         total = torch.bincount(class_ids.flatten(), weights=probability.flatten(), minlength=logits.shape[1])

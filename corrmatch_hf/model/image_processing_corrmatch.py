@@ -266,9 +266,14 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             N tensors (height, width), int64.
 
         Raises:
-            ValueError: not one target size for each image.
+            ValueError: not one target size for each image, or logits that are not finite.
         """
         logits = outputs.logits
+        if not logits.amax(dim=1).isfinite().all():  # NaN would pass for a class
+            raise ValueError(
+                "The model's outputs are not finite: its weights are corrupt, or the precision is too low. Use an "
+                "earlier checkpoint, or float32."
+            )
         if target_sizes is None:
             return list(logits.argmax(dim=1))
         if len(target_sizes) != len(logits):

@@ -77,7 +77,12 @@ def segment(model, processor, photo: Image.Image) -> Prediction:
     else:
         logits = model(pixel_values).logits
     size = (photo.height, photo.width)
-    labels = interpolate(logits.float(), size, mode="bilinear", align_corners=True)[0].argmax(0)
+    logits = interpolate(logits.float(), size, mode="bilinear", align_corners=True)
+    highest, labels = logits[0].max(0)  # (H, W)
+    if not highest.isfinite().all():
+        raise ValueError(
+            "The model's outputs are not finite: its weights are corrupt, or the precision is too low."
+        )
     return Prediction(np.asarray(photo), labels.to(torch.int16).cpu().numpy(), query, key)
 
 

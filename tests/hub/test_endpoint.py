@@ -329,7 +329,7 @@ def test_no_more_images_are_worked_on_together_than_allowed(folder, monkeypatch,
             raise ValueError("bad")
         return value
 
-    def segment(image, threshold):
+    def segment(image, place, threshold):
         pause.wait(0.02)
         working.pop()
         return []
