@@ -222,7 +222,7 @@ def test_folders_that_cannot_be_shared_are_refused(tmp_path, folder, aside):
         export_folder(tmp_path / "test only", aside)
     with pytest.raises(InputError, match="has 256 classes, but 8-bit masks allow at most 255"):
         export_folder(folder, aside, id2label=[f"c{i}" for i in range(256)], ignore_index=300)
-    (folder / "metadata.jsonl").write_text("")
+    (folder / "metadata.jsonl").write_text('{"file_name": "train/images/a.png"}\n')
     with pytest.raises(InputError, match=r"datasets\.load_dataset"):
         export_folder(folder, aside)
 
