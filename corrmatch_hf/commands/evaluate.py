@@ -84,7 +84,10 @@ class EvaluationOptions(Options):
         group="Evaluation",
     )
     num_workers: int = option(
-        2, "Processes that read images; 0 reads them in the main process.", group="Evaluation"
+        2,
+        "Processes that read images; 0 reads them in the main process.",
+        group="Evaluation",
+        at_least=0,
     )
     feature_quality: bool = option(
         False,
@@ -98,6 +101,12 @@ class EvaluationOptions(Options):
         common=True,
         metavar="FILE",
     )
+
+    def problems(self) -> list[str]:
+        from ..evaluation.inference import inference_problems
+
+        values = self.window, self.stride, self.scales, self.batch_size
+        return [*super().problems(), *inference_problems(*values, prefix="--")]
 
 
 def main(args: Sequence[str]) -> dict:
@@ -120,6 +129,7 @@ def main(args: Sequence[str]) -> dict:
     output = Path(options.output)
     if output.is_dir():
         raise InputError(f"--output {output} is a folder; give a file name.")
+    output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     if options.feature_quality:
         require_scikit_learn()  # now, not after an hour
 
@@ -135,7 +145,6 @@ def main(args: Sequence[str]) -> dict:
     metrics = measure(model, processor, data, options, process)
     if process.is_main_process:
         print(table(metrics))
-        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"written to {output}")
     process.destroy_process_group()

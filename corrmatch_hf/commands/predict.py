@@ -38,7 +38,9 @@ class PredictOptions(Options):
     model: str = option(MISSING, "Folder of a trained model, or its id on the Hub.", metavar="MODEL")
     output_dir: str = option("predictions", "Folder to write to.", common=True, metavar="DIR")
     alpha: float = option(0.5, "Opacity of the colours, 0 to 1.", common=True, at_least=0, at_most=1)
-    window: int | None = option(None, "Side of a sliding window in pixels, for large photos.", common=True)
+    window: int | None = option(
+        None, "Side of a sliding window in pixels, for large photos.", common=True, at_least=1
+    )
     precision: Literal["float32", "bf16", "fp16"] = option(
         "float32",
         "Precision of the model: bf16 is faster on GPUs and recent CPUs, fp16 on GPUs.",

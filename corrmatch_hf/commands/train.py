@@ -77,6 +77,13 @@ def main(args: Sequence[str]) -> None:
 
 def errors() -> tuple[type[Exception], ...]:
     """What ends a training with one line instead of a traceback."""
-    from ..training import NonFiniteLossError, ProcessLostError, SaveError, TrainingInterrupted
+    from .. import training
 
-    return (InputError, NonFiniteLossError, ProcessLostError, SaveError, TrainingInterrupted)
+    return (
+        InputError,
+        training.EvaluationError,
+        training.NonFiniteLossError,
+        training.ProcessLostError,
+        training.SaveError,
+        training.TrainingInterrupted,
+    )

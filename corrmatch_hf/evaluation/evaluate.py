@@ -19,10 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..distributed import leave_signals_to_the_trainer
+from ..distributed import leave_signals_to_the_trainer, succeeded_everywhere
 from ..errors import InputError
 from .confusion_matrix import ConfusionMatrix
 from .inference import evaluating, predict_probabilities, refuse_not_finite
+
+
+class OtherProcessFailed(InputError):
+    """This process evaluated its images, and another one did not; that one raises the reason."""
+
 
 LOOK_AHEAD = 4  # batches of images that may be read ahead, or wait for more images of their size
 
@@ -66,6 +71,7 @@ def evaluate_segmentation(
     Raises:
         InputError: a sample has no label, a label of another size than its image, or ids that are not a class; the
             model predicts another number of classes, or NaN. The message names the file.
+        OtherProcessFailed: where any process raises an error, all the others raise this one, and none waits for it.
     """
     if isinstance(model, DistributedDataParallel):
         model = (
@@ -81,21 +87,33 @@ def evaluate_segmentation(
     confusion = ConfusionMatrix(num_labels, ignore_index, target)
     own = Subset(samples, range(rank, len(samples), world_size))
 
-    with (
-        evaluating(model),
-        torch.autocast(target.type, autocast_dtype, enabled=autocast_dtype is not None),
-        tqdm(total=len(own), desc="evaluating", unit="image", disable=not progress) as bar,
-    ):
-        for group in _equal_sizes(_read(own, batch_size, num_workers), batch_size):
-            pixels = torch.stack([s["image"] for s in group]).to(target, non_blocking=True)  # (N, 3, H, W)
-            probabilities = predict_probabilities(
-                model, normalize(pixels),
-                window=window, stride=stride, scales=scales, flip=flip, batch_size=batch_size,
-            )  # fmt: skip
-            _count(confusion, _class_ids(probabilities, num_labels, group), group)
-            bar.update(len(group))
+    failure: Exception | None = None
+    try:
+        with (
+            evaluating(model),
+            torch.autocast(target.type, autocast_dtype, enabled=autocast_dtype is not None),
+            tqdm(total=len(own), desc="evaluating", unit="image", disable=not progress) as bar,
+        ):
+            for group in _equal_sizes(_read(own, batch_size, num_workers), batch_size):
+                pixels = torch.stack([s["image"] for s in group]).to(
+                    target, non_blocking=True
+                )  # (N, 3, H, W)
+                probabilities = predict_probabilities(
+                    model, normalize(pixels),
+                    window=window, stride=stride, scales=scales, flip=flip, batch_size=batch_size,
+                )  # fmt: skip
+                _count(confusion, _class_ids(probabilities, num_labels, group), group)
+                bar.update(len(group))
+    except Exception as error:
+        if world_size == 1:
+            raise
+        failure = error
 
     if world_size > 1:
+        if not succeeded_everywhere(failure, target):
+            raise failure or OtherProcessFailed(
+                "Another process could not evaluate its share of the images; its message names the reason."
+            )
         confusion.reduce()
     return {**confusion.compute(id2label), "num_images": len(samples)}
 

@@ -53,7 +53,7 @@ def predict_probabilities(
     Returns:
         (N, K, H, W) float32 for any precision of the model.
     """
-    refuse(_problems(window, stride, scales, batch_size))
+    refuse(inference_problems(window, stride, scales, batch_size))
     size = pixel_values.shape[-2:]
     total = None
     for scale in scales:
@@ -126,16 +126,27 @@ def _softmax(model: nn.Module, image: Tensor) -> Tensor:
     return logits.softmax(dim=1)
 
 
-def _problems(
-    window: int | None, stride: int | None, scales: Sequence[float], batch_size: int
+def inference_problems(
+    window: int | None,
+    stride: int | None,
+    scales: Sequence[float] = (1.0,),
+    batch_size: int = 1,
+    prefix: str = "",
 ) -> Iterator[str]:
+    """Why `predict_probabilities` refuses these arguments, one sentence each without the full stop.
+
+    Commands call this before they load anything, with the `prefix` of their options, such as "--eval_".
+    """
     if window is not None and window < 1:
-        yield f"window is {window}: give a side in pixels, or leave it out for the whole image"
+        yield f"{prefix}window is {window}: give a side in pixels, or leave it out for the whole image"
     elif stride is not None and window is None:
-        yield f"stride is {stride}, but there is no window: give both, or leave out stride"
-    elif stride is not None and not 1 <= stride <= window:
-        yield f"stride is {stride}: it must lie between 1 and window={window}, or pixels would be skipped"
+        yield f"{prefix}stride is {stride}, but there is no window: give {prefix}window, or leave out {prefix}stride"
+    elif stride is not None and window is not None and not 1 <= stride <= window:
+        yield (
+            f"{prefix}stride is {stride}: it must lie between 1 and {prefix}window ({window}), "
+            "or pixels would be skipped"
+        )
     if not scales or min(scales) <= 0:
-        yield f"scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25"
+        yield f"{prefix}scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25"
     if batch_size < 1:
-        yield f"batch_size is {batch_size}: give 1 or more"
+        yield f"{prefix}batch_size is {batch_size}: give 1 or more"

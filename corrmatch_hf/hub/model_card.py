@@ -107,13 +107,28 @@ def write_run_card(
         )
 
     record = json.dumps(facts, indent=2, ensure_ascii=False)
-    (folder / "run.json").write_text(f"{record}\n", encoding="utf-8")
+    _replace(folder / "run.json", f"{record}\n")
     name = run.get("hub_model_id")
     text = _render(facts, name or str(folder), title=name.split("/")[-1] if name else folder.resolve().name)
     path = folder / "README.md"
     if not path.is_file() or _is_sealed(path.read_text(encoding="utf-8")):  # else somebody edited it
-        path.write_text(_sealed(text), encoding="utf-8")
+        _replace(path, _sealed(text))
     return path
+
+
+def remove_run_card(folder: Path) -> None:
+    """Delete what `write_run_card` wrote, apart from a card that somebody edited."""
+    (folder / "run.json").unlink(missing_ok=True)
+    card = folder / "README.md"
+    if card.is_file() and _is_sealed(card.read_text(encoding="utf-8", errors="replace")):
+        card.unlink()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once: a card that was cut off would be taken for one that somebody edited."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def card_for_push(folder: str | Path, repo_id: str, *, inference_only: bool = False) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from ..on_demand import import_name
 
 _WHERE = {
+    "EvaluationError": "output_folder",
     "NonFiniteLossError": "non_finite",
     "ProcessLostError": "interruption",
     "SaveError": "output_folder",

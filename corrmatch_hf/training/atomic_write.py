@@ -6,6 +6,7 @@ old or its new content, never a part of either. (`recover_folder` repairs the on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,13 +35,13 @@ def write_text(path: Path, text: str) -> None:
 def replaced_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to write into. On success it replaces `path`; on failure `path` is unchanged."""
     temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
+    delete(temporary)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         move_folder(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete(temporary)
         raise
 
 
@@ -48,44 +49,82 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 def replaced_files(folder: Path) -> Iterator[Path]:
     """A temporary folder to write into. On success each of its files replaces the one of that name in `folder`."""
     temporary = folder / ".writing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    delete(temporary)
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        follow_umask(temporary)
         for path in sorted(temporary.iterdir()):
             flush(path)
             os.replace(path, folder / path.name)
+        flush(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete(temporary)
 
 
 def move_folder(finished: Path, path: Path) -> None:
-    """Replace the folder `path` by the folder `finished`, flushed to disk first."""
+    """Replace `path` by the folder `finished`, flushed to disk first. Of a link at `path`, the target stays."""
+    follow_umask(finished)
     for file in (*finished.rglob("*"), finished):
         flush(file)
     old = _old(path)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    delete(old)
+    if os.path.lexists(path):
         path.rename(old)
-    finished.rename(path)
+    try:
+        finished.rename(path)
+    except OSError:
+        if os.path.lexists(old):
+            old.rename(path)
+        raise
     flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    delete(old)
 
 
 def recover_folder(path: Path) -> None:
     """Finish or undo a `move_folder` or `replaced_folder` to `path` that was killed."""
-    if not path.exists() and _old(path).exists():
+    if not os.path.lexists(path) and os.path.lexists(_old(path)):
         _old(path).rename(path)
-    shutil.rmtree(_old(path), ignore_errors=True)
-    shutil.rmtree(_temporary(path), ignore_errors=True)
+    delete(_old(path))
+    delete(_temporary(path))
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; a half-deleted one never stands at `path`, nor does `recover_folder` bring it back."""
+    """Delete a folder; a half-deleted one never stands at `path`, nor does `recover_folder` bring it back.
+
+    Of a link, the target stays.
+    """
     temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
+    delete(temporary)
     path.rename(temporary)
-    shutil.rmtree(temporary)
+    if temporary.is_symlink() or temporary.is_file():
+        temporary.unlink()
+    else:
+        shutil.rmtree(temporary)
+
+
+def delete(path: Path) -> None:
+    """Delete a folder, file or link (never its target), as far as that is possible."""
+    if path.is_symlink() or path.is_file():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give files that safetensors made private the permissions of the others.
+
+    Args:
+        folder: made by this process, so that its own permissions show the umask.
+    """
+    if os.name != "posix":
+        return
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_mode & 0o777 == 0o600 != mode:
+            with contextlib.suppress(OSError):  # some disks have no permissions
+                file.chmod(mode)
 
 
 def flush(path: Path) -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from ..distributed import succeeded_everywhere
 from ..errors import InputError
 from ..methods.base import Method
-from ..text import without_tokens
-from .atomic_write import WRITE_ERRORS, move_folder, recover_folder, remove_folder
+from ..text import library_versions, without_tokens
+from .atomic_write import WRITE_ERRORS, delete, move_folder, recover_folder, remove_folder
 from .config import TrainingConfig
-from .output_folder import warn_not_saved
+from .output_folder import reason, warn_not_saved
 
 STATE_FILE = "trainer_state.json"
 CHECKSUMS = "checksums.json"
@@ -45,6 +45,9 @@ ARCHITECTURE = (
     "encoder_name", "encoder_kwargs", "out_indices", "decoder", "pyramid_channels", "output_stride", "num_labels",
     "aspp_channels", "low_level_channels", "decoder_channels", "correlation_head", "correlation_position",
 )  # fmt: skip
+
+
+DECIDING_LIBRARIES = ("corrmatch_hf", "torch", "timm", "transformers")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -82,7 +85,7 @@ def write_checkpoint(
     path = checkpoint_path(folder, step)
     temporary = folder / f".{path.name}.writing"
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete(temporary)
     accelerator.wait_for_everyone()
     failure = None
     try:
@@ -95,13 +98,14 @@ def write_checkpoint(
             (temporary / STATE_FILE).write_text(text, encoding="utf-8")
             write_checksums(temporary)
             move_folder(temporary, path)
-            rotate(folder, keep, path)
         except WRITE_ERRORS as error:
             failure = error
     if succeeded_everywhere(failure, accelerator.device):
+        if accelerator.is_main_process:
+            rotate(folder, keep, path)
         return path
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete(temporary)
     if failure is not None:
         warn_not_saved(f"the checkpoint of step {step}", folder.parent, failure)
     accelerator.wait_for_everyone()
@@ -118,12 +122,19 @@ def rotate(folder: Path, keep: int, newest: Path) -> None:
     """Delete all checkpoints but the last `keep` up to `newest`, the one just written.
 
     Checkpoints of later steps come from a run that was resumed at an earlier step, or are corrupt; they would be
-    mistaken for the latest.
+    mistaken for the latest. What cannot be deleted is only warned about: the new checkpoint is written.
     """
     found = list_checkpoints(folder)
     end = found.index(newest) + 1
     for path in (*found[end:], *found[: max(end - keep, 0)]):
-        remove_folder(path)
+        try:
+            remove_folder(path)
+        except OSError as error:
+            print(
+                f"\nwarning: could not delete the old checkpoint {path}: {reason(error)}. The new one, {newest.name}, "
+                "is saved, and the training goes on; delete the old one yourself.",
+                file=sys.stderr,
+            )
 
 
 def clean_up(folder: Path) -> None:
@@ -234,6 +245,12 @@ def architecture(method: Method, config: TrainingConfig) -> dict[str, Any]:
     }
 
 
+def deciding_versions() -> dict[str, str]:
+    """{library: version} of what a run's numbers depend on; it is recorded in each checkpoint."""
+    found = library_versions()
+    return {name: found[name] for name in DECIDING_LIBRARIES if name in found}
+
+
 def check_resumable(
     path: Path, method: Method, data: dict[str, str], config: TrainingConfig, max_steps: int, processes: int
 ) -> list[str]:
@@ -290,6 +307,17 @@ def check_resumable(
             f"The checkpoint was written by a training on other data ({'; '.join(different)}; the hexadecimal numbers "
             "are digests of file names and sizes). The resumed run will not equal an uninterrupted one; if this is not "
             "meant, give the data options it was started with."
+        )
+    versions = deciding_versions()
+    different = [
+        f"{name} {was} then, {versions.get(name, 'not installed')} now"
+        for name, was in saved.get("versions", {}).items()
+        if was != versions.get(name)
+    ]
+    if different:
+        changes.append(
+            f"The checkpoint was written with other versions ({'; '.join(different)}); the resumed run may not equal "
+            "an uninterrupted one."
         )
     if saved["processes"] != processes:
         changes.append(

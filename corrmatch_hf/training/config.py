@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import unknown_name
+from ..evaluation.inference import inference_problems
 from ..options import Options, option
 
 
@@ -258,8 +259,8 @@ class TrainingConfig(Options):
         if (self.max_steps is None) == (self.num_epochs is None):
             found = "neither was" if self.max_steps is None else "both were"
             problems.append(f"give one of --max_steps and --num_epochs ({found} given)")
-        if self.eval_stride is not None and self.eval_window is None:
-            problems.append("--eval_stride needs --eval_window")
+        if all(side is None or side >= 1 for side in (self.eval_window, self.eval_stride)):
+            problems += inference_problems(self.eval_window, self.eval_stride, prefix="--eval_")
         if self.overwrite and self.resume_from_checkpoint:
             problems.append("--overwrite cannot be combined with --resume_from_checkpoint")
         trackers = ["none", "all", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL)]

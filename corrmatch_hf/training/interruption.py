@@ -79,13 +79,13 @@ def translate_errors(remedy: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if _is_out_of_memory(error):
             raise InputError(
                 f"Out of memory: {str(error).splitlines()[0].rstrip('.')}. Lower --per_device_batch_size (and raise "
                 "--gradient_accumulation_steps by the same factor), lower --crop_size, or give "
                 f"--gradient_checkpointing True or --mixed_precision bf16. {remedy}".rstrip()
             ) from error
-        if world_size() > 1 and _is_lost_connection(error):
+        if is_lost_connection(error):
             raise ProcessLostError(
                 "Another process of this run ended, or did not respond for --ddp_timeout seconds, so this one stops "
                 f"too; see the output of that process for the cause. {remedy}".rstrip()
@@ -93,8 +93,24 @@ def translate_errors(remedy: str = "") -> Iterator[None]:
         raise
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
+def failed_evaluation(error: Exception) -> str:
+    """Why an evaluation failed, with the remedy; without a full stop."""
+    if _is_out_of_memory(error):
+        return "out of memory; give --eval_window, or lower it or --eval_batch_size"
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def is_lost_connection(error: Exception) -> bool:
     """Whether a collective operation failed; gloo raises plain RuntimeErrors, the other backends `DistError`."""
+    if world_size() == 1:
+        return False
     if isinstance(error, dist.DistError):
         return True
     # The exact type only: our own errors are subclasses, and their messages may name a file such as "igloo/1.png".

@@ -32,6 +32,10 @@ class SaveError(RuntimeError):
     """The run has ended, but its result is not in the output folder. The message names where it is and the remedy."""
 
 
+class EvaluationError(RuntimeError):
+    """The run has ended and its model is saved, but it could not be evaluated. The message names reason and remedy."""
+
+
 def check_output_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that a new run must not write into."""
     if folder.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from PIL import Image
 
 from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..evaluation.inference import evaluating, predict_probabilities
-from ..hub.model_card import write_run_card
+from ..hub.model_card import remove_run_card, write_run_card
 from ..hub.push import write_endpoint
 from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..pictures import class_palette, overlay, prediction_grid, training_curves
 from ..text import library_versions, percent
-from .atomic_write import replaced_files, write_text
+from .atomic_write import replaced_files, replaced_folder, write_text
+from .interruption import failed_evaluation
 from .output_folder import delete_old_code
 
+METRICS = "metrics.json"
 EXAMPLES = 4  # rows of predictions.png
 SAMPLES = 2  # of them with files of their own, which the Hub shows beside the model
 
@@ -41,7 +44,7 @@ class RunFacts:
         processes: that trained together.
         device: of this process.
         step, seconds: how long it was trained.
-        metrics, best: the newest and the best evaluation, each with its "step"; None without one.
+        metrics, best: the newest evaluation and that of the weights in `best/`, each with its "step"; None without one.
         skipped: why training images were left out.
         skipped_steps: whose loss or gradient was not finite.
         rows: of the training log.
@@ -88,9 +91,30 @@ def write_result(folder: Path, facts: RunFacts) -> None:
     """Write the model, `metrics.json` and the report into `folder`."""
     with replaced_files(folder) as temporary:
         save_model(temporary, facts.model, facts.processor, facts.options["save_inference_only"])
+        # The figures there belong to other weights, and this process may be killed before the new ones are written.
+        (folder / METRICS).unlink(missing_ok=True)
+        remove_run_card(folder)
     delete_old_code(folder)  # now that the model above no longer needs it
-    write_text(folder / "metrics.json", json.dumps(facts.result(), indent=2))
+    write_text(folder / METRICS, json.dumps(facts.result(), indent=2))
     write_report(folder, facts)
+
+
+def save_best(
+    folder: Path, model: CorrMatchForSegmentation, processor: Any, inference_only: bool, metrics: dict
+) -> None:
+    """Replace `folder`, `best/` of a run, by this model together with its figures, which so never part."""
+    with replaced_folder(folder) as temporary:
+        save_model(temporary, model, processor, inference_only)
+        (temporary / METRICS).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """The figures of the model in `best/`, with its "step"; None where there are none."""
+    try:
+        figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        return figures if {"step", "mean_iou"} <= figures.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def save_model(
@@ -109,8 +133,8 @@ def write_report(folder: Path, facts: RunFacts) -> None:
         title = f"{facts.method} on {data.name}"
         training_curves(facts.rows, title=title).savefig(folder / "curves.png")
         pictures["curves.png"] = "Losses, threshold and evaluation over the steps."
-    if data.validation is not None:
-        samples = _draw_predictions(folder, facts)
+    if rows := _predictions(facts):
+        samples = _draw_predictions(folder, data, rows)
         pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
     run = _card_facts(facts)
     provenance: dict[str, Any] = {
@@ -166,12 +190,21 @@ def _card_facts(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def _draw_predictions(folder: Path, facts: RunFacts) -> list[dict[str, str]]:
+def _predictions(facts: RunFacts) -> list[dict[str, Any]]:
+    """Some evaluation images, their labels and predictions; none where a photo was damaged or memory is too small."""
+    if facts.data.validation is None:
+        return []
+    try:
+        images = EvaluationSet(facts.data.validation, facts.data)
+        count = min(EXAMPLES, len(images))
+        return [_predict(facts, images[i * len(images) // count]) for i in range(count)]
+    except Exception as error:  # whatever it is, pictures are not worth the rest of the report
+        print(f"\nwarning: predictions.png is left out: {failed_evaluation(error)}.", file=sys.stderr)
+        return []
+
+
+def _draw_predictions(folder: Path, data: SemiDataset, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Write predictions.png and the files of `samples/`; returns the latter as `write_run_card` expects them."""
-    data = facts.data
-    images = EvaluationSet(data.validation, data)
-    count = min(EXAMPLES, len(images))
-    rows = [_predict(facts, images[i * len(images) // count]) for i in range(count)]
     palette = class_palette(data.id2label, data.label_colors)
     prediction_grid(rows, data.id2label, palette).save(folder / "predictions.png")
 

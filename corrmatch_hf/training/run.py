@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -23,16 +23,16 @@ from ..hub.push import push_folder
 from ..methods.base import Method
 from ..methods.teacher import Teacher
 from ..model import CorrMatchImageProcessor
-from ..text import without_tokens
+from ..text import percent, without_tokens
 from .atomic_write import replaced_files, write_text
-from .checkpoint import architecture, load_checkpoint, write_checkpoint
+from .checkpoint import architecture, deciding_versions, load_checkpoint, write_checkpoint
 from .config import TrainingConfig
 from .log import Tracker, TrainingLog
 from .non_finite import NonFiniteWatch, SkippedSteps, check_weights
 from .optimizer import build_optimizer, build_schedule, compile_networks, freeze
 from .output_folder import CONFIGURATION, SaveError, write_or_rescue
 from .preflight import check_run, count_steps, estimate_run_memory, make_accelerator
-from .report import RunFacts, save_model, write_result
+from .report import RunFacts, read_best, save_model, write_result
 
 
 class Run:
@@ -45,7 +45,9 @@ class Run:
         total_batch: labelled images of an optimiser step, over all processes.
         step, max_steps: optimiser steps taken, and to take.
         saved_step: the step of the newest checkpoint; None before the first.
-        metrics, best: the newest and the best evaluation, each with its "step"; None before the first.
+        metrics, best: the newest evaluation and that of the weights in `best/`, each with its "step"; None before the
+            first.
+        failed_evaluation: why the evaluation after the last step failed; None where it did not.
         seconds: of training so far.
         skipped: why training images were left out, with `on_bad_sample="skip"`.
         skipped_steps: counts the steps that `on_non_finite="skip"` left out.
@@ -96,6 +98,7 @@ class Run:
         self.saved_step: int | None = None
         self.metrics: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
+        self.failed_evaluation: str | None = None
         self.seconds = 0.0
         self.skipped: list[str] = []
         self.skipped_steps = SkippedSteps(self.method, config.max_skipped_steps)
@@ -166,7 +169,6 @@ class Run:
         state = {
             "step": self.step,
             "metrics": self.metrics,
-            "best": self.best,
             "seconds": self.seconds,
             "skipped": self.skipped,
             "skipped_steps": self.skipped_steps.total,
@@ -175,6 +177,7 @@ class Run:
             "processes": self.accelerator.num_processes,
             "config": self._options(),
             "data": self.data.identity,
+            "versions": deciding_versions(),
         }
         folder, keep = self.output_dir / "checkpoints", self.config.max_checkpoints
         path = write_checkpoint(self.accelerator, folder, self.step, state, keep)
@@ -186,7 +189,17 @@ class Run:
         """Continue from a checkpoint that fits, as `check_resumable` finds."""
         state = load_checkpoint(self.accelerator, self.optimizer, checkpoint)
         self.step = self.saved_step = state["step"]
-        self.metrics, self.best, self.seconds = state["metrics"], state["best"], state["seconds"]
+        self.metrics, self.seconds = state["metrics"], state["seconds"]
+        folder = self.output_dir / "best"
+        best = read_best(folder)
+        if best is None and folder.is_dir():
+            best = state.get("best")  # of an earlier version, which had the figures in the checkpoint alone
+        self.best = broadcast_object_list([best])[0]
+        if self.best and self.best["step"] > self.step and self.accelerator.is_main_process:
+            print(
+                f"Note: {folder} has the model of step {self.best['step']} (mean IoU "
+                f"{percent(self.best['mean_iou'])}), later than this checkpoint; it stays until another is better."
+            )
         self.skipped = state["skipped"]
         self.skipped_steps.total = state["skipped_steps"]
         self.skipped_steps.in_a_row = state["skipped_in_a_row"]

@@ -19,21 +19,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from ..data.batch import SemiBatch
-from ..distributed import all_reduce
+from ..distributed import all_reduce, succeeded_everywhere
+from ..evaluation.evaluate import OtherProcessFailed
 from ..methods.base import Logs
 from ..text import percent
-from .atomic_write import WRITE_ERRORS, replaced_folder
+from .atomic_write import WRITE_ERRORS
 from .batches import run_batches
 from .checkpoint import checkpoint_path
-from .interruption import StopSignals, TrainingInterrupted, translate_errors
+from .interruption import (
+    StopSignals,
+    TrainingInterrupted,
+    failed_evaluation,
+    is_lost_connection,
+    translate_errors,
+)
 from .log import Progress, TrainingLog
 from .optimizer import keep_frozen
-from .output_folder import SaveError, warn_not_saved
+from .output_folder import EvaluationError, SaveError, warn_not_saved
 from .preflight import prepare_output
 from .publish import publish_or_warn
-from .report import save_model, summary
+from .report import save_best, summary
 from .run import Run
 
 
@@ -83,32 +91,44 @@ class SemiSupervisedTrainer(Run):
             self.tracker.start(self.full_configuration())
         progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
         batches = run_batches(self.method, self.data, config, self.processor, accelerator, self.step)
-        try:
-            with StopSignals() as signals:
+        with StopSignals() as signals:  # until everything is written
+            try:
                 self._loop(batches, signals, log, progress)
-        finally:
-            progress.close()
-            batches.close()  # type: ignore[attr-defined]  # a generator
-        return self._finish(log)
+            finally:
+                progress.close()
+                batches.close()  # type: ignore[attr-defined]  # a generator
+            result = self._write_everything(log)
+            signum = signals.received_anywhere()
+        return self._end(result, signum or signals.received)
 
     def _loop(
         self, batches: Iterator[SemiBatch], signals: StopSignals, log: TrainingLog, progress: Progress
     ) -> None:
-        """From `self.step` to the last step. What is due depends on the state alone, so a resumed run does it, too."""
+        """From `self.step` to the last step. What is due depends on the state alone, so a resumed run does it, too.
+
+        A step is saved before it is evaluated, so that no evaluation can lose what was trained.
+        """
         config = self.config
         started = time.perf_counter() - self.seconds
         self.wrapped.train()
         keep_frozen(self.method, config)
         while True:
-            if signum := signals.received_anywhere():
-                self._interrupt(signum)
+            self._stop_if_asked(signals)
+            last = self.step == self.max_steps
+            saves = bool(self.step and config.save_steps and self.step % config.save_steps == 0)
+            if (saves or last) and self.saved_step != self.step:  # else the run was resumed from it
+                self.save_checkpoint()
+                progress.pause()
+            else:
+                saves = False
             if self._evaluation_is_due():
+                self._stop_if_asked(signals)
                 self._evaluate_and_keep_best(log, progress)
                 progress.pause()
-            if self.step == self.max_steps:
+            if last:
                 return
-            if self.step and config.save_steps and self.step % config.save_steps == 0:
-                self._save_and_publish(log, progress)
+            if saves:
+                self._publish_checkpoint(log, progress)
             logs = self._optimizer_step(batches, progress)
             self.step += 1
             if self.step % config.logging_steps == 0 or self.step == self.max_steps:
@@ -193,7 +213,11 @@ class SemiSupervisedTrainer(Run):
         log.add({"step": self.step, **values})
         self.tracker.log(values, self.step)
 
-    def _interrupt(self, signum: int) -> None:
+    def _stop_if_asked(self, signals: StopSignals) -> None:
+        """After a signal to any process: save this step, where it is not saved, and end the run."""
+        signum = signals.received_anywhere()
+        if not signum:
+            return
         if self.saved_step != self.step:
             self.save_checkpoint()
         saved = self.saved_step == self.step
@@ -212,7 +236,8 @@ class SemiSupervisedTrainer(Run):
 
     def _evaluate_and_keep_best(self, log: TrainingLog, progress: Progress) -> None:
         self.check_finite()
-        metrics = self.evaluate()
+        if (metrics := self._evaluate_or_warn()) is None:
+            return
         row = {"step": self.step} | {k: metrics[k] for k in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
         log.add(row)
         self.tracker.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, self.step)
@@ -221,22 +246,44 @@ class SemiSupervisedTrainer(Run):
                 f"step {self.step}: mean IoU {percent(metrics['mean_iou'])}, "
                 f"pixel accuracy {percent(metrics['pixel_accuracy'])}"
             )
+        self.metrics = {"step": self.step, **metrics}
         # The mean IoU is None where no pixel of the whole split has a label.
         if self.best is None or (metrics["mean_iou"] or 0) > (self.best["mean_iou"] or 0):
-            self.best = {"step": self.step, **metrics}
-            if self.accelerator.is_main_process:
-                try:
-                    with replaced_folder(self.output_dir / "best") as folder:
-                        save_model(
-                            folder, self.evaluated_model, self.processor, self.config.save_inference_only
-                        )
-                except WRITE_ERRORS as error:
-                    warn_not_saved("the best model so far", self.output_dir, error)
-        self.metrics = {"step": self.step, **metrics}
+            self._save_best()
 
-    def _finish(self, log: TrainingLog) -> dict[str, Any]:
-        if self.saved_step != self.step:
-            self.save_checkpoint()
+    def _evaluate_or_warn(self) -> dict[str, Any] | None:
+        """The metrics; None after an error, which is only warned about, so that what was trained is not lost."""
+        try:
+            return self.evaluate()
+        except Exception as error:
+            if is_lost_connection(error):
+                raise
+            own = None if isinstance(error, OtherProcessFailed) else failed_evaluation(error)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        reason = next(filter(None, gather_object([own])))
+        if self.step == self.max_steps:
+            self.failed_evaluation = reason
+        elif self.accelerator.is_main_process:
+            print(
+                f"\nwarning: the evaluation after step {self.step} failed: {reason}. The training goes on without it.",
+                file=sys.stderr,
+            )
+        return None
+
+    def _save_best(self) -> None:
+        failure = None
+        if self.accelerator.is_main_process:
+            model, inference_only = self.evaluated_model, self.config.save_inference_only
+            try:
+                save_best(self.output_dir / "best", model, self.processor, inference_only, self.metrics)
+            except WRITE_ERRORS as error:
+                failure = error
+                warn_not_saved("the best model so far", self.output_dir, error)
+        if succeeded_everywhere(failure, self.accelerator.device):
+            self.best = self.metrics
+
+    def _write_everything(self, log: TrainingLog) -> dict[str, Any]:
         try:
             result = self.write_result(log)
         except SaveError:
@@ -246,17 +293,32 @@ class SemiSupervisedTrainer(Run):
         if self.accelerator.is_main_process:
             print(summary(result, self.output_dir))
         self.accelerator.wait_for_everyone()
+        return result
+
+    def _end(self, result: dict[str, Any], signum: int) -> dict[str, Any]:
+        """After everything is written: stop after a signal or a failed evaluation, else publish."""
+        if signum:
+            unpublished = ", but not published" if self.config.push_to_hub else ""
+            raise TrainingInterrupted(
+                f"Stopped by {signal.Signals(signum).name} after the last step; the result is complete in "
+                f"{self.output_dir}{unpublished}.",
+                signum,
+            )
         self.tracker.end()
+        if self.failed_evaluation is not None:
+            unpublished = " and is not published" if self.config.push_to_hub else ""
+            raise EvaluationError(
+                f"The trained model is saved in {self.output_dir}{unpublished}, but it has no figures, because its "
+                f"evaluation failed: {self.failed_evaluation}. Correct that and finish with --resume_from_checkpoint "
+                "latest."
+            )
         if not self.config.push_to_hub:
             return result
         # Last, and without the other processes: during a long upload they would run into their time limit.
         return {**result, "published": publish_or_warn(self.push_to_hub, self.config)}
 
-    def _save_and_publish(self, log: TrainingLog, progress: Progress) -> None:
-        """The checkpoint of this step, and with `hub_strategy="every_save"` an upload."""
-        if self.saved_step == self.step:
-            return  # the run was resumed from it
-        self.save_checkpoint()
+    def _publish_checkpoint(self, log: TrainingLog, progress: Progress) -> None:
+        """With `hub_strategy="every_save"`, upload the model of the checkpoint that was just written."""
         if self.config.push_to_hub and self.config.hub_strategy == "every_save":
             try:
                 self.write_result(log)

@@ -23,9 +23,9 @@ TIMES = {"seconds", "images_per_second"}  # the only figures that differ between
 
 
 def make(
-    folder: Path, method: str = "corrmatch", options: dict | None = None, **config
+    folder: Path, method: str = "corrmatch", options: dict | None = None, data=None, **config
 ) -> SemiSupervisedTrainer:
-    data = synthetic_semi_dataset(labeled=4, unlabeled=6, validation=3, image_size=48)
+    data = data or synthetic_semi_dataset(labeled=4, unlabeled=6, validation=3, image_size=48)
     torch.manual_seed(0)
     cls = method_class(method)
     model = CorrMatchForSegmentation(

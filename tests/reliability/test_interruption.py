@@ -110,26 +110,37 @@ def in_a_line_of_the_log(trainer, count):
 
 before_renaming = partial(before, "corrmatch_hf.training.checkpoint", "move_folder", count=0)
 
-# In this order: every process goes on where the one before it was killed. Steps 2, 4 and 6 evaluate and save.
+
+def before_best_is_renamed(trainer):
+    from pathlib import Path
+
+    rename = Path.rename
+    Path.rename = lambda self, path: die() if self.name == ".best.writing" else rename(self, path)
+
+
+# In this order: every process goes on where the one before it was killed. Steps 2, 4 and 6 save, then evaluate.
 MOMENTS = {
     "in the first step": partial(in_a_step, count=0),
-    "in evaluation": partial(in_evaluation, count=1),
-    "before the best model is written": partial(
-        before, "corrmatch_hf.training.trainer", "replaced_folder", count=0
-    ),
     "in the first checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
     "before its checksums": partial(before, "corrmatch_hf.training.checkpoint", "write_checksums", count=0),
     "before its renaming": before_renaming,
-    "in a step after it": partial(in_a_step, count=3),
+    "in evaluation": partial(in_evaluation, count=1),
+    "before the best model is written": partial(
+        before, "corrmatch_hf.training.report", "replaced_folder", count=0
+    ),
+    "before the best model's renaming": before_best_is_renamed,
+    "in a step after it": partial(in_a_step, count=1),
     "in a line of the log": partial(in_a_line_of_the_log, count=1),
     "in the second checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
-    "before the second's renaming": before_renaming,
     "before rotating": partial(before, "corrmatch_hf.training.checkpoint", "rotate", count=0),
-    "in the final evaluation": partial(in_evaluation, count=1),
+    "in the last checkpoint's files": partial(in_a_file_of_the_checkpoint, count=1),
+    "before the last's renaming": before_renaming,
     "while rotating": partial(while_rotating, count=0),
+    "in the final evaluation": partial(in_evaluation, count=1),
     "before the final model is written": partial(
         before, "corrmatch_hf.training.report", "replaced_files", count=0
     ),
+    "before the figures": partial(before, "corrmatch_hf.training.report", "write_text", count=0),
     "before the report": partial(before, "corrmatch_hf.training.report", "write_report", count=0),
 }
 

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.methods import CorrMatch
-from corrmatch_hf.training.interruption import _is_lost_connection
+from corrmatch_hf.training import interruption
 from corrmatch_hf.training.non_finite import NonFiniteLossError
 
 
@@ -55,9 +55,12 @@ def test_a_run_leaves_everything(make_trainer, capsys):
     assert model.config.id2label[4] == trainer.data.id2label[4]
 
 
-def test_our_own_errors_are_no_lost_process():
-    assert _is_lost_connection(RuntimeError("[gloo/transport] connection closed by peer"))
-    assert not _is_lost_connection(NonFiniteLossError("The loss is not finite at step 3: igloo/p1.png"))
+def test_our_own_errors_are_no_lost_process(monkeypatch):
+    monkeypatch.setattr(interruption, "world_size", lambda: 2)
+    assert interruption.is_lost_connection(RuntimeError("[gloo/transport] connection closed by peer"))
+    assert not interruption.is_lost_connection(
+        NonFiniteLossError("The loss is not finite at step 3: igloo/p1.png")
+    )
 
 
 def test_gradient_accumulation_counts_optimizer_steps(make_trainer):
