@@ -332,14 +332,21 @@ def _value_of(flag: str, args: list[str], remove: bool = False) -> str | None:
 
 
 def typed_command(command: str, args: Sequence[str]) -> str:
-    """The shell command of this run, for the record. Flags of an outer launcher are unknown to the script it starts."""
+    """The shell command of this run, for the record. Of an outer launcher's flags, only the numbers of processes are
+    known to the script that it starts."""
     if "CORRMATCH_COMMAND" in os.environ:  # set by `corrmatch train` when it starts several processes
         return os.environ["CORRMATCH_COMMAND"]
     script = sys.argv[0]
+    by_module = Path(script).name in ("__main__.py", "corrmatch")
+    started = ["-m", "corrmatch_hf", command] if by_module else [script]
+    processes, here = (os.environ.get(name, "1") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    nodes = os.environ.get("GROUP_WORLD_SIZE", "1")
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        words = ["accelerate", "launch", script]
+        machines = ["--num_machines", nodes] if nodes != "1" else []
+        words = ["accelerate", "launch", *machines, "--num_processes", processes, *started]
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        words = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1"), script]
+        machines = ["--nnodes", nodes] if nodes != "1" else []
+        words = ["torchrun", *machines, "--nproc_per_node", here, *started]
     elif Path(script).parent.name == "examples":
         words = ["python", script]
     else:

@@ -3,6 +3,7 @@
 Inference runs encoder and decoder only; the correlation head runs for a loss or on request.
 """
 
+import contextlib
 import copy
 import pickle
 import re
@@ -235,7 +236,9 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         """
         arguments = (save_directory, is_main_process)
         if not inference_only or self.correlation is None:
-            return super().save_pretrained(*arguments, state_dict, *args, **kwargs)
+            result = super().save_pretrained(*arguments, state_dict, *args, **kwargs)
+            _share_weights(Path(save_directory))
+            return result
         whole = self.config
         slim = {
             k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("correlation.")
@@ -243,9 +246,11 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         self.config = copy.deepcopy(whole)
         self.config.correlation_head = False
         try:
-            return super().save_pretrained(*arguments, slim, *args, **kwargs)
+            result = super().save_pretrained(*arguments, slim, *args, **kwargs)
         finally:
             self.config = whole
+        _share_weights(Path(save_directory))
+        return result
 
     def encode(self, pixel_values: torch.Tensor) -> CorrMatchFeatures:
         """pixel_values (N,C,H,W) float, normalised -> the encoder's levels."""
@@ -371,3 +376,12 @@ def _explain_unreadable(name: str | Path, error: Exception) -> str:
 def _first(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _share_weights(folder: Path) -> None:
+    """Give the weights, which safetensors makes private, the permissions of config.json beside them."""
+    config = folder / "config.json"
+    for file in folder.glob("model*.safetensors") if config.is_file() else ():
+        if file.stat().st_mode & 0o777 == 0o600:
+            with contextlib.suppress(OSError):  # some disks have no permissions
+                file.chmod(config.stat().st_mode & 0o777)

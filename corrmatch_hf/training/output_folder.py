@@ -26,6 +26,7 @@ RUN_FILES = (
     "handler.py", "requirements.txt", *CODE, *OLD_CODE,
 )  # fmt: skip
 CONFIGURATION = "training_config.yaml"  # by which the folder of a run is recognised
+LOCK = ".corrmatch.lock"  # of the run that works in the folder
 
 
 class SaveError(RuntimeError):
@@ -40,7 +41,7 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that a new run must not write into."""
     if folder.is_file():
         raise InputError(f"--output_dir {folder} is a file; name a folder.")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
         return
     if not (folder / CONFIGURATION).exists():
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
@@ -23,6 +24,7 @@ from .config import TrainingConfig
 from .interruption import translate_errors
 from .memory import MemoryEstimate, blank_batch, estimate_memory
 from .output_folder import check_output_folder, delete_run, repair_output_folder
+from .output_lock import OutputLock
 from .publish import check_hub_access
 
 UPLOAD_LIMIT = timedelta(hours=12)
@@ -33,6 +35,9 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     # While one process uploads in the middle of training, the others wait.
     uploads = config.push_to_hub and config.hub_strategy == "every_save"
     timeout = UPLOAD_LIMIT if uploads else timedelta(seconds=config.ddp_timeout)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.mixed_precision:
+        # An earlier run in this process, of another precision: only the processes and devices are kept.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -145,6 +150,7 @@ def prepare_output(
     accelerator: Accelerator,
     max_steps: int,
     estimate: MemoryEstimate,
+    lock: OutputLock,
 ) -> Path | None:
     """Make the output folder ready, and check checkpoint, data and Hub; all processes call this together.
 
@@ -152,6 +158,10 @@ def prepare_output(
         The checkpoint to resume from, if any.
     """
     folder, main, checkpoint = Path(config.output_dir), accelerator.is_main_process, None
+    if not config.resume_from_checkpoint:
+        check_output_folder(folder, config.overwrite)
+        accelerator.wait_for_everyone()  # before the next lines change the folder that all look at
+    lock.hold(accelerator)
     if config.resume_from_checkpoint:
         if main:
             clean_up(folder / "checkpoints")
@@ -163,10 +173,9 @@ def prepare_output(
         for text in changes if main else ():
             warnings.warn(text, stacklevel=4)
     else:
-        check_output_folder(folder, config.overwrite)
-        accelerator.wait_for_everyone()  # before the next lines change the folder that all look at
+        check_output_folder(folder, config.overwrite)  # again: another run may have ended in between
+        accelerator.wait_for_everyone()
     if main:
-        folder.mkdir(parents=True, exist_ok=True)
         print(data.describe())
         print(estimate.summary(accelerator.device, folder, config.max_checkpoints))
         if config.push_to_hub:

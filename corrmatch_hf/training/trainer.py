@@ -39,6 +39,7 @@ from .interruption import (
 from .log import Progress, TrainingLog
 from .optimizer import keep_frozen
 from .output_folder import EvaluationError, SaveError, warn_not_saved
+from .output_lock import OutputLock
 from .preflight import prepare_output
 from .publish import publish_or_warn
 from .report import save_best, summary
@@ -79,9 +80,13 @@ class SemiSupervisedTrainer(Run):
         With `push_to_hub`, the result of the main process also has the model's address under "published", or None where
         the upload failed: this is only warned about, and the output folder stays.
         """
+        with OutputLock(self.output_dir) as lock:
+            return self._train(lock)
+
+    def _train(self, lock: OutputLock) -> dict[str, Any]:
         config, accelerator = self.config, self.accelerator
         checkpoint = prepare_output(
-            self.method, self.data, config, accelerator, self.max_steps, self.memory_estimate
+            self.method, self.data, config, accelerator, self.max_steps, self.memory_estimate, lock
         )
         if checkpoint:
             self.restore(checkpoint)

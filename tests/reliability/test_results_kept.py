@@ -1,13 +1,18 @@
 """What was trained is never lost, and figures never stand beside other weights than those they were measured on."""
 
+import errno
 import json
 import os
 import signal
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, load_semi_dataset
@@ -16,8 +21,10 @@ from corrmatch_hf.data.sources.synthetic import synthetic_image
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
 from corrmatch_hf.evaluation.evaluate import OtherProcessFailed
-from corrmatch_hf.training import EvaluationError, TrainingInterrupted, checkpoint, report
+from corrmatch_hf.training import EvaluationError, TrainingInterrupted, checkpoint, output_lock, report
 from corrmatch_hf.training.checkpoint import find_corruption, list_checkpoints
+from corrmatch_hf.training.output_folder import LOCK, check_output_folder
+from corrmatch_hf.training.output_lock import OutputLock
 
 from ..two_processes import in_two_processes
 from .small_run import differences, load_file, make
@@ -304,9 +311,11 @@ def test_a_card_is_replaced_at_once(tmp_path, monkeypatch):
 
 def test_published_files_follow_the_umask(folder):
     """safetensors makes its files private."""
-    make(folder, max_steps=2).train()
+    trainer = make(folder, max_steps=2)
+    trainer.train()
     (newest,) = list_checkpoints(folder / "checkpoints")
-    for path in (folder, folder / "best", newest):
+    trainer.evaluated_model.save_pretrained(folder / "saved")
+    for path in (folder, folder / "best", newest, folder / "saved"):
         modes = {oct(file.stat().st_mode & 0o777) for file in path.iterdir() if file.is_file()}
         assert len(modes) == 1, path
 
@@ -342,3 +351,107 @@ def test_an_old_checkpoint_that_stays_is_no_failed_save(folder, monkeypatch, cap
     said = capsys.readouterr().err
     assert "could not delete the old checkpoint" in said and "could not save" not in said
     assert trainer.saved_step == 2
+
+
+# ----------------------------------------------------------------------------------------------- one run, one folder
+
+
+def test_a_second_run_in_the_folder_is_refused(folder, monkeypatch):
+    """New or resumed; when the first has ended, the folder is free, and nothing else is left in it."""
+    monkeypatch.setattr(output_lock, "WAIT", 0)
+    trainer, said = make(folder, save_steps=1, max_steps=3), []
+
+    def others():
+        for how in ({"overwrite": True}, {"resume_from_checkpoint": "latest"}):
+            before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+            with pytest.raises(InputError) as error:
+                make(folder, max_steps=9, **how).train()
+            said.append(str(error.value))
+            assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+    in_step(trainer, 3, others)
+    trainer.train()
+    assert len(said) == 2 and all(
+        f"{folder} is in use by another run, process {os.getpid()} on {socket.gethostname()}; wait" in text
+        for text in said
+    )
+    assert not (folder / LOCK).exists()
+    make(folder, max_steps=1, overwrite=True).train()
+
+
+def test_the_lock_ends_with_a_killed_run_and_its_loading_processes_do_not_hold_it(folder, monkeypatch):
+    monkeypatch.setattr(output_lock, "WAIT", 0)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        OutputLock(folder).hold(Accelerator())
+        if os.fork() == 0:  # a loading process
+            os.write(writing, b"x")
+            time.sleep(20)
+        else:
+            time.sleep(20)
+        os._exit(0)
+    os.read(reading, 1)
+    with pytest.raises(InputError, match=f"process {pid} on"):
+        OutputLock(folder).hold(Accelerator())
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (folder / LOCK).exists()
+    check_output_folder(folder, overwrite=False)  # the file alone is no run
+    with OutputLock(folder) as lock:
+        lock.hold(Accelerator())
+    assert not (folder / LOCK).exists()
+
+
+def test_a_disk_without_locks_is_told(folder, monkeypatch, capsys):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(output_lock.fcntl, "flock", unsupported)
+    with OutputLock(folder) as lock:
+        lock.hold(Accelerator())
+    assert f"the disk of {folder} has no file locks (No locks available)" in capsys.readouterr().err
+
+
+def with_separate_disks(rank, folder, same):
+    output_lock.LOOK = 0.5
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    try:
+        with OutputLock(folder if same else folder / str(rank)) as lock:
+            lock.hold(accelerator)
+            accelerator.wait_for_everyone()
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_nodes_without_a_shared_disk_are_told_at_the_start(tmp_path, same):
+    said = in_two_processes(with_separate_disks, tmp_path, tmp_path / "run", same)
+    if same:
+        assert said == [None, None]
+    else:
+        for text in said:
+            assert (
+                f"but process 1 on {socket.gethostname()} does not see it; give a folder on a disk that all"
+                in text
+            )
+
+
+def test_a_second_run_in_the_process_may_have_another_precision(folder, tmp_path):
+    make(folder, max_steps=1).train()
+    other = make(tmp_path / "other", max_steps=1, mixed_precision="bf16")
+    assert other.accelerator.mixed_precision == "bf16" and other.train()["steps"] == 1
+    again = make(tmp_path / "third", max_steps=1)
+    assert again.accelerator.mixed_precision == "no" and again.train()["steps"] == 1
+
+
+def test_other_versions_are_told_in_one_sentence(folder, monkeypatch):
+    make(folder, max_steps=2).train()
+    versions = checkpoint.library_versions()
+    monkeypatch.setattr(checkpoint, "library_versions", lambda: versions | {"timm": "9.9"})
+    told = rf"with other versions \(timm {versions['timm']} then, 9.9 now\); the resumed run may not equal"
+    with pytest.warns(UserWarning, match=told):
+        make(folder, max_steps=2, resume_from_checkpoint="latest").train()
