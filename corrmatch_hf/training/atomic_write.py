@@ -13,11 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-# What the libraries raise on a full disk: plain OSErrors, torch's writer RuntimeErrors, safetensors its own.
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path` by one with `text` (UTF-8)."""

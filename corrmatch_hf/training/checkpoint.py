@@ -24,7 +24,7 @@ from ..distributed import succeeded_everywhere
 from ..errors import InputError
 from ..methods.base import Method
 from ..text import library_versions, without_tokens
-from .atomic_write import WRITE_ERRORS, delete, move_folder, recover_folder, remove_folder
+from .atomic_write import delete, move_folder, recover_folder, remove_folder
 from .config import TrainingConfig
 from .output_folder import reason, warn_not_saved
 
@@ -90,15 +90,15 @@ def write_checkpoint(
     failure = None
     try:
         accelerator.save_state(str(temporary))
-    except WRITE_ERRORS as error:
+    except Exception as error:  # whatever it is, the model can still be saved in another way
         failure = error
     if succeeded_everywhere(failure, accelerator.device) and accelerator.is_main_process:
         try:
-            text = without_tokens(json.dumps(state, indent=2))
+            text = without_tokens(json.dumps(state, indent=2, default=str))
             (temporary / STATE_FILE).write_text(text, encoding="utf-8")
             write_checksums(temporary)
             move_folder(temporary, path)
-        except WRITE_ERRORS as error:
+        except Exception as error:
             failure = error
     if succeeded_everywhere(failure, accelerator.device):
         if accelerator.is_main_process:
@@ -159,7 +159,7 @@ def find_checkpoint(name: str, folder: Path) -> Path:
             if (problem := find_corruption(path)) is None:
                 return path
             warnings.warn(
-                f"The checkpoint {path} is corrupt ({problem}); trying the one before.", stacklevel=4
+                f"The checkpoint {path} is corrupt ({problem}); trying the one before.", stacklevel=6
             )
         raise InputError(
             f"--resume_from_checkpoint latest: there is no {'whole ' if found else ''}checkpoint in {folder}; "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,41 @@ class Tracker:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without a last line that was cut off while being written."""
+    """The rows of a log, without lines that were cut off while being written."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+
+
+class _Unbreakable:
+    """A stream whose write errors are ignored: a full disk, a closed terminal or pipe must not end a training."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # the latter where it is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unbreakable_output() -> Iterator[None]:
+    """What is printed while the context is open is lost where it cannot be written, and raises no error."""
+    with (
+        contextlib.redirect_stdout(_Unbreakable(sys.stdout)),  # type: ignore[type-var]
+        contextlib.redirect_stderr(_Unbreakable(sys.stderr)),  # type: ignore[type-var]
+    ):
+        yield
 
 
 class Progress:

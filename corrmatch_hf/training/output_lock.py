@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -29,7 +30,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 WAIT = 10.0  # seconds for a run that was just killed or stopped to be gone
-LOOK = 30.0  # seconds until a new file is seen on all nodes of a network disk
+LOOK = 90.0  # seconds until a new file is seen on all nodes of a network disk, which remember missing ones for 60
 
 # Loading processes are forked from the run. They must not hold its lock when it is killed, so they close its file.
 _held: set[int] = set()
@@ -64,8 +65,12 @@ class OutputLock:
     def __exit__(self, *error) -> None:
         self._release()
 
-    def hold(self, accelerator: Accelerator) -> None:
+    def hold(self, accelerator: Accelerator, timeout: float = math.inf) -> None:
         """Lock the folder, which is made if it does not exist; all processes of the run call this together.
+
+        Args:
+            accelerator: of the run.
+            timeout: seconds that processes wait for each other.
 
         Raises:
             InputError: another run works in the folder, or the processes of this one see different folders.
@@ -84,7 +89,7 @@ class OutputLock:
         if problem is not None:
             raise InputError(problem)
         if accelerator.num_processes > 1:
-            self._check_same_folder(accelerator, token)
+            self._check_same_folder(accelerator, token, min(LOOK, timeout / 2))
 
     def _lock(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,9 +144,9 @@ class OutputLock:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _check_same_folder(self, accelerator: Accelerator, token: str) -> None:
+    def _check_same_folder(self, accelerator: Accelerator, token: str, patience: float) -> None:
         """Every process writes its part of a checkpoint into the folder, so all must see the same one."""
-        end = time.monotonic() + LOOK
+        end = time.monotonic() + patience
         while not (seen := self._read().get("token") == token) and time.monotonic() < end:
             time.sleep(0.2)
         name = f"{accelerator.process_index} on {socket.gethostname()}"

@@ -161,7 +161,7 @@ def prepare_output(
     if not config.resume_from_checkpoint:
         check_output_folder(folder, config.overwrite)
         accelerator.wait_for_everyone()  # before the next lines change the folder that all look at
-    lock.hold(accelerator)
+    lock.hold(accelerator, config.ddp_timeout)
     if config.resume_from_checkpoint:
         if main:
             clean_up(folder / "checkpoints")
@@ -171,7 +171,7 @@ def prepare_output(
         processes = accelerator.num_processes
         changes = check_resumable(checkpoint, method, data.identity, config, max_steps, processes)
         for text in changes if main else ():
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=5)
     else:
         check_output_folder(folder, config.overwrite)  # again: another run may have ended in between
         accelerator.wait_for_everyone()
@@ -186,7 +186,7 @@ def prepare_output(
             if text in data.notes:
                 print(f"Note: {text}")
             else:
-                warnings.warn(text, stacklevel=4)
+                warnings.warn(text, stacklevel=5)
         if not checkpoint:
             delete_run(folder)  # only after everything that may refuse the new run
     accelerator.wait_for_everyone()

@@ -34,7 +34,7 @@ def publish_or_warn(push: Callable[[], str | None], config: TrainingConfig) -> s
     except UploadError as error:
         print(f"warning: {error} The model is kept in {config.output_dir}.", file=sys.stderr)
         return None
-    except (InputError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         reason = without_tokens(str(error)) or "interrupted."
         print(f"warning: not published: {reason} Try again: {_push_command(config)}", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):

@@ -92,7 +92,12 @@ def write_result(folder: Path, facts: RunFacts) -> None:
     with replaced_files(folder) as temporary:
         save_model(temporary, facts.model, facts.processor, facts.options["save_inference_only"])
         # The figures there belong to other weights, and this process may be killed before the new ones are written.
-        (folder / METRICS).unlink(missing_ok=True)
+        for name in (
+            METRICS,
+            "predictions.png",
+            *(file for i in range(1, SAMPLES + 1) for file in _sample(i)),
+        ):
+            (folder / name).unlink(missing_ok=True)
         remove_run_card(folder)
     delete_old_code(folder)  # now that the model above no longer needs it
     write_text(folder / METRICS, json.dumps(facts.result(), indent=2))
@@ -211,16 +216,18 @@ def _draw_predictions(folder: Path, data: SemiDataset, rows: list[dict[str, Any]
     (folder / "samples").mkdir(exist_ok=True)
     samples = []
     for i, row in enumerate(rows[:SAMPLES], 1):
-        sample = {
-            "image": f"samples/{i}.jpg",
-            "output": f"samples/{i}_overlay.png",
-            "title": f"Evaluation photo {i}",
-        }
+        image, output = _sample(i)
+        sample = {"image": image, "output": output, "title": f"Evaluation photo {i}"}
         photo = Image.fromarray(row["image"])
         photo.save(folder / sample["image"], quality=90)
         overlay(photo, row["prediction"], data.id2label, palette).save(folder / sample["output"])
         samples.append(sample)
     return samples
+
+
+def _sample(i: int) -> tuple[str, str]:
+    """The files of a photo and of its prediction."""
+    return f"samples/{i}.jpg", f"samples/{i}_overlay.png"
 
 
 def _predict(facts: RunFacts, sample: dict[str, Any]) -> dict[str, Any]:

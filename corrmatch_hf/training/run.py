@@ -220,8 +220,12 @@ class Run:
                 save_model(temporary, self.evaluated_model, self.processor, self.config.save_inference_only)
         self.accelerator.wait_for_everyone()
 
-    def write_result(self, log: TrainingLog) -> dict[str, Any]:
+    def write_result(self, log: TrainingLog, rescue: bool = True) -> dict[str, Any]:
         """Write the model and its report into the output folder; returns the content of `metrics.json`.
+
+        Args:
+            log: the rows of the run.
+            rescue: write the model elsewhere if the output folder cannot be written.
 
         Raises:
             SaveError: the output folder cannot be written. The model is then in a temporary folder, or at least in the
@@ -252,7 +256,13 @@ class Run:
         failure = None
         if self.accelerator.is_main_process:
             write = partial(write_result, facts=facts)
-            failure = write_or_rescue(self.output_dir, write, in_checkpoint=self.saved_step == self.step)
+            try:
+                if rescue:
+                    failure = write_or_rescue(self.output_dir, write, self.saved_step == self.step)
+                else:
+                    write(self.output_dir)
+            except Exception as error:  # raised below, when all processes know
+                failure = error
         if not succeeded_everywhere(failure, device):
             raise failure or SaveError("The result could not be saved; see the main process's error.")
         return facts.result()

@@ -23,10 +23,10 @@ from accelerate.utils import gather_object
 
 from ..data.batch import SemiBatch
 from ..distributed import all_reduce, succeeded_everywhere
+from ..errors import InputError
 from ..evaluation.evaluate import OtherProcessFailed
 from ..methods.base import Logs
 from ..text import percent
-from .atomic_write import WRITE_ERRORS
 from .batches import run_batches
 from .checkpoint import checkpoint_path
 from .interruption import (
@@ -36,7 +36,7 @@ from .interruption import (
     is_lost_connection,
     translate_errors,
 )
-from .log import Progress, TrainingLog
+from .log import Progress, TrainingLog, unbreakable_output
 from .optimizer import keep_frozen
 from .output_folder import EvaluationError, SaveError, warn_not_saved
 from .output_lock import OutputLock
@@ -80,7 +80,7 @@ class SemiSupervisedTrainer(Run):
         With `push_to_hub`, the result of the main process also has the model's address under "published", or None where
         the upload failed: this is only warned about, and the output folder stays.
         """
-        with OutputLock(self.output_dir) as lock:
+        with unbreakable_output(), OutputLock(self.output_dir) as lock:
             return self._train(lock)
 
     def _train(self, lock: OutputLock) -> dict[str, Any]:
@@ -90,6 +90,7 @@ class SemiSupervisedTrainer(Run):
         )
         if checkpoint:
             self.restore(checkpoint)
+        _ = self.data.identity  # for the checkpoints; later, a file of the data may be gone
         self.write_configuration()
         log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         if config.report_to != "none":
@@ -147,8 +148,8 @@ class SemiSupervisedTrainer(Run):
         may_skip, skipped = config.on_non_finite == "skip", False
         if may_skip:
             self.skipped_steps.remember()
-        for _ in range(config.gradient_accumulation_steps):
-            batch = next(batches)
+        for micro in range(config.gradient_accumulation_steps):
+            batch = self._next_batch(batches, first=micro == 0)
             self._note_skipped_images(batch, progress)
             # Whatever draws from the global generator (drop path, for instance) depends on (seed, step, process).
             torch.manual_seed(zlib.crc32(f"{config.seed}/{batch.step}/{accelerator.process_index}".encode()))
@@ -176,6 +177,26 @@ class SemiSupervisedTrainer(Run):
         unlabeled = config.unlabeled_batch if self.method.uses_unlabeled else 0
         progress.advance(self.total_batch + self.total_batch // config.per_device_batch_size * unlabeled)
         return logs
+
+    def _next_batch(self, batches: Iterator[SemiBatch], first: bool) -> SemiBatch:
+        """The next batch; where an image is damaged, the steps before are saved first.
+
+        Args:
+            batches: of this process.
+            first: whether this is the first batch of an optimiser step, before which a checkpoint is exact.
+        """
+        try:
+            return next(batches)
+        except InputError as error:
+            # With several processes, the others are in the middle of the step.
+            if not first or not self.step or self.accelerator.num_processes > 1:
+                raise
+            if self.saved_step != self.step and self.save_checkpoint() is None:
+                raise
+            raise InputError(
+                f"{str(error).rstrip('.')}. Step {self.step} is saved: correct that, and resume with "
+                "--resume_from_checkpoint latest."
+            ) from error
 
     def _note_skipped_images(self, batch: SemiBatch, progress: Progress) -> None:
         for reason in batch.skipped:
@@ -282,7 +303,7 @@ class SemiSupervisedTrainer(Run):
             model, inference_only = self.evaluated_model, self.config.save_inference_only
             try:
                 save_best(self.output_dir / "best", model, self.processor, inference_only, self.metrics)
-            except WRITE_ERRORS as error:
+            except Exception as error:  # whatever it is, the training goes on
                 failure = error
                 warn_not_saved("the best model so far", self.output_dir, error)
         if succeeded_everywhere(failure, self.accelerator.device):
@@ -326,9 +347,12 @@ class SemiSupervisedTrainer(Run):
         """With `hub_strategy="every_save"`, upload the model of the checkpoint that was just written."""
         if self.config.push_to_hub and self.config.hub_strategy == "every_save":
             try:
-                self.write_result(log)
+                self.write_result(log, rescue=False)
                 publish_or_warn(self.push_to_hub, self.config)
-            except SaveError as error:
-                print(f"\nwarning: not published: {error}", file=sys.stderr)
+            except Exception as error:
+                if is_lost_connection(error):
+                    raise
+                if self.accelerator.is_main_process:
+                    print(f"\nwarning: not published: {error}", file=sys.stderr)
             self.accelerator.wait_for_everyone()
             progress.pause()

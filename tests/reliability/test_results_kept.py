@@ -1,6 +1,7 @@
 """What was trained is never lost, and figures never stand beside other weights than those they were measured on."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from corrmatch_hf.evaluation import evaluate_segmentation
 from corrmatch_hf.evaluation.evaluate import OtherProcessFailed
 from corrmatch_hf.training import EvaluationError, TrainingInterrupted, checkpoint, output_lock, report
 from corrmatch_hf.training.checkpoint import find_corruption, list_checkpoints
+from corrmatch_hf.training.log import TrainingLog
 from corrmatch_hf.training.output_folder import LOCK, check_output_folder
 from corrmatch_hf.training.output_lock import OutputLock
 
@@ -166,6 +168,84 @@ def test_contradictions_are_refused_before_anything_is_loaded(args, capsys, tmp_
         and "nowhere" not in said
     )
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------- whatever fails beside training
+
+
+def test_a_training_photo_damaged_during_the_run_costs_no_step(folder, photos):
+    names = {"data_dir": str(photos), "num_labels": 5, "labeled_count": 2}
+    settings = {"data": load_semi_dataset(**names), "save_steps": None, "eval_steps": None, "max_steps": 6}
+    trainer, content = make(folder, **settings), {}
+
+    def damage():
+        for photo in (photos / "train" / "images").iterdir():
+            content[photo] = photo.read_bytes()
+            photo.write_bytes(content[photo][:100])
+
+    in_step(trainer, 4, damage)
+    with pytest.raises(InputError, match=r"Step \d is saved: correct that, and resume") as error:
+        trainer.train()
+    (only,) = list_checkpoints(folder / "checkpoints")
+    assert f"Step {int(only.name[5:])} is saved" in str(error.value) and trainer.step >= 3
+    for photo, whole in content.items():
+        photo.write_bytes(whole)
+    assert make(folder, **settings, resume_from_checkpoint="latest").train()["final"]["step"] == 6
+
+
+def test_output_that_cannot_be_written_does_not_end_the_run(folder, monkeypatch):
+    """As of a log on a full disk, a closed terminal or a closed pipe."""
+    trainer = make(folder)
+    trainer.evaluate = lambda: None.fails  # which is warned about
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Full())
+        patch.setattr("sys.stderr", Full())
+        with pytest.raises(EvaluationError):
+            trainer.train()
+    assert figures(folder)["steps"] == 6
+
+
+def test_a_checkpoint_that_fails_for_any_reason_does_not_cost_the_model(folder, capsys):
+    trainer = make(folder, max_steps=2)
+
+    def failing(*args):
+        raise TypeError("cannot pickle this")
+
+    trainer.accelerator.save_state = failing
+    assert trainer.train()["final"]["step"] == 2
+    assert "could not save the checkpoint of step 2" in capsys.readouterr().err
+    CorrMatchForSegmentation.from_pretrained(folder)
+
+
+def test_a_report_or_upload_that_fails_for_any_reason_does_not_end_the_run(folder, monkeypatch, capsys):
+    from corrmatch_hf.training import preflight
+
+    def failing(*args, **kwargs):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(preflight, "check_hub_access", lambda config: None)
+    trainer = make(folder, push_to_hub=True, hub_strategy="every_save", hub_model_id="a/b")
+    trainer.push_to_hub = failing
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_report", failing)
+        in_step(trainer, 5, lambda: patch.setattr(report, "write_report", lambda *args: None))
+        assert trainer.train()["published"] is None
+    said = capsys.readouterr().err
+    assert said.count("warning: not published: no such font") == 3 and "corrmatch push" in said
+
+
+def test_a_broken_line_of_the_log_does_not_cost_the_later_ones(tmp_path):
+    path = tmp_path / "training_log.jsonl"
+    path.write_text(
+        '{"step": 1, "loss": 1}\n{"step": 2, "lo{"step": 2, "loss": 2}\n7\n{"step": 3, "loss": 3}\n{"st'
+    )
+    assert [row["step"] for row in TrainingLog(path, True, resume_step=3).rows] == [1, 3]
+    assert len(path.read_text().splitlines()) == 2
 
 
 # -------------------------------------------------------------------------------------------------------- best
