@@ -10,10 +10,14 @@ With a single process, the reductions below return their input.
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import InputError
 
 
 def _running() -> bool:
@@ -66,3 +70,19 @@ def leave_signals_to_the_trainer(worker: int) -> None:
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+
+
+@contextmanager
+def explain_lost_loaders(remedy: str = "") -> Iterator[None]:
+    """Turn the death of a loading process, which torch reports anywhere in the main process, into a clear error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        # The first line; it names signal 9 where the system had no memory left, and bus errors for shared memory.
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise InputError(
+            f"A process that loads images was ended from outside ({reason}), often because memory ran out: lower "
+            f"--num_workers; 0 needs no such processes. {remedy}".rstrip()
+        ) from error

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -41,3 +44,41 @@ def unknown_name(kind: str, name: str, choices: Iterable[str], full_list: str = 
     else:
         hint = f"known are {', '.join(choices[:SHORT_LIST])} and {len(choices) - SHORT_LIST} more."
     return InputError(f"Unknown {kind} {name!r}: {hint}")
+
+
+def check_writable_file(option: str, path: str | os.PathLike) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+    if os.path.isdir(path):
+        raise InputError(f"{option} {path} is a folder; give a file name.")
+    if os.path.exists(path):
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{option} {path} cannot be written: permission denied; give another file.")
+    else:
+        check_writable_folder(option, Path(path).parent, "another file")
+
+
+def check_writable_folder(option: str, path: str | os.PathLike, remedy: str = "another folder") -> None:
+    """Refuse a folder that cannot be made or written. Nothing is made."""
+    nearest = next(p for p in (Path(path), *Path(path).parents, Path("/")) if os.path.lexists(p))
+    if not nearest.is_dir():
+        found = "is a file" if nearest == Path(path) else f"cannot be made: {nearest} is a file"
+        raise InputError(f"{option} {path} {found}; name {remedy}.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path} cannot be written: {nearest} allows no new files; name {remedy}.")
+
+
+def describe_system_error(error: OSError) -> str:
+    """A sentence for what the operating system refused, with what to do."""
+    remedies = {
+        errno.ENOSPC: "free some disk space",
+        errno.EDQUOT: "free some of your quota",
+        errno.EROFS: "name a folder that can be written",
+        errno.ENAMETOOLONG: "give a shorter name",
+        errno.EMFILE: "allow more open files (ulimit -n)",
+        errno.ENOMEM: "free some memory, or start fewer processes",
+        errno.EAGAIN: "start fewer processes, for example by a lower --num_workers",
+    }
+    remedy = remedies.get(error.errno, "check the path and its permissions")
+    place = str(error.filename) if error.filename is not None else ""
+    place = f"{place if len(place) <= 200 else place[:200] + '...'}: " if place else ""
+    return f"{place}{error.strerror or type(error).__name__}; {remedy}."

@@ -14,6 +14,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import refuse
+from .text import short
+
+LARGEST_SEED = 2**32 - 1  # that NumPy accepts
+LARGEST_CROP = 2**15
+MOST_WORKERS = 256  # processes that load images
+LARGEST = 2**53  # whole numbers above are not exact as floating-point numbers
 
 # The order of the headings in --help. A method's own options come after "Method", under the method's name.
 GROUPS = (
@@ -90,7 +96,7 @@ def _problem(spec: Field, hint: Any, value: Any) -> str | None:
         return None
     choices, bounds, plain = choices_of(hint), spec.metadata.get("bounds", {}), plain_type(hint)
     if choices and value not in choices:
-        return f"--{spec.name} is {value!r}; choose one of {', '.join(map(str, choices))}"
+        return f"--{spec.name} is {short(value)}; choose one of {', '.join(map(str, choices))}"
     if get_origin(plain) is list:
         numbers, plain = value, get_args(plain)[0]
     else:
@@ -99,7 +105,9 @@ def _problem(spec: Field, hint: Any, value: Any) -> str | None:
         return None
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):
-            return f"--{spec.name} is {value!r}; give a number"
+            return f"--{spec.name} is {short(value)}; give a number"
+        if isinstance(number, int) and abs(number) > LARGEST:
+            return f"--{spec.name} is {short(number, 20)}; it must be {describe_bounds(bounds | {'at_most': LARGEST})}"
         if not math.isfinite(number) or not _inside(number, bounds):
             return f"--{spec.name} is {value}; it must be {describe_bounds(bounds)}"
     return None
@@ -116,4 +124,12 @@ def _inside(value: float, bounds: dict[str, float]) -> bool:
 
 def describe_bounds(bounds: dict[str, float]) -> str:
     """Such as "at least 0 and below 1"; "finite" where there is no bound."""
-    return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items()) or "finite"
+    return (
+        " and ".join(f"{name.replace('_', ' ')} {_plain(bound)}" for name, bound in bounds.items())
+        or "finite"
+    )
+
+
+def _plain(bound: float) -> str:
+    """A number as it can be typed: 4294967295, where `:g` gives 4.29497e+09."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

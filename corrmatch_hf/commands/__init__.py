@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import keyword
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
+from typing import Any, TextIO
 
-from ..errors import InputError, unknown_name
+from ..errors import InputError, describe_system_error, unknown_name
+from ..text import visible
 
 COMMANDS = {
     "train": "Train a segmentation model from a few labelled and many unlabelled images.",
@@ -45,9 +49,13 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 after an error, or where `check` finds that training would stop; 2 where the arguments are incomplete;
-        130 after Ctrl-C, 143 after SIGTERM.
+        130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has ended.
     """
-    _print_any_text()
+    with _printing_any_text():
+        return _run(name, args)
+
+
+def _run(name: str, args: Sequence[str] | None) -> int:
     module = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     command = importlib.import_module(f".{module}", __name__)
     try:
@@ -57,17 +65,55 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would fail at exit
+        return 141  # as of a process that SIGPIPE ends
     except _expected(command) as error:
         status = getattr(error, "exit_status", 1)
-        print(f"{'' if status > 128 else 'error: '}{error}", file=sys.stderr)
+        print(visible(f"{'' if status > 128 else 'error: '}{error}", keep="\n"), file=sys.stderr)
         return status
+    except OSError as error:
+        if error.errno is None:  # not from the system, but from a library
+            raise
+        print(visible(f"error: {describe_system_error(error)}"), file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
+        print(f"error: not enough memory: {reason}; give smaller values.", file=sys.stderr)
+        return 1
 
 
-def _print_any_text() -> None:
-    """Let the terminal show class and file names that its encoding lacks as escapes, instead of an error."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python and NumPy have a class for it, torch one on GPUs and a sentence on CPUs."""
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return out_of_memory or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _printing_any_text() -> Iterator[None]:
+    """Let the terminal show class and file names that its encoding lacks, or that would steer it, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # notebooks and tests replace the streams
             stream.reconfigure(errors="backslashreplace")
+    with redirect_stdout(
+        _Visible(sys.stdout)
+    ):  # the standard error holds progress bars, which steer the terminal
+        yield
+
+
+class _Visible:
+    """A text stream that writes `visible` text to another."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text, keep="\n\t\r"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _expected(command: ModuleType) -> tuple[type[Exception], ...]:

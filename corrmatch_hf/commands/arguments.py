@@ -18,8 +18,10 @@ import yaml
 from ..data.options import SOURCES, DataOptions
 from ..errors import InputError, refuse, unknown_name
 from ..options import Options, choices_of, option, plain_type
+from ..text import read_small_text, short
 from .help import help_text, is_required
 
+MOST_VALUES = 10_000  # in a YAML file, with all aliases written out
 RECIPES = Path(__file__).with_name("recipes")
 BOOLEANS = {"true": True, "yes": True, "y": True, "t": True, "1": True} | {
     "false": False, "no": False, "n": False, "f": False, "0": False,
@@ -151,9 +153,12 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
         if value is None and spec.default is None:
             raw[name] = None
         elif isinstance(value, list | dict) and container is type(value):
-            raw[name] = json.dumps(value)
+            try:
+                raw[name] = json.dumps(value)
+            except (TypeError, ValueError):  # a date, bytes, a set, a key that is a list
+                problems.append(f"{name} in {path} has values that are not text, numbers, lists or mappings")
         elif value is None or isinstance(value, list | dict):
-            problems.append(f"{name} in {path} is {value!r}; give one value")
+            problems.append(f"{name} in {path} is {short(value)}; give one value")
         else:
             raw[name] = str(value)
     return raw
@@ -235,7 +240,7 @@ def convert(name: str, hint: Any, text: Any) -> Any:
         return [convert(name, part, each) for each in texts]
     if kind is bool:
         if text.lower() not in BOOLEANS:
-            raise ValueError(f"--{name} is {text!r}; give True or False")
+            raise ValueError(f"--{name} is {short(text)}; give True or False")
         return BOOLEANS[text.lower()]
     if kind in (int, float):
         try:
@@ -244,17 +249,19 @@ def convert(name: str, hint: Any, text: Any) -> Any:
             wanted = "a whole number" if kind is int else "a number"
             if plain is not hint:  # None is the default
                 wanted += ", or leave the option out"
-            raise ValueError(f"--{name} is {text!r}; give {wanted}") from None
+            raise ValueError(f"--{name} is {short(text)}; give {wanted}") from None
+    if "\0" in text:
+        raise ValueError(f"--{name} is {short(text)}; no name or path contains the character NUL")
     return next((choice for choice in choices_of(hint) if str(choice) == text), text)
 
 
 def _json(name: str, text: str, kind: type, wanted: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        raise ValueError(f"--{name} is {text!r}; give {wanted}")
+        raise ValueError(f"--{name} is {short(text)}; give {wanted}")
     return value
 
 
@@ -272,9 +279,20 @@ def read_config(config: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The options of a YAML file or packaged recipe, on top of those of its `base`, a path relative to the file."""
     path = find_config(config)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {config} is not valid YAML: {error}") from error
+        text = read_small_text(path)
+    except ValueError as error:
+        raise InputError(f"--config {config} cannot be read: {error}.") from error
+    try:
+        values = _read_yaml(text)
+    except RecursionError as error:
+        raise InputError(
+            f"--config {config} is nested too deeply; write 'option: value' in each line."
+        ) from error
+    except (
+        Exception
+    ) as error:  # tags with wrong values, such as `!!bool 3`, make yaml raise any kind of error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"--config {config} is not valid YAML: {reason[:300]}.") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"--config {config} must contain lines of the form 'option: value'.")
     if "base" not in values:
@@ -286,9 +304,34 @@ def read_config(config: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return read_config(str(base), seen) | values
 
 
+def _read_yaml(text: str) -> Any:
+    """The value of a YAML document. A few hundred bytes of nested aliases can mean gigabytes; they are refused."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        sizes: dict[int, int] = {}  # of each node with everything in it, aliases written out
+        if node is None:
+            return None
+        if _size(node, sizes) > MOST_VALUES:
+            raise ValueError(f"its aliases (*name) stand for more than {MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_VALUES + 1  # if it contains itself
+        inner = [n for part in node.value for n in (part if isinstance(part, tuple) else (part,))]
+        sizes[id(node)] = 1 + (
+            0 if isinstance(node, yaml.ScalarNode) else sum(_size(n, sizes) for n in inner)
+        )
+    return sizes[id(node)]
+
+
 def find_config(config: str) -> Path:
     """The file of that path, else the packaged recipe of that name, such as `pascal`."""
-    if Path(config).is_file():
+    if os.path.isfile(config):  # unlike Path.is_file, it accepts names that the system does not allow
         return Path(config)
     recipes = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in RECIPES.rglob("*.yaml")}
     if config in recipes:
@@ -299,7 +342,8 @@ def find_config(config: str) -> Path:
         if stem in recipes
         else f"give a YAML file, or a recipe of the package: {', '.join(sorted(n for n in recipes if '/' not in n))}"
     )
-    raise InputError(f"--config {config}: no such file; {hint}.")
+    found = "a folder" if os.path.isdir(config) else "no such file"
+    raise InputError(f"--config {config}: {found}; {hint}.")
 
 
 def _option_name(arg: str) -> str:

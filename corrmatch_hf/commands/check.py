@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.options import DataOptions
-from ..errors import InputError
-from ..options import Options, option
+from ..errors import check_writable_file
+from ..options import LARGEST_CROP, Options, option
 from . import COMMANDS
 from .arguments import parse
 
@@ -26,7 +26,12 @@ class CheckOptions(Options):
     """How much is read, and where the report goes."""
 
     crop_size: int = option(
-        321, "Side of the training crops in pixels; smaller images are counted.", group="Report", common=True
+        321,
+        "Side of the training crops in pixels; smaller images are counted.",
+        group="Report",
+        common=True,
+        at_least=1,
+        at_most=LARGEST_CROP,
     )
     limit: int | None = option(
         None,
@@ -45,8 +50,8 @@ def main(args: Sequence[str]) -> bool:
     options, data_options = parse(
         "check", CheckOptions, DataOptions, args=args, description=COMMANDS["check"], examples=EXAMPLES
     )
-    if options.output is not None and Path(options.output).is_dir():
-        raise InputError(f"--output {options.output} is a folder; give a file name.")
+    if options.output is not None:
+        check_writable_file("--output", options.output)
     # Heavy imports come after parsing, so that --help is fast.
     from ..data.check import scan_dataset
     from ..data.check_report import format_report

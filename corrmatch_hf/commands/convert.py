@@ -8,8 +8,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import InputError
+from ..errors import InputError, check_writable_file, check_writable_folder
 from ..options import Options, option
+from ..text import read_small_text
 from . import COMMANDS
 from .arguments import parse
 
@@ -102,6 +103,7 @@ def to_model(options: ConvertOptions) -> None:
         )
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty; nothing is overwritten. Name a new folder.")
+    check_writable_folder("OUTPUT", output)
     if options.data_parallel:
         raise InputError("--data_parallel is for writing a checkpoint; when reading one, this is detected.")
     if options.recipe and options.id2label:
@@ -152,6 +154,7 @@ def to_checkpoint(options: ConvertOptions) -> None:
         )
     if output.exists():
         raise InputError(f"{output} exists; nothing is overwritten. Name a new file.")
+    check_writable_file("OUTPUT", output)
     for name in ("recipe", "output_stride", "image_size", "id2label", "key"):
         if getattr(options, name) is not None:
             raise InputError(f"--{name} is for reading a checkpoint, but {output} would be written.")
@@ -187,10 +190,10 @@ def read_id2label(path: str | None) -> dict[int, str] | None:
     if path is None:
         return None
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(read_small_text(path))
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         return {int(i): str(name) for i, name in entries}
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f'--id2label {path} cannot be read as {{"0": "sky", ...}} or ["sky", ...]: {error}.'
         ) from error

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..data.options import SOURCES, DataOptions
-from ..errors import InputError
-from ..options import Options, option
+from ..errors import InputError, check_writable_file
+from ..options import MOST_WORKERS, Options, option
 from ..text import percent
 from . import COMMANDS
 from .arguments import parse
@@ -58,12 +58,15 @@ class EvaluationOptions(Options):
         common=True,
     )
     stride: int | None = option(
-        None, "Distance of the windows in pixels; by default two thirds of the window.", group="Evaluation"
+        None,
+        "Distance of the windows in pixels; by default two thirds of the window.",
+        group="Evaluation",
     )
     scales: list[float] = option(
         default_factory=lambda: [1.0],
         help="Image scales to average the predictions of, such as 0.75 1.0 1.25.",
         group="Evaluation",
+        at_most=100,
     )
     flip: bool = option(False, "Also average with the mirrored image.", group="Evaluation")
     batch_size: int = option(
@@ -71,6 +74,7 @@ class EvaluationOptions(Options):
         "Images of equal size, or windows of one image, to predict together.",
         group="Evaluation",
         common=True,
+        at_most=2**16,
     )
     precision: Literal["float32", "bf16", "fp16"] = option(
         "float32",
@@ -88,6 +92,7 @@ class EvaluationOptions(Options):
         "Processes that read images; 0 reads them in the main process.",
         group="Evaluation",
         at_least=0,
+        at_most=MOST_WORKERS,
     )
     feature_quality: bool = option(
         False,
@@ -123,12 +128,12 @@ def main(args: Sequence[str]) -> dict:
     # Heavy imports come after parsing, so that --help is fast.
     from accelerate import PartialState
 
+    from ..distributed import explain_lost_loaders
     from ..evaluation.feature_quality import require_scikit_learn
     from ..hub.load import load_saved
 
     output = Path(options.output)
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder; give a file name.")
+    check_writable_file("--output", output)
     output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     if options.feature_quality:
         require_scikit_learn()  # now, not after an hour
@@ -142,7 +147,8 @@ def main(args: Sequence[str]) -> dict:
         print(f"note: the model was trained for {names[0]}, the dataset has {names[1]}.", file=sys.stderr)
 
     process = PartialState()
-    metrics = measure(model, processor, data, options, process)
+    with explain_lost_loaders():
+        metrics = measure(model, processor, data, options, process)
     if process.is_main_process:
         print(table(metrics))
         output.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

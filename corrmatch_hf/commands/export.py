@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import InputError
+from ..errors import InputError, check_writable_file
 from ..options import Options, option
 from . import COMMANDS
 from .arguments import parse
@@ -41,8 +41,7 @@ def main(args: Sequence[str]) -> None:
     if options.format == "torch" and options.output and not options.output.endswith(".pt2"):
         raise InputError(f"--output {options.output}: torch.export only reads files whose names end in .pt2.")
     output = Path(options.output or {"onnx": "model.onnx", "torch": "model.pt2"}[options.format])
-    if output.is_dir():
-        raise InputError(f"--output {output} is a folder; give a file name.")
+    check_writable_file("--output", output)
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(n) is None]
     if options.format == "onnx" and missing:
         raise InputError(f"{', '.join(missing)} cannot be imported; run: pip install corrmatch-hf[onnx]")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..data.annotations import FORMATS, detect
-from ..errors import InputError
-from ..options import Options, option
+from ..errors import InputError, check_writable_folder
+from ..options import LARGEST_SEED, Options, option
 from . import COMMANDS
 from .arguments import parse
 
@@ -58,7 +58,9 @@ class ImportOptions(Options):
         above=0,
         below=1,
     )
-    seed: int = option(0, "Seed of the choice of validation photos.", common=True)
+    seed: int = option(
+        0, "Seed of the choice of validation photos.", common=True, at_least=0, at_most=LARGEST_SEED
+    )
 
 
 def main(args: Sequence[str]) -> None:
@@ -72,6 +74,7 @@ def main(args: Sequence[str]) -> None:
     from ..data.annotations.readers import READERS
 
     check_destination(source, destination)
+    check_writable_folder("DESTINATION", destination)
     require_pycocotools()
     print(f"{source}: {FORMATS[name]}")
     report, files = Report(), Files(source)

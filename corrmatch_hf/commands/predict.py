@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import InputError
+from ..errors import InputError, check_writable_folder
 from ..options import Options, option
 from ..text import some
 from . import COMMANDS
@@ -60,8 +60,7 @@ def main(args: Sequence[str]) -> None:
     (options,) = parse("predict", PredictOptions, args=args, description=DESCRIPTION, examples=EXAMPLES)
     paths = find_photos(options.images)
     output = Path(options.output_dir)
-    if output.is_file():
-        raise InputError(f"--output_dir {output} is a file; name a folder.")
+    check_writable_folder("--output_dir", output)
 
     # Heavy imports come after parsing, so that --help is fast.
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.options import DataOptions
-from ..errors import InputError
+from ..errors import InputError, check_writable_folder
 from ..training.config import TrainingConfig
 from . import COMMANDS
 from .arguments import MethodChoice, option_names, parse, typed_command
@@ -50,7 +50,8 @@ def main(args: Sequence[str]) -> None:
     from ..training.trainer import SemiSupervisedTrainer
 
     if not config.resume_from_checkpoint:
-        check_output_folder(Path(config.output_dir), config.overwrite)  # before a download
+        check_writable_folder("--output_dir", config.output_dir)  # before a download
+        check_output_folder(Path(config.output_dir), config.overwrite)
     logging.disable_progress_bar()  # the bars of transformers for saving would break that of the training
     set_seed(config.seed)
 

@@ -6,10 +6,10 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..text import read_small_text, visible
 from .masks import Color, MaskFormat
 from .semi_dataset import mask_file
 
@@ -22,6 +22,11 @@ class Classes:
     label_ids: tuple[int, ...] | None = None
     ignored_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()  # what was assumed, a sentence each
+
+    def __post_init__(self):
+        """Names may come from strangers: characters that steer a terminal or a page are written as escapes."""
+        shown = {i: visible(name) for i, name in self.id2label.items()}
+        object.__setattr__(self, "id2label", shown)
 
 
 def read_names(
@@ -65,8 +70,8 @@ def read_colors(
     if isinstance(value, str):
         value = _read_json(value, "--label_colors")
     try:
-        colors: dict[int, Any] = {int(i): tuple(int(c) for c in color) for i, color in _entries(value)}
-    except (TypeError, ValueError):
+        colors: dict[int, Any] = {int(i): tuple(map(_whole, color)) for i, color in _entries(value)}
+    except (TypeError, ValueError, OverflowError):
         colors = {}
     if not colors or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in colors.values()):
         raise InputError(
@@ -96,7 +101,7 @@ def read_class_file(
     if path.endswith(".json"):
         return read_names(path, ignore_index, ignored_given), None
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_small_text(path).splitlines()
         lines = [line for line in lines if line.strip() and not line.startswith("#")]
         if path.endswith(".csv"):
             rows = [row for row in csv.reader(lines) if row[0].strip().isdigit()]
@@ -105,7 +110,7 @@ def read_class_file(
             ), None
         entries = [line.rsplit(":", 3) for line in lines]
         colors = [[int(part) for part in entry[1].split(",")] for entry in entries]
-    except (OSError, ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise InputError(
             f"{path} names the classes, but cannot be read ({error}): mend it, or remove it and give --id2label."
         ) from error
@@ -141,6 +146,13 @@ def _is_inline(value: str) -> bool:
     return value.lstrip()[:1] in ("{", "[")
 
 
+def _whole(value: Any) -> int:
+    """A whole number; ValueError for 0.5, which is no 8-bit colour, and for text that is no number."""
+    if int(value) != float(value):
+        raise ValueError(value)
+    return int(value)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys are different: of two equal ones, `json` would keep the last without a word."""
     found = dict(pairs)
@@ -156,6 +168,6 @@ def _read_json(path: str, option: str) -> Any:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{option} {path[:60]} is neither valid JSON nor a file: {error}.") from error
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{option} names {path}, which cannot be read as JSON: {error}.") from error
+        return json.loads(read_small_text(path), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{option} names {path[:200]}, which cannot be read as JSON: {error}.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def _open_source(options: DataOptions) -> HubSource | LocalSource:
 def _name_and_hub_id(source: HubSource | LocalSource, options: DataOptions) -> tuple[str, str | None]:
     name, folder = options.dataset_name, _local_folder(options)
     if name is not None and folder is None:
-        return name, name if isinstance(source, HubSource) and "/" in name else None
+        is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name)
+        return name, name if isinstance(source, HubSource) and is_id else None
     return Path(folder or options.train_images or options.labeled_list).name, None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..options import Options, option
+from ..options import LARGEST_SEED, Options, option
 
 SOURCES = (
     "dataset_name",
@@ -88,7 +88,9 @@ class DataOptions(Options):
     validation_list: str | None = option(
         None, "Text file that lists the validation images in the same format.", group="Data", metavar="FILE"
     )
-    split_seed: int = option(0, "Seed of the random choice of labelled images.", group="Data", at_least=0)
+    split_seed: int = option(
+        0, "Seed of the random choice of labelled images.", group="Data", at_least=0, at_most=LARGEST_SEED
+    )
     extra_unlabeled: str | None = option(
         None,
         "Folder, list file or dataset with more images, used without masks.",
@@ -131,6 +133,7 @@ class DataOptions(Options):
         "Number of classes, if no file names them; by default that of the ids in the masks.",
         group="Data",
         at_least=1,
+        at_most=2**16,
     )
     reduce_labels: bool = option(
         False, "Mask value 0 is ignored and the classes start at 1 (ADE20K).", group="Data"

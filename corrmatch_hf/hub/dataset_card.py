@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..text import percent
+from ..text import markdown_cell, markdown_code, percent
 
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+
+IGNORED = 255  # in published masks; at most 255 classes have an id below
 
 MASKS = """\
 `label` is a PNG of one channel, of the size of its `image` after EXIF orientation. Its values are the class ids below;
@@ -63,7 +65,10 @@ def dataset_card(
     sections = [
         f"# {title}",
         text,
-        _table(("Split", "Images", "With a mask"), ((n, f"{images[n]:,}", f"{masks[n]:,}") for n in images)),
+        _table(
+            ("Split", "Images", "With a mask"),
+            ((n, f"{images[n]:,}", f"{masks[n]:,}") for n in images),
+        ),
         "## Masks",
         MASKS,
         "Share of the pixels, in percent:",
@@ -73,7 +78,7 @@ def dataset_card(
         _training(repo_id, images, masks),
     ]
     if license:
-        sections += ["## Licence", f"`{license}`"]
+        sections += ["## Licence", f"`{markdown_code(license)}`"]
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
@@ -90,10 +95,11 @@ def _training(repo_id: str, images: Mapping[str, int], masks: Mapping[str, int])
 
 
 def _shares(id2label: Mapping[int, str], splits: Sequence[Sequence[int]]) -> Iterable[tuple[str, ...]]:
-    for i, (number, name) in enumerate([*sorted(id2label.items()), (255, "*ignored*")]):
+    names = [(number, markdown_cell(name)) for number, name in sorted(id2label.items())]
+    for i, (number, name) in enumerate([*names, (IGNORED, "*ignored*")]):
         yield str(number), name, *(percent(counts[i] / max(sum(counts), 1), 2) for counts in splits)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

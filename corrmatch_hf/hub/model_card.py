@@ -21,7 +21,15 @@ from jinja2 import Environment
 from ..errors import InputError
 from ..methods.citations import citation_of
 from ..model import CorrMatchConfig, CorrMatchForSegmentation
-from ..text import percent, presentable, without_tokens
+from ..text import (
+    markdown_cell,
+    markdown_code,
+    percent,
+    presentable_command,
+    presentable_values,
+    visible,
+    without_tokens,
+)
 
 REQUIRED = ("encoder_name", "output_stride", "id2label")
 DECODERS = {"deeplabv3plus": "DeepLabV3+", "dpt": "DPT", "linear": "a linear decoder"}
@@ -71,7 +79,8 @@ def write_run_card(
 ) -> Path:
     """Write the arguments to `folder/run.json`, and the card made from them to `folder/README.md`; returns the card.
 
-    Hub tokens are replaced by ***, and the home directory by ~. A card that was edited is not overwritten.
+    Tokens, passwords and keys are replaced by ***, absolute paths by their last part. A card that was edited is not
+    overwritten.
 
     Args:
         folder: of the saved model.
@@ -231,20 +240,17 @@ def _parameters(folder: Path, correlation_head: bool) -> int:
     return sum(p.numel() for p in CorrMatchForSegmentation(config).parameters())
 
 
-def _presentable(value: Any) -> Any:
-    """JSON values without tokens and home directories."""
-    if isinstance(value, dict):
-        return {without_tokens(k): _presentable(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_presentable(v) for v in value]
-    return presentable(value) if isinstance(value, str) else value
+def _presentable(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts without secrets and without folders in absolute paths."""
+    command = facts["command"] and presentable_command(facts["command"])
+    return presentable_values(facts) | {"command": command and visible(command)}
 
 
 def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
     """The card of these facts (JSON values), for a model that is loaded by `name`."""
     run = {key: value for key, value in facts["run"].items() if value is not None}
     decoder = run.get("decoder", "deeplabv3plus")  # the only one in earlier versions
-    dataset = _cell(run.get("dataset", ""))
+    dataset = markdown_cell(run.get("dataset", ""))
     if "dataset_id" in run:
         dataset = f"[{dataset}](https://huggingface.co/datasets/{run['dataset_id']})"
     per_class = (facts["metrics"] or {}).get("per_class") or {}
@@ -254,7 +260,8 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
     ]
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"cell": _cell, "percent": partial(percent, digits=2), "quoted": _quoted}
+    environment.filters |= {"cell": markdown_cell, "code": markdown_code, "quoted": _quoted}
+    environment.filters["percent"] = partial(percent, digits=2)
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
     text = template.render(
         dict(facts)
@@ -342,11 +349,6 @@ def _duration(seconds: int) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
-
-
-def _cell(text: object) -> str:
-    """A text with Markdown characters escaped, also for tables."""
-    return re.sub(r"([\\|<*`\[\]])", r"\\\1", " ".join(str(text).split()))
 
 
 def _quoted(text: str) -> str:

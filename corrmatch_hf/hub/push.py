@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tempfile
 from fnmatch import fnmatch
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import InputError
 from ..model import CorrMatchForSegmentation
 from ..model.configuration_corrmatch import REQUIREMENTS
-from ..text import presentable
+from ..text import presentable, presentable_values
 from .load import load_saved
 from .model_card import card_for_push, record_for_push
 from .upload import UploadError as UploadError  # raised by push_folder
@@ -26,7 +28,7 @@ PUBLISHED = (
     "*_corrmatch.py", "handler.py", "requirements.txt", "README.md", "run.json", "metrics.json",
     "training_config.yaml", "training_log.jsonl", "curves.png", "predictions.png", "samples/*.jpg", "samples/*.png",
 )  # fmt: skip
-# Texts with paths, in which the home directory is replaced by ~.
+# Texts with paths, which are published with the last part of absolute ones only, and without secrets.
 RECORDS = ("training_config.yaml", "training_log.jsonl", "metrics.json")
 
 
@@ -135,13 +137,26 @@ def _files(folder: Path, aside: Path, repo_id: str, inference_only: bool) -> dic
         model.save_pretrained(aside, inference_only=True)
         files = {name: path for name, path in files.items() if not name.startswith("model")}
         files |= {path.name: path for path in aside.iterdir()}
-    files |= {
-        n: presentable((folder / n).read_text(encoding="utf-8")).encode() for n in RECORDS if n in files
-    }
+    files |= {n: _presentable_record(folder / n).encode() for n in RECORDS if n in files}
     files["README.md"] = card_for_push(folder, repo_id, inference_only=inference_only).encode()
     if (record := record_for_push(folder, repo_id, inference_only=inference_only)) is not None:
         files["run.json"] = record.encode()
     return files
+
+
+def _presentable_record(path: Path) -> str:
+    """The text of one of `RECORDS`, as it is published."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".yaml":
+            options = presentable_values(yaml.safe_load(text))
+            return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+        if path.suffix == ".jsonl":
+            rows = (presentable_values(json.loads(line)) for line in text.splitlines())
+            return "".join(f"{json.dumps(row)}\n" for row in rows)
+        return f"{json.dumps(presentable_values(json.loads(text)), indent=2)}\n"
+    except (ValueError, yaml.YAMLError):  # somebody edited it
+        return presentable(text)
 
 
 def endpoint_files() -> dict[str, bytes]:

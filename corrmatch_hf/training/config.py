@@ -12,7 +12,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import unknown_name
 from ..evaluation.inference import inference_problems
-from ..options import Options, option
+from ..options import LARGEST_CROP, LARGEST_SEED, MOST_WORKERS, Options, option
+
+LARGEST_SCALE = 100
 
 
 @dataclass
@@ -39,10 +41,16 @@ class TrainingConfig(Options):
         group="Schedule",
         common=True,
         at_least=0,
+        at_most=LARGEST_SEED,
     )
 
     max_steps: int | None = option(
-        None, "Optimiser steps. Give this or --num_epochs.", group="Schedule", common=True, at_least=1
+        None,
+        "Optimiser steps. Give this or --num_epochs.",
+        group="Schedule",
+        common=True,
+        at_least=1,
+        at_most=10**9,
     )
     num_epochs: float | None = option(
         None,
@@ -50,28 +58,45 @@ class TrainingConfig(Options):
         group="Schedule",
         common=True,
         above=0,
+        at_most=10**6,
     )
     per_device_batch_size: int = option(
-        4, "Labelled images per process and forward pass.", group="Batch", common=True, at_least=1
+        4,
+        "Labelled images per process and forward pass.",
+        group="Batch",
+        common=True,
+        at_least=1,
+        at_most=2**16,
     )
     per_device_unlabeled_batch_size: int | None = option(
         None,
         "Unlabelled images per process and forward pass; by default as many as labelled ones.",
         group="Batch",
         at_least=1,
+        at_most=2**16,
     )
     gradient_accumulation_steps: int = option(
         1,
         "Forward passes per optimiser step; each is a batch of its own for losses and threshold.",
         group="Batch",
         at_least=1,
+        at_most=2**16,
     )
 
     crop_size: int = option(
-        321, "Side of the square training crops in pixels.", group="Augmentation", common=True, at_least=1
+        321,
+        "Side of the square training crops in pixels.",
+        group="Augmentation",
+        common=True,
+        at_least=1,
+        at_most=LARGEST_CROP,
     )
-    scale_min: float = option(0.5, "Smallest random scale before cropping.", group="Augmentation", above=0)
-    scale_max: float = option(2.0, "Largest random scale before cropping.", group="Augmentation", above=0)
+    scale_min: float = option(
+        0.5, "Smallest random scale before cropping.", group="Augmentation", above=0, at_most=LARGEST_SCALE
+    )
+    scale_max: float = option(
+        2.0, "Largest random scale before cropping.", group="Augmentation", above=0, at_most=LARGEST_SCALE
+    )
     cutmix_probability: float = option(
         0.5, "Share of strong views with a CutMix box.", group="Augmentation", at_least=0, at_most=1
     )
@@ -168,7 +193,7 @@ class TrainingConfig(Options):
         at_least=1,
     )
     eval_batch_size: int = option(
-        1, "Images of equal size evaluated together.", group="Evaluation", at_least=1
+        1, "Images of equal size evaluated together.", group="Evaluation", at_least=1, at_most=2**16
     )
     save_steps: int | None = option(
         None, "Write a checkpoint every so many steps.", group="Saving", common=True, at_least=1
@@ -190,6 +215,7 @@ class TrainingConfig(Options):
         "a CPU, where training needs all cores.",
         group="Hardware",
         at_least=0,
+        at_most=MOST_WORKERS,
     )
     on_bad_sample: Literal["error", "skip"] = option(
         "error", "At an unreadable training image: stop, or skip and count it.", group="Reliability"
@@ -208,6 +234,7 @@ class TrainingConfig(Options):
         "Stop after waiting this many seconds for another process.",
         group="Reliability",
         at_least=1,
+        at_most=10**7,
     )
 
     save_inference_only: bool = option(

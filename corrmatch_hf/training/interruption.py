@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..distributed import world_size
+from ..distributed import explain_lost_loaders, world_size
 from ..errors import InputError
 
 
@@ -77,7 +77,8 @@ class StopSignals:
 def translate_errors(remedy: str = "") -> Iterator[None]:
     """Turn running out of memory, and losing another process, into a clear error that ends with `remedy`."""
     try:
-        yield
+        with explain_lost_loaders(remedy):
+            yield
     except RuntimeError as error:
         if _is_out_of_memory(error):
             raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..text import without_tokens
+from ..text import presentable, without_tokens
 from .atomic_write import write_text
 
 
@@ -75,9 +75,12 @@ class Tracker:
         self._works = True
 
     def start(self, options: dict[str, Any]) -> None:
-        """Open a run with these options. Errors are not caught here, where nothing is lost yet."""
+        """Open a run with these options, of which a server gets no secrets and no folders.
+
+        Errors are not caught here, where nothing is lost yet.
+        """
         plain = (int, float, bool)  # what every tracker accepts, besides text
-        config = {k: v if isinstance(v, plain) else without_tokens(str(v)) for k, v in options.items()}
+        config = {k: v if isinstance(v, plain) else presentable(str(v)) for k, v in options.items()}
         self.accelerator.init_trackers("corrmatch", config=config)
 
     def log(self, values: dict[str, Any], step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -191,6 +192,19 @@ def prepare_output(
             delete_run(folder)  # only after everything that may refuse the new run
     accelerator.wait_for_everyone()
     return checkpoint
+
+
+def make_writable(folder: Path) -> None:
+    """Make the output folder, and refuse one that cannot take a small file: for lack of rights, or on a full disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))  # configuration and log
+    except OSError as error:
+        raise InputError(
+            f"--output_dir {folder} cannot be written: {error.strerror or error}. Free some disk space there, or name "
+            "another folder."
+        ) from error
 
 
 def _has_batch_norm(method: nn.Module) -> bool:

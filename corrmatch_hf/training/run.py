@@ -23,7 +23,7 @@ from ..hub.push import push_folder
 from ..methods.base import Method
 from ..methods.teacher import Teacher
 from ..model import CorrMatchImageProcessor
-from ..text import percent, without_tokens
+from ..text import percent, presentable_values, without_tokens
 from .atomic_write import replaced_files, write_text
 from .checkpoint import architecture, deciding_versions, load_checkpoint, write_checkpoint
 from .config import TrainingConfig
@@ -175,7 +175,7 @@ class Run:
             "skipped_in_a_row": self.skipped_steps.in_a_row,
             "architecture": architecture(self.method, self.config),
             "processes": self.accelerator.num_processes,
-            "config": self._options(),
+            "config": presentable_values(self._options()),  # a checkpoint may be shared
             "data": self.data.identity,
             "versions": deciding_versions(),
         }

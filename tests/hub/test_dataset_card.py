@@ -48,6 +48,16 @@ def test_tables_hold_the_counts_and_the_shares_of_pixels():
     assert "2,990 of them without a mask" in text
 
 
+def test_a_name_of_a_class_cannot_change_the_card():
+    names = {0: "<img src=x>", 1: "a\n# [b](c) **d**", 2: "\x1b[2J\u202e`e`"}
+    card = dataset_card(
+        "user/x", images={"train": 9}, masks={"train": 9}, pixels={"train": [1, 1, 1, 1]}, id2label=names
+    )
+    assert r"| 0 | \<img src=x> | 25.00 |" in card.text
+    assert r"| 1 | a # \[b\](c) \*\*d\*\* | 25.00 |" in card.text
+    assert r"| 2 | \\x1b\[2J\\u202e\`e\` | 25.00 |" in card.text
+
+
 @pytest.mark.parametrize(
     ("images", "masks", "fraction"),
     [

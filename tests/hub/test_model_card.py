@@ -120,7 +120,7 @@ def test_options_come_back_exactly(tmp_path):
     }
     text = write_run_card(tmp_path, run=RUN, options=options).read_text(encoding="utf-8")
     block = re.search(r"```yaml\n(.*?)```", text, re.S).group(1)
-    assert yaml.safe_load(block) == {**options, "scale": [0.5, 2.0], "folder": str(tmp_path)}
+    assert yaml.safe_load(block) == {**options, "scale": [0.5, 2.0], "folder": f".../{tmp_path.name}"}
 
 
 def test_pictures_are_shown_and_must_be_there(tmp_path):
@@ -257,7 +257,7 @@ def test_command_and_versions_are_those_of_the_run(tmp_path):
     assert f"version={{{versions['corrmatch_hf']}}}" in text
 
 
-def test_no_token_and_no_home_folder_is_written(tmp_path, monkeypatch):
+def test_no_secret_and_no_folder_above_the_last_is_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my-own-secret")
     monkeypatch.setenv("HOME", "/home/ada")
     token = "hf_" + "AbC123" * 5
@@ -265,17 +265,35 @@ def test_no_token_and_no_home_folder_is_written(tmp_path, monkeypatch):
         "dataset_name": f"https://user:{token}@host/data",
         "note": "my-own-secret",
         "data_dir": "/home/ada/photos",
-        "others": ["/home/adam/x", "/mnt/home/ada/x"],
+        "others": ["/home/adam/x", "/mnt/acme corp/y"],
+        "encoder_weights": "C:\\Users\\ada\\weights.pth",
+        "extra_unlabeled": "s3://bucket/pool?X-Amz-Credential=abc&X-Amz-Signature=def",
+        "keys": "AKIAABCDEFGHIJKLMNOP",
     }
     run = RUN | {"dataset": "my-own-secret"}
     write_run_card(
-        tmp_path, run=run, options=options, command=f"python train.py --token {token} --out=/home/ada"
+        tmp_path,
+        run=run,
+        options=options,
+        command=f"train --token {token} --out=/home/ada --data_dir '/mnt/acme corp/y'",
     )
     for file in ("README.md", "run.json"):
         text = (tmp_path / file).read_text(encoding="utf-8")
         assert token not in text and "my-own-secret" not in text
-        assert "~/photos" in text and "***" in text and "--out=~" in text
-        assert "/home/adam/x" in text and "/mnt/home/ada/x" in text
+        assert not re.search("ada|adam|acme|Users|AKIA|=abc|=def", text)
+        for part in (".../photos", ".../x", ".../y", ".../weights.pth", "--data_dir .../y", "--out=~", "***"):
+            assert part in text
+        assert "https://***@host/data" in text
+        assert "s3://bucket/pool?X-Amz-Credential=***&X-Amz-Signature=***" in text
+
+
+def test_a_name_of_a_class_cannot_change_the_card(tmp_path):
+    names = {0: "sky\n# Title", 1: "\x1b[2Jcar", 2: "\u202eroad", 3: "a | b", 4: "&lt;script&gt;"}
+    metrics = METRICS | {"per_class": dict.fromkeys(names.values(), METRICS["per_class"]["sky"])}
+    path = write_run_card(tmp_path, run=RUN | {"id2label": names}, metrics=metrics)
+    for text in (path.read_text(encoding="utf-8"), (tmp_path / "run.json").read_text(encoding="utf-8")):
+        assert "\n# Title" not in text and "\x1b" not in text and "\u202e" not in text
+    assert r"| \\u202eroad |" in path.read_text(encoding="utf-8")
 
 
 def test_the_facts_lie_beside_the_card(tmp_path):

@@ -42,13 +42,16 @@ def test_one_commit_holds_what_belongs_to_the_model_and_nothing_else(hub, litter
     assert all(torch.equal(value, loaded[key]) for key, value in original.items())
 
 
-def test_records_are_published_without_home_folders_and_tokens(hub, saved, monkeypatch):
+def test_records_are_published_without_folders_and_secrets(hub, saved, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
-    config = f"data_dir: /home/ada/photos\nnote: {TOKEN}\nother: /home/adam\n"
+    config = f"data_dir: /data/acme corp/photos\nnote: {TOKEN}\nother: /home/ada\nseed: 3\n"
     (saved / "training_config.yaml").write_text(config)
+    (saved / "metrics.json").write_text('{"skipped": ["Cannot read the picture /data/acme/1.png: cut off."]}')
     push_folder(saved, "user/model")
     text = hub.files("user/model")["training_config.yaml"].decode()
-    assert text == "data_dir: ~/photos\nnote: ***\nother: /home/adam\n"
+    assert text == "data_dir: '.../photos'\nnote: '***'\nother: '~'\nseed: 3\n"
+    metrics = json.loads(hub.files("user/model")["metrics.json"])
+    assert metrics == {"skipped": ["Cannot read the picture .../1.png: cut off."]}
     assert (saved / "training_config.yaml").read_text() == config
 
 
