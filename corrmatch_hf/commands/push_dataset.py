@@ -20,8 +20,8 @@ The folder contains split/images + split/masks, images/split + masks/split, imag
 SegmentationClass; the splits are train, validation, test and unlabeled. Every picture is read before anything is
 uploaded. Afterwards, `corrmatch train --dataset_name user/name` needs no option about the meaning of the masks.
 
-An existing dataset is replaced, with its card. Photos are uploaded as they are, including what their camera wrote into
-them (EXIF, such as the place). The token is that of `hf auth login`, or HF_TOKEN."""
+An existing dataset is replaced, with its card. What cameras wrote into photos (EXIF, such as the place) is left out;
+their pixels stay as they are. The token is that of `hf auth login`, or HF_TOKEN."""
 EXAMPLES = """
 corrmatch push-dataset photos user/name
 corrmatch push-dataset photos user/name --license cc-by-4.0 --private
@@ -62,7 +62,14 @@ class PushDatasetOptions(Options):
         False, "Mask value 0 is ignored and the classes start at 1 (ADE20K).", common=True
     )
     ignore_index: int | None = option(
-        None, "Mask value of the pixels to ignore; by default 255.", common=True
+        None,
+        "Mask value of the pixels to ignore; by default 255.",
+        common=True,
+        at_least=-(2**31),
+        at_most=2**31 - 1,
+    )
+    keep_metadata: bool = option(
+        False, "Also publish what cameras wrote into the photos: EXIF, such as the place.", common=True
     )
 
 
@@ -88,11 +95,16 @@ def main(args: Sequence[str]) -> None:
             label_colors=options.label_colors,
             reduce_labels=options.reduce_labels,
             ignore_index=options.ignore_index,
+            keep_metadata=options.keep_metadata,
         )
         for name, split in data.splits.items():
             print(f"{name}: {len(split)} images, {data.masks[name]} of them with a mask")
         names = ", ".join(data.id2label.values())
         print(f"{len(data.id2label)} classes: {names}; {data.rewritten} masks written anew")
+        if data.stripped:
+            print(
+                f"{data.stripped} photos without their metadata (EXIF and the like; --keep_metadata keeps it)"
+            )
         if data.left_out:
             print(f"left out, since datasets have no such splits: {', '.join(data.left_out)}")
         url = push_dataset(

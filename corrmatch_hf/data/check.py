@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError, refuse
+from ..model.configuration_corrmatch import CorrMatchConfig
 from ..text import some
 from .check_report import DatasetReport, MasksReport, PartReport
 from .images import open_picture, read_photo, read_unlabeled
@@ -137,9 +138,14 @@ def _refused(semi: SemiDataset, parts: dict[str, PartReport]) -> list[str]:
     if "unlabelled" in parts and parts["unlabelled"].read == 0:  # an empty stream, too
         semi = dataclasses.replace(semi, unlabeled=None)
     reasons = [f"{reason}." for reason in semi.missing_images(need_unlabeled=True)]
+    try:
+        CorrMatchConfig(id2label=semi.id2label, ignore_index=semi.ignore_index)
+    except ValueError as error:  # what no model can be built for
+        reasons.append(f"{str(error).rstrip('.')}.")
     for name, part in parts.items():
         if part.bad:
-            skip = "" if name == "validation" else ", or train with --on_bad_sample skip"
+            may_skip = name != "validation" and 2 * len(part.bad) <= part.read  # as `_read_all`
+            skip = ", or train with --on_bad_sample skip" if may_skip else ""
             reasons.append(
                 f"{len(part.bad)} of {part.read} {name} images cannot be used: repair or remove them{skip}."
             )

@@ -142,6 +142,8 @@ class DataOptions(Options):
         None,
         "Mask value of the pixels to ignore; by default 255, unless the masks hold 0 and 255 alone.",
         group="Data",
+        at_least=-(2**31),
+        at_most=2**31 - 1,
     )
     label_colors: str | None = option(
         None,

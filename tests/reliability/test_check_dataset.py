@@ -202,6 +202,45 @@ def test_its_exit_status(root, capsys):
     assert capsys.readouterr().err.startswith("error: No training image has a mask")
 
 
+@pytest.mark.parametrize("options", [
+    ["--ignore_index", str(value)] for value in (0, 1, 3, 4, -1, -100, 254, 2**31 - 1, -(2**31), 2**31, 2**40)
+] + [["--num_labels", str(value)] for value in (1, 4, 5, 300, 2**17)] + [
+    ["--reduce_labels"], ["--labeled_count", "1"], ["--labeled_count", "9999"], ["--id2label", '{"0": null, "1": "b"}'],
+    ["--id2label", '{"0": "a"}'], ["--label_colors", "[[0, 0, 0]]"], ["--validation_split", "no"],
+    ["--train_split", "no"],
+])  # fmt: skip
+def test_its_verdict_is_that_of_training_with_the_same_options(options, root, tmp_path, monkeypatch, capsys):
+    """Training may stop earlier, with one of the reasons."""
+    from corrmatch_hf.training.trainer import SemiSupervisedTrainer
+
+    monkeypatch.setattr(
+        SemiSupervisedTrainer,
+        "train",
+        lambda self: {"warned": check_dataset(self.data, on_bad_sample="error")},
+    )
+    data = [
+        "--data_dir",
+        str(root),
+        *([] if "--labeled_count" in options else ["--labeled_count", "2"]),
+        *options,
+    ]
+    checked = exit_status(*data)
+    said = capsys.readouterr()
+    small = [
+        "--encoder_name",
+        "test_resnet",
+        "--encoder_weights",
+        "none",
+        "--max_steps",
+        "1",
+        "--crop_size",
+        "33",
+    ]
+    trained = run("train", [*data, *small, "--output_dir", str(tmp_path / "run")])
+    assert checked == trained, (said, capsys.readouterr())
+    assert "Traceback" not in said.err
+
+
 def test_camvid(shared_dir):
     camvid = shared_dir / "data/camvid"
     lists = {f"{kind}_list": str(camvid / f"splits/1_16/{kind}.txt") for kind in ("labeled", "unlabeled")}
