@@ -163,6 +163,8 @@ def prepare_output(
         check_output_folder(folder, config.overwrite)
         accelerator.wait_for_everyone()  # before the next lines change the folder that all look at
     lock.hold(accelerator, config.ddp_timeout)
+    if main:
+        check_room(folder)
     if config.resume_from_checkpoint:
         if main:
             clean_up(folder / "checkpoints")
@@ -194,12 +196,11 @@ def prepare_output(
     return checkpoint
 
 
-def make_writable(folder: Path) -> None:
-    """Make the output folder, and refuse one that cannot take a small file: for lack of rights, or on a full disk."""
+def check_room(folder: Path) -> None:
+    """Refuse an output folder that cannot take a small file, on a full disk for instance."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(2**16))  # configuration and log
+            file.write(bytes(2**16))  # as large as configuration and log
     except OSError as error:
         raise InputError(
             f"--output_dir {folder} cannot be written: {error.strerror or error}. Free some disk space there, or name "
