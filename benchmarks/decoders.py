@@ -65,7 +65,7 @@ MEASURED_HEADER = (
 
 
 def network(encoder_name: str, decoder: str, **config) -> CorrMatchForSegmentation:
-    config |= {"encoder_name": encoder_name, "decoder": decoder, "num_labels": CLASSES}
+    config |= {"encoder_name": encoder_name, "decoder_type": decoder, "num_labels": CLASSES}
     return CorrMatchForSegmentation(CorrMatchConfig(correlation_head=False, **config)).eval()
 
 
@@ -119,7 +119,7 @@ def training(
 ) -> tuple[Method, TrainingConfig]:
     """A method in training on DPT, as the trainer sets it up."""
     cls = method_class(method_name)
-    config |= {"encoder_name": encoder_name, "decoder": "dpt", "num_labels": CLASSES}
+    config |= {"encoder_name": encoder_name, "decoder_type": "dpt", "num_labels": CLASSES}
     with torch.device(device):
         model = CorrMatchForSegmentation(
             CorrMatchConfig(correlation_head=cls.uses_correlation_head, **config)

@@ -177,9 +177,9 @@ def describe(model: CorrMatchForSegmentation) -> None:
     shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
     print(f"encoder           {config.encoder_name}")
     print(f"classes           {len(names)}: {shown}")
-    print(f"decoder           {config.decoder}")
+    print(f"decoder           {config.decoder_type}")
     print(f"correlation head  {'yes' if config.correlation_head else 'no'}")
-    dilated = config.decoder == "deeplabv3plus"
+    dilated = config.decoder_type == "deeplabv3plus"
     rates = f", with dilation rates {', '.join(map(str, config.aspp_rates))}" if dilated else ""
     print(f"output stride     {config.output_stride}{rates}")
     print(f"parameters        {sum(each.numel() for each in model.parameters()) / 1e6:.1f} million")

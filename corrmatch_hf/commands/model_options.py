@@ -101,7 +101,7 @@ class ModelOptions(Options):
         own = {
             name: value for name, value in vars(self).items() if name in CorrMatchConfig.__dataclass_fields__
         }
-        return CorrMatchConfig(**own, **others)
+        return CorrMatchConfig(decoder_type=self.decoder, **own, **others)
 
     def build(
         self, data: SemiDataset, correlation_head: bool

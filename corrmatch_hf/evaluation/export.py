@@ -37,7 +37,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values=pixel_values).logits
+        return self.model(pixel_values=pixel_values, return_dict=True).logits
 
 
 def export_model(
@@ -75,7 +75,9 @@ def export_model(
                 module.fused_attn = False
     sizes = comparison_sizes(model)
     with torch.no_grad():
-        logits = model(pixel_values=torch.randn(sizes[0][0], model.encoder.in_channels, *sizes[0][1:])).logits
+        logits = model(
+            pixel_values=torch.randn(sizes[0][0], model.encoder.in_channels, *sizes[0][1:]), return_dict=True
+        ).logits
     refuse_not_finite(logits.amax(1), [f"{name} on random images"] * len(logits))
     program = trace(model, name)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +191,7 @@ def compare(
     """How far `run` is from the model on one random input, as a line; InputError if the difference is too large."""
     batch, height, width = size
     image = torch.randn(batch, model.encoder.in_channels, height, width)
-    expected = model(pixel_values=image).logits
+    expected = model(pixel_values=image, return_dict=True).logits
     try:
         found = run(image)
     except Exception as error:  # position tables of some encoders fix the size of a torch.export program

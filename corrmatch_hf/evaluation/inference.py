@@ -120,7 +120,10 @@ def _at_one_scale(
 
 def _softmax(model: nn.Module, image: Tensor) -> Tensor:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), image.dtype)
-    logits = model(pixel_values=image.to(dtype)).logits.float()
+    output = model(pixel_values=image.to(dtype))
+    logits = (
+        output[0] if isinstance(output, tuple) else output.logits
+    ).float()  # with return_dict=False a tuple
     if logits.shape[-2:] != image.shape[-2:]:
         logits = interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
     return logits.softmax(dim=1)

@@ -223,7 +223,7 @@ def _facts_of_config(folder: Path) -> dict[str, Any]:
     origin = config.encoder_origin
     run = {
         "encoder_name": config.encoder_name,
-        "decoder": config.decoder,
+        "decoder": config.decoder_type,
         "output_stride": config.output_stride,
         "id2label": config.id2label,
         "parameters": _parameters(folder, config.correlation_head),

@@ -277,10 +277,10 @@ class CorrMatch(Method):
             start = count + labeled
         else:
             # torch.cat keeps the channels-last layout, which `repeat` would not.
-            copies = CorrMatchFeatures(*(torch.cat([level[labeled:]] * 2) for level in features))
+            copies = CorrMatchFeatures(torch.cat([level[labeled:]] * 2) for level in features)
             # A pair that stayed whole would only repeat the weak view.
             copies = with_complementary_channels(copies, seed=self.seed, step=step, whole=False)
-            both = CorrMatchFeatures(*map(torch.cat, zip(features, copies, strict=True)))
+            both = CorrMatchFeatures(map(torch.cat, zip(features, copies, strict=True)))
             start = count
         decoded = self.model.decode(both)
         plain = DecoderOutput(*(part if part is None else part[:count] for part in decoded))

@@ -27,7 +27,7 @@ def with_dropped_channels(
             rows, level.shape[1], probability, level.device, seed=seed, step=step, use=f"features {i}"
         )
         levels.append(torch.cat([level, level * mask.to(level.dtype)[:, :, None, None]]))
-    return CorrMatchFeatures(*levels)
+    return CorrMatchFeatures(levels)
 
 
 def with_complementary_channels(
@@ -54,4 +54,4 @@ def with_complementary_channels(
             whole=whole,
         )
         levels.append(level * mask.to(level.dtype)[:, :, None, None])
-    return CorrMatchFeatures(*levels)
+    return CorrMatchFeatures(levels)

@@ -318,10 +318,8 @@ class GateMatch(Method):
             features = with_complementary_channels(features, seed=self.seed, step=step, whole=True)
         elif perturbation == "dropout":
             features = CorrMatchFeatures(
-                *(
-                    level * self._mask(level, self.options.feature_dropout, step, f"{use} features {i}")
-                    for i, level in enumerate(features)
-                )
+                level * self._mask(level, self.options.feature_dropout, step, f"{use} features {i}")
+                for i, level in enumerate(features)
             )
         decoded = model.decode(features)
         logits = model.upsample(decoded.logits, size)

@@ -61,8 +61,8 @@ class CorrMatchConfig(PreTrainedConfig):
         output_stride: image pixels per pixel of the deepest feature map: 8, 16 or 32 for pyramid encoders that support
             it, the patch size for plain transformers. `None` means 16 where possible, else the encoder's own stride,
             and is replaced by that value when the model is built.
-        decoder: "deeplabv3plus", for pyramid encoders; "dpt", for plain transformers; "linear", one 1x1 convolution on
-            all levels, for both.
+        decoder_type: "deeplabv3plus", for pyramid encoders; "dpt", for plain transformers; "linear", one 1x1
+            convolution on all levels, for both.
         pyramid_channels: "dpt" only: channels of its four levels, the finest first; `None` means an eighth, a quarter,
             a half and all of the encoder's channels.
         atrous_rates: dilation rates of the ASPP branches; `None` means 12/24/36 at output stride 8,
@@ -95,7 +95,7 @@ class CorrMatchConfig(PreTrainedConfig):
     encoder_kwargs: dict | None = None
     out_indices: list[int] | tuple[int, ...] | None = None
     output_stride: int | None = None
-    decoder: str = "deeplabv3plus"
+    decoder_type: str = "deeplabv3plus"
     pyramid_channels: list[int] | tuple[int, ...] | None = None
     atrous_rates: list[int] | tuple[int, ...] | None = None
     aspp_channels: int = 256
@@ -111,6 +111,11 @@ class CorrMatchConfig(PreTrainedConfig):
     encoder_origin: str | None = None
 
     def __post_init__(self, **kwargs):
+        if isinstance(
+            old := kwargs.get("decoder"), str
+        ):  # its name up to 0.1; transformers means a sub-config by it
+            self.decoder_type = old
+            del kwargs["decoder"]
         # Before transformers makes names for that many classes.
         if wrong := [
             *_class_problems(self.id2label, kwargs.get("num_labels")),
@@ -137,9 +142,9 @@ class CorrMatchConfig(PreTrainedConfig):
         stride, blocks, dim = self.output_stride, self.out_indices, self.correlation_dim
         strides = f"at least 1 and at most {MAX_STRIDE}, or None"
         stride_fits = stride is None or 1 <= stride <= MAX_STRIDE
-        if self.decoder == "deeplabv3plus":
+        if self.decoder_type == "deeplabv3plus":
             strides, stride_fits = "8, 16 or 32, or None", stride is None or stride in ATROUS_RATES
-        four_blocks = self.decoder != "dpt" or blocks is None or len(blocks) == DPT_LEVELS
+        four_blocks = self.decoder_type != "dpt" or blocks is None or len(blocks) == DPT_LEVELS
         channels = f"at least 1 and at most {MAX_CHANNELS}"
         return [
             ("encoder_name", len(self.encoder_name) <= MAX_NAME, f"a name of at most {MAX_NAME} characters"),
@@ -162,7 +167,7 @@ class CorrMatchConfig(PreTrainedConfig):
              f"one of {', '.join(CORRELATION_POSITIONS)}"),
             ("correlation_scale", self.correlation_scale in CORRELATION_SCALES,
              f"one of {', '.join(CORRELATION_SCALES)}"),
-            ("decoder", self.decoder in DECODERS, f"one of {', '.join(DECODERS)}"),
+            ("decoder_type", self.decoder_type in DECODERS, f"one of {', '.join(DECODERS)}"),
             ("ignore_index", -(2**31) <= self.ignore_index < 2**31, "a 32-bit integer"),
             ("encoder_kwargs", _moderate(self.encoder_kwargs),
              f"numbers up to {MAX_NUMBER}, names, and lists of at most {MAX_ENTRIES} of them"),
@@ -171,8 +176,10 @@ class CorrMatchConfig(PreTrainedConfig):
     def _contradictions(self) -> list[str]:
         """A sentence for each value that does not fit the others."""
         wrong = []
-        if self.correlation_position == "aspp" and self.decoder in ("dpt", "linear"):
-            wrong.append(f"correlation_position 'aspp' needs decoder 'deeplabv3plus', not {self.decoder!r}.")
+        if self.correlation_position == "aspp" and self.decoder_type in ("dpt", "linear"):
+            wrong.append(
+                f"correlation_position 'aspp' needs decoder 'deeplabv3plus', not {self.decoder_type!r}."
+            )
         if 0 <= self.ignore_index < self.num_labels:
             wrong.append(
                 f"ignore_index {self.ignore_index} is the id of one of the {self.num_labels} classes; "
@@ -241,8 +248,8 @@ def _other_problems(config: PreTrainedConfig, extra: dict) -> list[str]:
     for name, dtype in (("dtype", config.dtype), ("torch_dtype", extra.get("torch_dtype"))):
         if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
             wrong.append(f"{name} must be one of {', '.join(DTYPES)}, not {_short(dtype)}.")
-    if config.return_dict is not True:
-        wrong.append("return_dict must be true: pass return_dict=False to a call instead.")
+    if type(config.return_dict) is not bool:
+        wrong.append(f"return_dict must be true or false, not {_short(config.return_dict)}.")
     if hidden := sorted(
         key for key in extra if key.startswith("__") or callable(getattr(type(config), key, None))
     ):

@@ -37,12 +37,6 @@ class CorrMatchFeatures(tuple):
     """The encoder's levels: low (N,C,~H/4,~W/4) and high (N,C,h,w) of a pyramid, or several (N,C,h,w) of a plain
     transformer."""
 
-    def __new__(cls, *levels: torch.Tensor):
-        return super().__new__(cls, levels)
-
-    def __getnewargs__(self):  # for copies
-        return tuple(self)
-
     @property
     def high(self) -> torch.Tensor:
         """The last level, (N,C,h,w) at the output stride."""
@@ -292,9 +286,9 @@ def build_decoder(
     # Not above: what methods use of this file needs no transformers.
     from .configuration_corrmatch import ATROUS_RATES, DPT_LEVELS
 
-    if config.decoder == "linear":
+    if config.decoder_type == "linear":
         return LinearDecoder(channels, config.num_labels)
-    if config.decoder == "dpt":
+    if config.decoder_type == "dpt":
         if not plain:
             raise ValueError(
                 f"Decoder 'dpt' needs a plain transformer, but encoder {config.encoder_name!r} has a pyramid of "

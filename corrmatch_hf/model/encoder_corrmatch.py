@@ -147,16 +147,29 @@ class CorrMatchEncoder(nn.Module):
             "encoder."
         ) from error
 
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the encoder can recompute its activations in the backward pass."""
+        try:
+            self._set_grad_checkpointing(True)
+            self._set_grad_checkpointing(False)
+        except (AttributeError, AssertionError):
+            return False
+        return True
+
+    def _set_grad_checkpointing(self, enable: bool) -> None:
+        wrapped = getattr(self.body, "model", None)  # some of timm's feature extractors delegate to the model
+        owner = self.body if hasattr(self.body, "set_grad_checkpointing") else wrapped
+        owner.set_grad_checkpointing(enable)  # type: ignore[union-attr]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the encoder's activations in the backward pass instead of keeping them.
 
         Raises:
             ValueError: the encoder does not support it.
         """
-        wrapped = getattr(self.body, "model", None)  # some of timm's feature extractors delegate to the model
-        owner = self.body if hasattr(self.body, "set_grad_checkpointing") else wrapped
         try:
-            owner.set_grad_checkpointing(enable)  # type: ignore[union-attr]  # AttributeError is handled below
+            self._set_grad_checkpointing(enable)
         except (AttributeError, AssertionError) as error:
             if enable:
                 raise ValueError(

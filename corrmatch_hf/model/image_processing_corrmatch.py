@@ -18,9 +18,16 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 
 from .picture_corrmatch import refuse_huge_tiles, sixteen_to_eight, tile_pixels, to_rgb, upright
 
+logger = logging.get_logger(__name__)
+
+# Options of other image processors that this one does not have: only their being off is accepted.
+NOT_HERE = ("do_center_crop", "crop_size", "do_pad", "pad_size")
+# What transformers writes into the file of an image processor beside its options.
+FILE_KEYS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")
 MAX_SIDE = 16_384  # of an image after resizing; far above useful values
 SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 RESAMPLINGS = range(6)  # PIL's codes
@@ -32,7 +39,8 @@ class CorrMatchImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[
         Label of pixels added around segmentation maps when a batch holds several sizes, and of those that
         `do_reduce_labels` takes out.
     do_reduce_labels (`bool`, *optional*, defaults to `False`):
-        Whether 0 in segmentation maps becomes `ignore_index`, and every other id is lowered by one (ADE20K).
+        Whether 0 in segmentation maps becomes `ignore_index`, and every other id is lowered by one (ADE20K). Its old
+        name `reduce_labels` is understood.
     """
 
     ignore_index: int
@@ -45,8 +53,8 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     Images are PIL images of every mode, paths, URLs, or arrays and tensors (H,W), (H,W,C) or (C,H,W) with 1, 3 or 4
     channels. Gray becomes RGB, palettes are looked up, alpha is dropped, 16-bit values (PIL modes I;16
     and I, uint16) are divided by 257, and PIL images of floats may be 0..1 or 0..255. The size stays unless
-    `do_resize` and `size` are given. Values are divided by 255 and normalised with ImageNet's mean and deviation.
-    Float arrays that are 0..1 already need `do_rescale=False`.
+    `do_resize=True` is given, here or in a call, with a `size` (512 x 512 by default). Values are divided by 255 and
+    normalised with ImageNet's mean and deviation. Float arrays that are 0..1 already need `do_rescale=False`.
 
     Segmentation maps are PIL images (palette indices are the ids), or arrays and tensors (H,W). Ids are kept
     as they are; if the size changes, by nearest neighbour.
@@ -59,7 +67,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = None
+    size = {"height": 512, "width": 512}  # noqa: RUF012  (copied for every instance)
     do_convert_rgb = True
     do_resize = False
     do_rescale = True
@@ -70,6 +78,18 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers reads it from the class)
 
     def __init__(self, **kwargs: Unpack[CorrMatchImageProcessorKwargs]):
+        self._resized: bool | None = None  # by the last call; None before the first
+        kwargs = _own_options(kwargs)
+        known = {*self.valid_kwargs.__annotations__, *FILE_KEYS}
+        unknown = [
+            name
+            for name in kwargs
+            if name not in known
+            and not name.startswith("_")
+            and not callable(getattr(type(self), name, None))
+        ]
+        if unknown:
+            raise ValueError(f"The image processor has no option {_short(', '.join(unknown))}: leave it out.")
         try:
             super().__init__(**kwargs)
         except (AttributeError, LookupError, TypeError) as error:  # invalid sizes
@@ -86,7 +106,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         """A sentence for each option outside its bounds; they may come from an untrusted preprocessor_config.json."""
         wrong = []
         for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
-            if type(getattr(self, name)) is not bool:
+            if type(getattr(self, name)) is not bool and getattr(self, name) is not None:
                 wrong.append(f"{name} must be true or false, not {_short(getattr(self, name))}.")
         if not _is_number(self.rescale_factor) or not 0 < self.rescale_factor <= 1e6:
             wrong.append(f"rescale_factor must be a number above 0, not {_short(self.rescale_factor)}.")
@@ -106,8 +126,6 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         sides = {name: side for name, side in sides.items() if side is not None}
         if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides.values()):
             wrong.append(f"size must be sides from 1 to {MAX_SIDE} pixels, not {_short(sides)}.")
-        if self.do_resize and not sides:
-            wrong.append("do_resize needs a size, such as {'height': 512, 'width': 512}.")
         for name in ("device", "return_tensors", "input_data_format"):
             if given.get(name) is not None:
                 wrong.append(
@@ -135,7 +153,15 @@ class CorrMatchImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict, **kwargs):
-        """As in transformers, but deeply nested values are a ValueError."""
+        """As in transformers, but deeply nested values are a ValueError, and unknown ones are named and left out."""
+        image_processor_dict, kwargs = _own_options(image_processor_dict), _own_options(kwargs)
+        known = {*cls.valid_kwargs.__annotations__, *FILE_KEYS}
+        unknown = [name for name in image_processor_dict if name not in known and not hasattr(cls, name)]
+        if unknown:
+            logger.warning(
+                f"Options that the image processor does not have are left out: {_short(', '.join(unknown))}."
+            )
+            image_processor_dict = {k: v for k, v in image_processor_dict.items() if k not in unknown}
         try:
             return super().from_dict(image_processor_dict, **kwargs)
         except RecursionError as error:
@@ -158,7 +184,13 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: an image or a segmentation map of an unsupported kind; a map of another size than its image.
         """
+        kwargs = _own_options(kwargs)
+        self._resized = bool(kwargs.get("do_resize", self.do_resize))
         return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def to_dict(self):
+        """As in transformers, without what is remembered of the last call."""
+        return {name: value for name, value in super().to_dict().items() if name != "_resized"}
 
     def fetch_images(self, image_url_or_urls):
         """Files of this machine are opened here, since transformers reads neither TIFF nor 16 bits."""
@@ -252,18 +284,24 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         ]
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """Class ids of every pixel.
 
         Args:
             outputs: of [`CorrMatchForSegmentation`], with logits (N,K,H,W).
-            target_sizes: (height, width) of each result, usually of the image before processing. Without
-                `do_resize`, a smaller size means that the image was padded, and cuts the padding off;
-                otherwise the logits are resized.
+            target_sizes: (height, width) of each result, usually of the image before processing. Where the last call
+                of this processor did not resize its images (before the first: where `do_resize` is not set), a
+                smaller size means that the image was padded, and cuts the padding off; otherwise the logits are
+                resized.
+            return_segmentation_scores: return the logits at that size, too.
 
         Returns:
-            N tensors (height, width), int64.
+            N tensors (height, width), int64; with scores N [`BatchFeature`] of `segmentation`, as before, and
+            `segmentation_scores` (K,height,width).
 
         Raises:
             ValueError: not one target size for each image, or logits that are not finite.
@@ -275,20 +313,38 @@ class CorrMatchImageProcessor(TorchvisionBackend):
                 "earlier checkpoint, or float32."
             )
         if target_sizes is None:
-            return list(logits.argmax(dim=1))
+            target_sizes = [logits.shape[-2:]] * len(logits)
         if len(target_sizes) != len(logits):
             raise ValueError(
                 f"target_sizes must contain one size for each of {len(logits)} images, not {len(target_sizes)}."
             )
+        resized = self.do_resize if self._resized is None else self._resized
         results = []
         for each, (height, width) in zip(logits, target_sizes, strict=True):
             height, width = int(height), int(width)
-            if not self.do_resize and height <= each.shape[-2] and width <= each.shape[-1]:
+            if not resized and height <= each.shape[-2] and width <= each.shape[-1]:
                 each = each[:, :height, :width]
-            else:
+            elif (height, width) != each.shape[-2:]:
                 each = F.interpolate(each[None], size=(height, width), mode="bilinear", align_corners=True)[0]
-            results.append(each.argmax(dim=0))
-        return results
+            results.append(BatchFeature({"segmentation": each.argmax(dim=0), "segmentation_scores": each}))
+        return results if return_segmentation_scores else [each.segmentation for each in results]
+
+
+def _own_options(given: dict) -> dict:
+    """The options with today's names.
+
+    Raises:
+        ValueError: one that other image processors have, and this one does not, is switched on.
+    """
+    if on := [name for name in NOT_HERE if given.get(name)]:
+        raise ValueError(
+            f"The image processor cannot crop or pad to a size ({', '.join(on)}): leave this out, or use "
+            "do_resize=True with a size."
+        )
+    own = {name: value for name, value in given.items() if name not in NOT_HERE}
+    if "reduce_labels" in own:  # up to transformers 4.40
+        own.setdefault("do_reduce_labels", own.pop("reduce_labels"))
+    return own
 
 
 def _is_number(value) -> bool:

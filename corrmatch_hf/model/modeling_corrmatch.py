@@ -7,6 +7,7 @@ import contextlib
 import copy
 import pickle
 import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class CorrMatchOutput(SemanticSegmenterOutput):
         logits: (N,K,H,W), at the size of the image.
         correlation_logits: (N,K,H,W) float32, the logits after pixel propagation; with labels or on request.
         query, key: (N,D,h,w), whose products are the correlation maps; with labels or on request.
+        hidden_states: the encoder's levels, (N,C_i,h_i,w_i) each; with `output_hidden_states`.
     """
 
     correlation_logits: torch.FloatTensor | None = None
@@ -50,13 +52,21 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
     base_model_prefix = "corrmatch"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = []  # noqa: RUF012  (transformers reads it from the class)
+    supports_gradient_checkpointing = False  # decided for each encoder, in `post_init`
+    # timm's feature extractors call methods of their parts that are not `forward`, which is what Accelerate hooks into.
+    _no_split_modules = ["CorrMatchEncoder"]  # noqa: RUF012  (transformers reads it from the class)
 
     if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # transformers before 5.23
         activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
         activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
         is_activation_checkpointing = PreTrainedModel.is_gradient_checkpointing
+
+    def post_init(self):
+        self.supports_gradient_checkpointing = self.encoder.supports_gradient_checkpointing
+        super().post_init()
+
+    def get_input_embeddings(self):
+        """None: an image has no table of embeddings."""
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -87,9 +97,9 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
     ):
         """As [`PreTrainedModel.from_pretrained`], safe for untrusted files.
 
-        An incomplete encoder is an error, not a warning. Only .safetensors files are read, unless
-        `use_safetensors=False` selects pytorch_model.bin; that file, too, is read as plain tensors, and no code in it
-        runs.
+        An incomplete encoder is an error, not a warning, unless `output_loading_info` asks for what is missing. Only
+        .safetensors files are read, unless `use_safetensors=False` selects pytorch_model.bin; that file, too, is read
+        as plain tensors, and no code in it runs.
 
         Raises:
             ImportError: timm is too old.
@@ -111,13 +121,13 @@ class CorrMatchPreTrainedModel(PreTrainedModel):
                     "model.safetensors: save them as the latter, or pass use_safetensors=False if you trust the file."
                 ) from error
             raise
-        except (ValueError, ImportError):
-            raise
         except Exception as error:  # a corrupt or malicious file can raise anything
-            raise ValueError(_explain_unreadable(name, error)) from error
+            if _is_of_a_file(error):
+                raise ValueError(_explain_unreadable(name, error)) from error
+            raise
         mismatched = {key: shapes for key, *shapes in info["mismatched_keys"]}
         wrong = [key for key in {*info["missing_keys"], *mismatched} if key.startswith("encoder.")]
-        if wrong:
+        if wrong and not output_loading_info:
             raise ValueError(
                 f"{name} lacks weights of encoder {model.config.encoder_name!r}, or has them in another shape: "
                 f"{_first(sorted(wrong))}."
@@ -254,7 +264,7 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
 
     def encode(self, pixel_values: torch.Tensor) -> CorrMatchFeatures:
         """pixel_values (N,C,H,W) float, normalised -> the encoder's levels."""
-        return CorrMatchFeatures(*self.encoder(pixel_values))
+        return CorrMatchFeatures(self.encoder(pixel_values))
 
     def decode(self, features: CorrMatchFeatures) -> DecoderOutput:
         """Features -> ASPP output (DeepLabV3+ only), fused features and logits at the decoder's resolution."""
@@ -300,6 +310,7 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         pixel_values: torch.FloatTensor,
         labels: torch.LongTensor | None = None,
         output_correlation: bool = False,
+        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> CorrMatchOutput:
         """Segment images, and compute the loss if labels are given.
@@ -310,6 +321,7 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
                 logits or, with a correlation head, its mean with that of the propagated logits (the paper's
                 L_s); 0 if every pixel is ignored.
             output_correlation: return query, key and propagated logits without labels, too.
+            output_hidden_states: return the encoder's levels; None: as the configuration says.
 
         Raises:
             ValueError: inputs of other shapes; `output_correlation` without a correlation head.
@@ -345,8 +357,15 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
             if correlation_logits is not None:
                 loss = (loss + self._cross_entropy(correlation_logits, labels)) / 2
 
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         return CorrMatchOutput(
-            loss=loss, logits=logits, correlation_logits=correlation_logits, query=query, key=key
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(features) if output_hidden_states else None,
+            correlation_logits=correlation_logits,
+            query=query,
+            key=key,
         )
 
     def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -357,6 +376,13 @@ class CorrMatchForSegmentation(CorrMatchPreTrainedModel):
         return total / (labels != self.config.ignore_index).sum().clamp_min(1)
 
 
+def _is_of_a_file(error: Exception) -> bool:
+    """Whether it was raised while weights were read, rather than by what the caller asked for."""
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    # This file must not import safetensors.
+    return type(error).__name__ == "SafetensorError" or "torch.serialization" in modules
+
+
 def _explain_unreadable(name: str | Path, error: Exception) -> str:
     """The message for model files that raised neither an OSError nor a ValueError."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
@@ -365,7 +391,7 @@ def _explain_unreadable(name: str | Path, error: Exception) -> str:
         return f"The weights pytorch_model.bin of {name} are rejected and no code in them was run: they " + (
             f"would run {found[1]} when loaded." if found else "are corrupt, or contain more than tensors."
         )
-    if type(error).__name__ == "SafetensorError":  # this file must not import safetensors
+    if type(error).__name__ == "SafetensorError":
         return (
             f"The weights model.safetensors of {name} are corrupt, incomplete or in another format ({reason}); "
             "download or copy them again."

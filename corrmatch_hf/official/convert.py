@@ -96,8 +96,8 @@ def to_official(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
         InputError: the network differs from the authors' in more than its channels: in UniMatch V2, for example, by
             position embeddings for another image size than 518 pixels.
     """
-    layout = LAYOUTS.get(model.config.decoder)
-    found = [f"a {model.config.decoder} decoder"] if layout is None else layout.differences(model)
+    layout = LAYOUTS.get(model.config.decoder_type)
+    found = [f"a {model.config.decoder_type} decoder"] if layout is None else layout.differences(model)
     if layout is None or found:
         raise InputError(
             f"This network cannot be saved as a checkpoint of the authors: it has {' and '.join(found)}."

@@ -78,7 +78,7 @@ def config_arguments(shapes: Mapping[str, tuple], path: Path) -> dict:
     found = {
         "encoder_name": ENCODERS.get((width, depth), "vit_small_patch14_dinov2"),
         "num_labels": size("head.scratch.output_conv.2.weight", 0, 1),
-        "decoder": "dpt",
+        "decoder_type": "dpt",
         "decoder_channels": size("head.scratch.layer1_rn.weight", 0, 64),
         "pyramid_channels": [size(f"head.projects.{i}.weight", 0, width) for i in range(4)],
         "correlation_head": False,

@@ -42,7 +42,7 @@ RESUMABLE_OPTIONS = {
 
 # Fields of the model's configuration that decide which weights there are.
 ARCHITECTURE = (
-    "encoder_name", "encoder_kwargs", "out_indices", "decoder", "pyramid_channels", "output_stride", "num_labels",
+    "encoder_name", "encoder_kwargs", "out_indices", "pyramid_channels", "output_stride", "num_labels",
     "aspp_channels", "low_level_channels", "decoder_channels", "correlation_head", "correlation_position",
 )  # fmt: skip
 
@@ -241,6 +241,7 @@ def architecture(method: Method, config: TrainingConfig) -> dict[str, Any]:
         "freeze_encoder": config.freeze_encoder,
         "layer_decay": config.layer_decay,
         "teacher": getattr(method.options, "teacher", None),
+        "decoder": method.segmentation_model.config.decoder_type,
         **{name: getattr(method.segmentation_model.config, name) for name in ARCHITECTURE},
     }
 

@@ -168,7 +168,7 @@ def _card_facts(facts: RunFacts) -> dict[str, Any]:
     return {
         "method": facts.method,
         "encoder_name": model.config.encoder_name,
-        "decoder": model.config.decoder,
+        "decoder": model.config.decoder_type,
         "output_stride": model.config.output_stride,
         "dataset": data.name,
         "dataset_id": data.hub_id,

@@ -25,17 +25,17 @@ MODELS = {
     "dinov3": {
         "encoder_name": "vit_small_patch16_dinov3",
         "encoder_kwargs": {"depth": 3, "embed_dim": 48, "num_heads": 2},
-        "decoder": "linear",
+        "decoder_type": "linear",
     },
     "dinov2": {
         "encoder_name": "vit_small_patch14_reg4_dinov2",
         "encoder_kwargs": {"depth": 4, "embed_dim": 48, "num_heads": 2},
-        "decoder": "dpt",
+        "decoder_type": "dpt",
     },
     "beit": {
         "encoder_name": "beit_base_patch16_224",
         "encoder_kwargs": {"depth": 3, "embed_dim": 48, "num_heads": 2, "img_size": [64, 96]},
-        "decoder": "linear",
+        "decoder_type": "linear",
     },
 }
 

@@ -34,7 +34,7 @@ def network(encoder_name, **options):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_copy_gives_equal_logits_and_leaves_the_model_alone(encoder_name, decoder, kwargs, channels_last):
     """Also of transformers, whose tables of rotary positions must survive the copy."""
-    model = network(encoder_name, decoder=decoder, encoder_kwargs=kwargs)
+    model = network(encoder_name, decoder_type=decoder, encoder_kwargs=kwargs)
     before = copy.deepcopy(model.state_dict())
     fast = optimize_for_inference(model, channels_last=channels_last)
     for size in ((1, 3, 65, 97), (2, 3, 64, 32)):

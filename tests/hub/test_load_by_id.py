@@ -33,13 +33,13 @@ MODELS = {
         "encoder_name": "vit_small_patch16_dinov3",
         "encoder_kwargs": SMALL_VIT,
         "output_stride": None,
-        "decoder": "dpt",
+        "decoder_type": "dpt",
     },
     "eva": {
         "encoder_name": "eva02_tiny_patch14_224",
         "encoder_kwargs": SMALL_VIT,
         "output_stride": None,
-        "decoder": "linear",
+        "decoder_type": "linear",
     },
 }
 

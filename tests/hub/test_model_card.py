@@ -79,7 +79,7 @@ def test_the_decoder_is_the_models(tmp_path, decoder, name):
         encoder_name="test_vit",
         encoder_kwargs={"depth": 4},
         num_labels=3,
-        decoder=decoder,
+        decoder_type=decoder,
         decoder_channels=8,
     )
     CorrMatchForSegmentation(config).save_pretrained(tmp_path)

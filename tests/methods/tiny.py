@@ -19,7 +19,7 @@ def tiny_vit(decoder="dpt", **config):
         encoder_name="test_vit",
         encoder_kwargs={"depth": 4, "embed_dim": 48, "num_heads": 3},
         output_stride=None,
-        decoder=decoder,
+        decoder_type=decoder,
         decoder_channels=8,
         **config,
     )

@@ -99,7 +99,7 @@ def test_as_many_parameters_as_in_unimatch_v2(name, channels, pyramid, published
     """The paper counts two things that its forward pass never uses and that are left out here: the first residual unit
     of the coarsest fusion, and the encoder's mask token."""
     config = CorrMatchConfig(
-        encoder_name=name, encoder_kwargs={"img_size": 518}, decoder="dpt", decoder_channels=channels,
+        encoder_name=name, encoder_kwargs={"img_size": 518}, decoder_type="dpt", decoder_channels=channels,
         pyramid_channels=pyramid, num_labels=21, correlation_head=False,
     )  # fmt: skip
     with torch.device("meta"):
@@ -127,7 +127,7 @@ def test_linear_is_a_sum_over_the_levels():
 )
 def test_linear_goes_with_every_encoder(encoder, network):
     kwargs = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 2, 2)} if "swin" in encoder else {}
-    model = network(encoder_name=encoder, encoder_kwargs=kwargs, decoder="linear", output_stride=None)
+    model = network(encoder_name=encoder, encoder_kwargs=kwargs, decoder_type="linear", output_stride=None)
     labels = torch.randint(5, (1, 70, 90))
     output = model.train()(torch.randn(1, 3, 70, 90), labels=labels)
     assert output.logits.shape == (1, 5, 70, 90)
@@ -142,33 +142,36 @@ PLAIN = {"encoder_name": "test_vit", "output_stride": None}
     "options, reason",
     [
         (
-            {"decoder": "dpt"},
+            {"decoder_type": "dpt"},
             "'dpt' needs a plain transformer, but encoder 'resnet18' has a pyramid.*use decoder",
         ),
         (
-            {**PLAIN, "decoder": "deeplabv3plus"},
+            {**PLAIN, "decoder_type": "deeplabv3plus"},
             "'deeplabv3plus' needs a pyramid.*'test_vit' is a plain trans.*use",
         ),
         (
-            {**PLAIN, "decoder": "dpt", "out_indices": [0, 1]},
+            {**PLAIN, "decoder_type": "dpt", "out_indices": [0, 1]},
             r"out_indices must be 4 blocks for decoder 'dpt', not \[0, 1\]",
         ),
         (
-            {**PLAIN, "decoder": "dpt", "encoder_kwargs": {"depth": 3}},
+            {**PLAIN, "decoder_type": "dpt", "encoder_kwargs": {"depth": 3}},
             "'dpt' needs 4 levels, but encoder 'test_vit' has 3",
         ),
-        ({**PLAIN, "decoder": "dpt", "pyramid_channels": [4, 4]}, "pyramid_channels must be 4 "),
+        ({**PLAIN, "decoder_type": "dpt", "pyramid_channels": [4, 4]}, "pyramid_channels must be 4 "),
         (
-            {**PLAIN, "decoder": "linear", "output_stride": 8},
+            {**PLAIN, "decoder_type": "linear", "output_stride": 8},
             "cannot have output_stride 8: .* Set output_stride to 16, or leave it out",
         ),
-        ({**PLAIN, "decoder": "dpt", "correlation_position": "aspp"}, "'aspp' needs decoder 'deeplabv3plus'"),
-        ({"decoder": "linear", "correlation_position": "aspp"}, "'aspp' needs decoder 'deeplabv3plus'"),
+        (
+            {**PLAIN, "decoder_type": "dpt", "correlation_position": "aspp"},
+            "'aspp' needs decoder 'deeplabv3plus'",
+        ),
+        ({"decoder_type": "linear", "correlation_position": "aspp"}, "'aspp' needs decoder 'deeplabv3plus'"),
         (
             {"encoder_name": "efficientvit_m0", "output_stride": None},
             "'deeplabv3plus' needs output stride 8, 16 or 32, but that of encoder 'efficientvit_m0' is 64: use",
         ),
-        ({"decoder": "fpn"}, "decoder must be one of deeplabv3plus, dpt, linear, not 'fpn'"),
+        ({"decoder_type": "fpn"}, "decoder_type must be one of deeplabv3plus, dpt, linear, not 'fpn'"),
     ],
 )
 def test_pairs_that_make_no_sense_are_refused(options, reason, network):

@@ -46,7 +46,7 @@ ALL = ANY_SIZE | ONE_SIZE
 def small(network, name, **options):
     torch.manual_seed(0)
     kwargs = {**ALL[name][0], **options.pop("encoder_kwargs", {})}
-    return network(encoder_name=name, encoder_kwargs=kwargs, **{"decoder": "dpt", **options})
+    return network(encoder_name=name, encoder_kwargs=kwargs, **{"decoder_type": "dpt", **options})
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -109,7 +109,9 @@ def test_learning_and_saving(name, network, tmp_path):
 )
 def test_bfloat16_weights_come_back_as_they_were(name, network, tmp_path):
     """Tables for rotary positions are computed anew, and must be those of a model that was cast."""
-    assert_same_when_loaded(small(network, name, decoder="linear").to(torch.bfloat16), (33, 50), tmp_path)
+    assert_same_when_loaded(
+        small(network, name, decoder_type="linear").to(torch.bfloat16), (33, 50), tmp_path
+    )
 
 
 # ------------------------------------------------------------------------------------------------- sizes
@@ -146,7 +148,7 @@ def test_a_graph_leaves_images_of_whole_patches_as_they_are():
 @pytest.mark.parametrize("size", [(64, 64), (32, 64)])
 def test_images_are_resized_for_encoders_of_one_size(size, network):
     kwargs = {"img_size": size}
-    model = small(network, "beit_base_patch16_224", decoder="linear", encoder_kwargs=kwargs).eval()
+    model = small(network, "beit_base_patch16_224", decoder_type="linear", encoder_kwargs=kwargs).eval()
     assert model.encoder.plan.only_size == size
     image = torch.randn(1, 3, 80, 50)
     resized = torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=True)
@@ -185,7 +187,7 @@ def test_blocks_of_ones_own(network, tmp_path):
 
 
 def test_levels_can_be_copied():
-    levels = CorrMatchFeatures(torch.ones(1), torch.zeros(2))
+    levels = CorrMatchFeatures([torch.ones(1), torch.zeros(2)])
     again = copy.deepcopy(levels)
     assert type(again) is CorrMatchFeatures and torch.equal(again.high, levels.high) and len(again) == 2
 
@@ -232,7 +234,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less(name, ne
     "name, decoder", [("vit_small_patch14_dinov2", "linear"), ("vit_small_patch16_dinov3", "dpt")]
 )
 def test_compiles_to_one_graph(name, decoder, network):
-    model, image = small(network, name, decoder=decoder).eval(), torch.randn(2, 3, 49, 67)
+    model, image = small(network, name, decoder_type=decoder).eval(), torch.randn(2, 3, 49, 67)
     with torch.no_grad():
         expected = model(image).logits
         compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -244,7 +246,7 @@ def test_compiles_to_one_graph(name, decoder, network):
     "name, decoder", [("vit_small_patch14_reg4_dinov2", "dpt"), ("eva02_tiny_patch14_224", "linear")]
 )
 def test_precision_layout_and_a_batch_of_one(name, decoder, network):
-    model = small(network, name, decoder=decoder).eval()
+    model = small(network, name, decoder_type=decoder).eval()
     images, labels = torch.randn(2, 3, 49, 67), torch.randint(5, (2, 49, 67))
     with torch.no_grad():
         expected = model(images, labels=labels)
@@ -282,7 +284,7 @@ def weight_file(tmp_path, name, **kwargs):
 @pytest.mark.parametrize("name", ALL)
 def test_weights_from_a_file(name, config, tmp_path):
     path = weight_file(tmp_path, name)
-    mine = config(encoder_name=name, encoder_kwargs=ALL[name][0], decoder="linear")
+    mine = config(encoder_name=name, encoder_kwargs=ALL[name][0], decoder_type="linear")
     model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
     state = load_file(path)
     for key, value in model.encoder.body.model.state_dict().items():
@@ -297,7 +299,7 @@ def test_weights_from_a_file(name, config, tmp_path):
 def test_position_embeddings_of_another_image_size_are_resampled(name, tokens, config, tmp_path):
     """Those of patches alone; the class token's, where it has one, is as it was."""
     path = weight_file(tmp_path, name, img_size=56)
-    mine = config(encoder_name=name, encoder_kwargs={**SHALLOW, "img_size": 70}, decoder="dpt")
+    mine = config(encoder_name=name, encoder_kwargs={**SHALLOW, "img_size": 70}, decoder_type="dpt")
     state = CorrMatchForSegmentation.from_encoder_pretrained(mine, path).encoder.body.model.state_dict()
     found, stored = state["pos_embed"], load_file(path)["pos_embed"]
     grid = stored[:, tokens:].view(1, 4, 4, -1).permute(0, 3, 1, 2)
@@ -313,7 +315,7 @@ def test_patches_of_another_size_are_resampled(config, tmp_path):
     name = "vit_small_patch14_dinov2"
     path = weight_file(tmp_path, name, img_size=56)
     kwargs = {**SHALLOW, "img_size": 64, "patch_size": 16}
-    mine = config(encoder_name=name, encoder_kwargs=kwargs, decoder="dpt")
+    mine = config(encoder_name=name, encoder_kwargs=kwargs, decoder_type="dpt")
     model = CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
     state, stored = model.encoder.body.model.state_dict(), load_file(path)
     assert model.config.output_stride == 16 and torch.equal(state["pos_embed"], stored["pos_embed"])
@@ -334,7 +336,7 @@ def test_missing_weights_are_listed(lacking, config, tmp_path):
     state = load_file(path)
     del state[lacking]
     save_file(state, path)
-    mine = config(encoder_name="vit_small_patch14_dinov2", encoder_kwargs=SHALLOW, decoder="dpt")
+    mine = config(encoder_name="vit_small_patch14_dinov2", encoder_kwargs=SHALLOW, decoder_type="dpt")
     with pytest.raises(ValueError, match=f"lacks weights of encoder .*{lacking}"):
         CorrMatchForSegmentation.from_encoder_pretrained(mine, path)
 
@@ -365,7 +367,7 @@ def test_timms_initialisation_survives():
     expected = timm.create_model("vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True, **SHALLOW)
     torch.manual_seed(3)
     config = CorrMatchConfig(
-        encoder_name="vit_small_patch14_dinov2", encoder_kwargs=SHALLOW, decoder="dpt", num_labels=5
+        encoder_name="vit_small_patch14_dinov2", encoder_kwargs=SHALLOW, decoder_type="dpt", num_labels=5
     )
     state = CorrMatchForSegmentation(config).encoder.body.model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())

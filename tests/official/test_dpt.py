@@ -181,7 +181,7 @@ def test_logits_are_theirs_at_the_size_of_the_positions(state, saved):
     model = from_official(saved({"model": {f"module.{k}": v for k, v in state.items()}, "epoch": 59}))
     assert logits_error(model, state, (518, 518), [0, 1, 2, 3]) < 1e-9
     config = model.config
-    assert (config.decoder, config.output_stride, config.num_labels) == ("dpt", 14, 5)
+    assert (config.decoder_type, config.output_stride, config.num_labels) == ("dpt", 14, 5)
     assert not config.correlation_head and not model.training
     assert config.converted_from["file"] == "v2.pth"
     # A photo, which they resize to the nearest whole patches and its logits back.
@@ -282,7 +282,7 @@ def small_model(**options):
         **{
             "encoder_name": "vit_small_patch14_dinov2",
             "encoder_kwargs": FOUR_BLOCKS,
-            "decoder": "dpt",
+            "decoder_type": "dpt",
             "decoder_channels": 8,
             "num_labels": 5,
             "correlation_head": False,
@@ -319,7 +319,7 @@ def test_ours_to_theirs_to_ours_is_the_same(tmp_path):
             {"encoder_kwargs": FOUR_BLOCKS | {"depth": 24}},
             r"\[5, 11, 17, 23\] instead of \[4, ",
         ),
-        ({"decoder": "linear"}, "a linear decoder"),
+        ({"decoder_type": "linear"}, "a linear decoder"),
     ],
 )
 def test_networks_that_are_not_theirs_are_not_written(options, reason, tmp_path):

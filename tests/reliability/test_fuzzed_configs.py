@@ -197,7 +197,7 @@ def _peak_mib() -> float:
 def assert_works(model) -> None:
     pixels = torch.randn(1, 3, SIZE[1], SIZE[0]).to(model.dtype)
     with torch.inference_mode():
-        logits = model.eval()(pixels).logits
+        logits = model.eval()(pixels, return_dict=True).logits
     assert logits.shape == (1, CLASSES, SIZE[1], SIZE[0]) and logits.isfinite().all()
     assert sorted(model.config.id2label) == list(range(CLASSES))
 
@@ -303,8 +303,8 @@ def test_the_pipeline_and_our_commands_tell_as_clearly(folder, spoilt):
         ({"encoder_kwargs": {"drop_rate": float("nan")}}, "encoder_kwargs must be numbers up to 16384"),
         ({"encoder_name": "resnet18", "encoder_kwargs": {"layers": [9000] * 4}}, "more than 10000 layers"),
         ({"dtype": "load"}, "dtype must be one of float16, bfloat16, float32, float64, not 'load'"),
-        ({"return_dict": None}, "return_dict must be true"),
         ({"to_dict": 1}, "'to_dict' cannot be set"),
+        ({"return_dict": None}, "return_dict must be true or false"),
         ({"aspp_channels": "16"}, "'aspp_channels' expected int, got str"),
         ({"encoder_name": "resnet50"}, "lacks weights of encoder 'resnet50'"),
         ({"encoder_name": "regnety_2560"}, "needs 1,.* numbers that the weights file does not contain"),

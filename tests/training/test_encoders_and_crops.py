@@ -15,7 +15,7 @@ def small_vit(data, decoder="dpt"):
         CorrMatchConfig(
             encoder_name="test_vit",
             encoder_kwargs={"depth": 4, "embed_dim": 48, "num_heads": 3},
-            decoder=decoder,
+            decoder_type=decoder,
             decoder_channels=8,
             correlation_head=False,
             id2label=data.id2label,
@@ -111,7 +111,7 @@ def test_an_encoder_of_one_size_trains_on_crops_of_it_and_is_evaluated_on_any(ma
             CorrMatchConfig(
                 encoder_name="beit_base_patch16_224",
                 encoder_kwargs={"depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 48},
-                decoder="linear",
+                decoder_type="linear",
                 correlation_head=False,
                 id2label=tiny_data.id2label,
                 label2id={v: k for k, v in tiny_data.id2label.items()},
