@@ -238,9 +238,32 @@ class TransformerLevels(nn.Module):
         self.channels = [level.get("num_chs_norm", level["num_chs"]) for level in levels]
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        return self.model.forward_intermediates(
-            pixel_values, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
+        # Accelerate fetches offloaded weights when their module's `forward` is called. timm calls other methods, and
+        # reads weights of modules that it does not call.
+        offloaded = [] if torch.compiler.is_compiling() else _offloaded(self.model)
+        for module in offloaded:
+            module._hf_hook.pre_forward(module)
+        try:
+            return self.model.forward_intermediates(
+                pixel_values, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
+            )
+        finally:
+            for module in offloaded:
+                module._hf_hook.post_forward(module, None)
+
+
+def _offloaded(model: nn.Module) -> list[nn.Module]:
+    """The parts whose weights Accelerate keeps elsewhere."""
+    return [
+        module
+        for module in model.modules()
+        if hasattr(module, "_hf_hook")
+        and any(
+            tensor.is_meta
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
         )
+    ]
 
 
 # --------------------------------------------------------------------------------------- building and trying
