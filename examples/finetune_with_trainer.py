@@ -1,6 +1,6 @@
 """Supervised fine-tuning with transformers' Trainer, as of any segmentation model of transformers.
 
-    python examples/finetune_with_trainer.py                # about a minute on two CPU cores; results in outputs/trainer
+    python examples/finetune_with_trainer.py            # about a minute on two CPU cores; results in outputs/trainer
 
 For training with unlabelled photos, too, see `train_semi.py`.
 """

@@ -26,6 +26,11 @@ class CorrMatchSegmentationPipeline(ImageSegmentationPipeline):
     def _is_own(self) -> bool:
         return isinstance(self.image_processor, CorrMatchImageProcessor)
 
+    def check_model_type(self, supported_models):
+        """transformers' list names its own models alone, and calls every other one unsupported."""
+        if not self._is_own:
+            super().check_model_type(supported_models)
+
     def preprocess(self, image, subtask=None, timeout=None):
         """A PIL image, path, URL or base64 text -> pixel_values (1, 3, H, W) and target_size [(H, W)]."""
         here = isinstance(image, Image.Image) or (isinstance(image, str) and os.path.isfile(image))

@@ -106,7 +106,10 @@ def to_official(model: CorrMatchForSegmentation) -> dict[str, torch.Tensor]:
 
 
 def save_official(model: CorrMatchForSegmentation, path: str | Path, *, data_parallel: bool = False) -> None:
-    """Write the model's weights as a checkpoint in the authors' layout, `{"model": weights}`.
+    """Write the model's weights as a checkpoint in the authors' layout.
+
+    That is `{"model": weights}` for UniMatch's networks; for CorrMatch's, which have a correlation head, the weights
+    alone, as CorrMatch's scripts for evaluation and pictures load them.
 
     Args:
         model: see `to_official`.
@@ -116,8 +119,8 @@ def save_official(model: CorrMatchForSegmentation, path: str | Path, *, data_par
     Raises:
         InputError: see `to_official`.
     """
-    state = to_official(model)
-    torch.save({"model": {"module." * data_parallel + name: value for name, value in state.items()}}, path)
+    state = {"module." * data_parallel + name: value for name, value in to_official(model).items()}
+    torch.save(state if model.correlation is not None else {"model": state}, path)
 
 
 def _decoder(state: Mapping[str, torch.Tensor]) -> str:

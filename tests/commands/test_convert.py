@@ -80,7 +80,7 @@ def test_the_folder_is_a_whole_model(converted):
 
 def test_theirs_to_ours_to_theirs_is_the_same(converted, state, tmp_path, capsys):
     main([str(converted), str(tmp_path / "new" / "back.pth"), "--data_parallel"])
-    again = torch.load(tmp_path / "new" / "back.pth", weights_only=True, mmap=True)["model"]
+    again = torch.load(tmp_path / "new" / "back.pth", weights_only=True, mmap=True)
     assert again.keys() == {f"module.{key}" for key in state}
     for key, value in state.items():
         assert torch.equal(again[f"module.{key}"], value) and again[f"module.{key}"].dtype == value.dtype, key

@@ -51,3 +51,13 @@ def test_bad_values_are_named(options, message):
 def test_wrong_types_are_named():
     with pytest.raises(StrictDataclassFieldValidationError, match="encoder_name"):
         CorrMatchConfig(encoder_name=50)
+
+
+def test_configurations_with_the_old_name_of_decoder_type_load(tmp_path):
+    """transformers takes a field `decoder` for a sub-configuration."""
+    CorrMatchConfig(decoder_type="linear").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"decoder_type"', '"decoder"'))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.decoder_type == "linear" and "decoder" not in config.to_dict()
+    assert config.get_text_config() is config

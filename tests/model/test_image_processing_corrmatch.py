@@ -1,6 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoImageProcessor
 
@@ -157,3 +160,53 @@ def test_post_processing():
     assert resized[0].shape == (3, 5)
     with pytest.raises(ValueError, match="one size for each of 2 images, not 1"):
         processor.post_process_semantic_segmentation(output, [(4, 5)])
+
+
+def test_a_resize_in_the_call_is_undone_and_not_cut():
+    processor = CorrMatchImageProcessor()
+    inputs = processor(RGB, return_tensors="pt", do_resize=True, size={"height": 32, "width": 32})
+    assert inputs.pixel_values.shape[-2:] == (32, 32)
+    assert processor(RGB, return_tensors="pt", do_resize=True).pixel_values.shape[-2:] == (512, 512)
+    processor(RGB, return_tensors="pt", do_resize=True, size={"height": 32, "width": 32})
+    logits = torch.randn(1, 4, 32, 32)
+    small = processor.post_process_semantic_segmentation(CorrMatchOutput(logits=logits), [(6, 9)])[0]
+    wanted = torch.nn.functional.interpolate(logits, (6, 9), mode="bilinear", align_corners=True)
+    assert torch.equal(small, wanted[0].argmax(0))
+    scored = processor.post_process_semantic_segmentation(
+        CorrMatchOutput(logits=logits), [(6, 9)], return_segmentation_scores=True
+    )[0]
+    assert torch.equal(scored.segmentation, small) and torch.equal(scored.segmentation_scores, wanted[0])
+    processor(RGB, return_tensors="pt", do_resize=None)  # padded again, if at all
+    cut = processor.post_process_semantic_segmentation(CorrMatchOutput(logits=logits), [(6, 9)])[0]
+    assert torch.equal(cut, logits[0].argmax(0)[:6, :9])
+    assert "_resized" not in processor.to_dict()
+
+
+def test_options_that_it_does_not_have_are_refused_or_named(tmp_path, caplog):
+    for options in ({"do_reduce_label": True}, {"do_center_crop": True, "crop_size": 8}, {"do_pad": True}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            CorrMatchImageProcessor(**options)
+    with pytest.raises(ValueError, match="do_pad"):
+        CorrMatchImageProcessor()(RGB, do_pad=True)
+    with pytest.raises(TypeError, match="do_reduce_label"):
+        CorrMatchImageProcessor()(RGB, do_reduce_label=True)
+    assert CorrMatchImageProcessor(do_center_crop=False).to_dict() == CorrMatchImageProcessor().to_dict()
+    CorrMatchImageProcessor().save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"of_the_future": 1}))
+    transformers.utils.logging.enable_propagation()
+    loaded = CorrMatchImageProcessor.from_pretrained(tmp_path)
+    assert "left out: 'of_the_future'" in caplog.text and not hasattr(loaded, "of_the_future")
+
+
+@pytest.mark.parametrize("name", ["do_reduce_labels", "reduce_labels"])
+def test_labels_are_reduced_wherever_it_is_asked_for(name, tmp_path):
+    CorrMatchImageProcessor().save_pretrained(tmp_path)
+    ids = np.tile(np.array([0, 1, 2, 255], np.uint8), (5, 1))
+    photo = np.zeros((5, 4, 3), np.uint8)
+    for processor, call in (
+        (CorrMatchImageProcessor(**{name: True}), {}),
+        (AutoImageProcessor.from_pretrained(tmp_path, **{name: True}), {}),
+        (CorrMatchImageProcessor(), {name: True}),
+    ):
+        assert processor(photo, ids, return_tensors="pt", **call).labels[0, 0].tolist() == [255, 0, 1, 255]

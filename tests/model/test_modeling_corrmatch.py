@@ -269,3 +269,11 @@ def test_a_slim_model_gets_a_new_correlation_head_where_asked(network, tmp_path)
     )
     assert {key.split(".")[0] for key in info["missing_keys"]} == {"correlation"}
     assert model(IMAGES, output_correlation=True).correlation_logits.isfinite().all()
+
+
+def test_errors_of_the_caller_are_not_blamed_on_the_files(network, tmp_path):
+    network().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_option'"):
+        CorrMatchForSegmentation.from_pretrained(tmp_path, no_such_option=1)
+    with pytest.raises(RuntimeError, match="meta device context manager"), torch.device("meta"):
+        CorrMatchForSegmentation.from_pretrained(tmp_path)
