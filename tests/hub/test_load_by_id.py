@@ -105,7 +105,9 @@ def test_every_kind_of_model_gives_the_same_logits_bit_for_bit(hub, api, work, r
     printed = run_as_stranger(STRANGER, str(work), *(f"user/{name}" for name in models))
     for name, logits in expected.items():
         assert torch.equal(torch.load(work / f"{name}.pt"), logits), name
-    assert "Do you wish to run the custom code" not in printed and "new version of the following" not in printed
+    assert (
+        "Do you wish to run the custom code" not in printed and "new version of the following" not in printed
+    )
     assert not [path for _, path in hub.requests if "timm" in path]  # the encoder is part of the weights
 
     hub.fail["/"] = 503
