@@ -27,6 +27,8 @@ from corrmatch_hf.commands.push_dataset import PushDatasetOptions
 from corrmatch_hf.commands.train import GROUPS
 from corrmatch_hf.data.classes import read_colors, read_names
 from corrmatch_hf.data.options import DataOptions
+from corrmatch_hf.data.sources import lists
+from corrmatch_hf.data.sources.lists import read_lines
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS
 from corrmatch_hf.options import plain_type
@@ -331,7 +333,8 @@ def test_a_reader_of_the_output_may_end_first():
         assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
-def test_absurd_files_take_little_memory(tmp_path):
+def test_absurd_files_take_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(lists, "LARGEST_LIST", 2**20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = tmp_path / "run.yaml"
     for text in (billion_laughs(), merging_laughs()):
@@ -340,4 +343,6 @@ def test_absurd_files_take_little_memory(tmp_path):
             read_config(str(path))
     with pytest.raises(InputError, match="larger than"):
         read_names("/dev/zero", 255, False)
+    with pytest.raises(InputError, match="larger than"):
+        read_lines("/dev/zero", "--labeled_list")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB

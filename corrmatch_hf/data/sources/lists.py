@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from ...errors import InputError
 
+LARGEST_LIST = 2**29  # bytes: millions of lines
+
 
 class Pair(NamedTuple):
     """The path of an image and, if it has one, of its mask."""
@@ -25,11 +27,17 @@ def read_lines(path: str | os.PathLike, option: str) -> list[tuple[int, str]]:
     the file and the option, if it is missing, empty, or not UTF-8 text.
     """
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_LIST + 1)
     except FileNotFoundError:
         raise InputError(f"The list {path} ({option}) does not exist.") from None
     except OSError as error:
         raise InputError(f"The list {path} ({option}) cannot be read: {error.strerror}.") from error
+    if len(content) > LARGEST_LIST:
+        raise InputError(
+            f"The list {path} ({option}) is larger than {LARGEST_LIST // 2**20} MiB; give a text file with an image in "
+            "each line."
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
