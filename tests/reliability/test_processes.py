@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from corrmatch_hf.errors import InputError
 from corrmatch_hf.training.checkpoint import find_corruption, list_checkpoints
 
 from .small_run import differences, finish, left_by, leftovers, said_by, start_two, statuses
@@ -105,3 +106,32 @@ def test_a_signal_to_one_ends_both_after_the_same_step(tmp_path, two):
     assert "BatchNorm's statistics" in said, "it says what cannot be the same"
     losses = [[row["loss"] for row in run["log"] if "loss" in row] for run in (left_by(alone), two)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def evaluation_fails_in_the_second(trainer):
+    """After step four and the last one, with a photo that only this process reads."""
+    from corrmatch_hf.evaluation import evaluate
+
+    predict = evaluate.predict_probabilities
+
+    def failing(*args, **kwargs):
+        if trainer.accelerator.process_index == 1 and trainer.step in (4, 6):
+            raise InputError("photo.png is damaged.")
+        return predict(*args, **kwargs)
+
+    evaluate.predict_probabilities = failing
+
+
+def test_an_evaluation_that_fails_in_one_process_costs_its_figures_only(tmp_path, two):
+    folder = tmp_path / "run"
+    assert statuses(start_two(folder, evaluation_fails_in_the_second, **HALF)) == [1, 1]
+    said = said_by(folder).read_text()
+    assert "the evaluation after step 4 failed: photo.png is damaged. The training goes on" in said
+    assert said.count("EvaluationError: The trained model is saved in") == 2
+    left = left_by(folder)
+    assert left["metrics"]["final"] is None and left["metrics"]["best"]["step"] == 2
+    assert differences(left["model"], two["model"]) == [] and [
+        r["step"] for r in left["log"] if "mean_iou" in r
+    ] == [2]
+    assert statuses(start_two(folder, **HALF)) == [0, 0]
+    assert left_by(folder)["metrics"]["final"] == two["metrics"]["final"]
