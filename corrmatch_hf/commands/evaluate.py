@@ -131,6 +131,7 @@ def main(args: Sequence[str]) -> dict:
     from ..distributed import explain_lost_loaders
     from ..evaluation.feature_quality import require_scikit_learn
     from ..hub.load import load_saved
+    from ..training.atomic_write import write_text
 
     output = Path(options.output)
     check_writable_file("--output", output)
@@ -151,7 +152,7 @@ def main(args: Sequence[str]) -> dict:
         metrics = measure(model, processor, data, options, process)
     if process.is_main_process:
         print(table(metrics))
-        output.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
         print(f"written to {output}")
     process.destroy_process_group()
     return metrics

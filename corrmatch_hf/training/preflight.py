@@ -24,7 +24,7 @@ from .checkpoint import check_resumable, clean_up, find_checkpoint
 from .config import TrainingConfig
 from .interruption import translate_errors
 from .memory import MemoryEstimate, blank_batch, estimate_memory
-from .output_folder import check_output_folder, delete_run, repair_output_folder
+from .output_folder import check_output_folder, repair_output_folder
 from .output_lock import OutputLock
 from .publish import check_hub_access
 
@@ -190,8 +190,6 @@ def prepare_output(
                 print(f"Note: {text}")
             else:
                 warnings.warn(text, stacklevel=5)
-        if not checkpoint:
-            delete_run(folder)  # only after everything that may refuse the new run
     accelerator.wait_for_everyone()
     return checkpoint
 

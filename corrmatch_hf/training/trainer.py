@@ -38,7 +38,7 @@ from .interruption import (
 )
 from .log import Progress, TrainingLog, unbreakable_output
 from .optimizer import keep_frozen
-from .output_folder import EvaluationError, SaveError, warn_not_saved
+from .output_folder import EvaluationError, SaveError, delete_run, warn_not_saved
 from .output_lock import OutputLock
 from .preflight import prepare_output
 from .publish import publish_or_warn
@@ -91,10 +91,13 @@ class SemiSupervisedTrainer(Run):
         if checkpoint:
             self.restore(checkpoint)
         _ = self.data.identity  # for the checkpoints; later, a file of the data may be gone
-        self.write_configuration()
-        log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         if config.report_to != "none":
             self.tracker.start(self.full_configuration())
+        if not checkpoint and accelerator.is_main_process:
+            delete_run(self.output_dir)  # only after everything that may refuse the new run
+        accelerator.wait_for_everyone()
+        self.write_configuration()
+        log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
         batches = run_batches(self.method, self.data, config, self.processor, accelerator, self.step)
         with StopSignals() as signals:  # until everything is written

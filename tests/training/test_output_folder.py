@@ -18,7 +18,7 @@ def test_an_output_folder_with_a_run_is_not_touched(make_trainer):
     assert [p.name for p in list_checkpoints(first.output_dir / "checkpoints")] == ["step_00000002"]
 
 
-def test_a_run_is_replaced_only_once_the_data_are_known_to_be_good(make_trainer, monkeypatch):
+def test_a_run_is_replaced_only_once_data_and_tracker_are_known_to_be_good(make_trainer, monkeypatch):
     first = make_trainer(max_steps=1)
     first.train()
     before = sorted((path, path.stat().st_mtime_ns) for path in first.output_dir.rglob("*"))
@@ -26,9 +26,10 @@ def test_a_run_is_replaced_only_once_the_data_are_known_to_be_good(make_trainer,
     def found_bad(*args, **kwargs):
         raise InputError("Cannot read the picture photo.png.")
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="Cannot read the picture"):
-        patch.setattr("corrmatch_hf.training.preflight.check_dataset", found_bad)
-        make_trainer(max_steps=1, overwrite=True).train()
+    for place in ("preflight.check_dataset", "log.Tracker.start"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="Cannot read the picture"):
+            patch.setattr(f"corrmatch_hf.training.{place}", found_bad)
+            make_trainer(max_steps=1, overwrite=True, report_to="tensorboard").train()
     assert sorted((path, path.stat().st_mtime_ns) for path in first.output_dir.rglob("*")) == before
     make_trainer(max_steps=1, overwrite=True).train()
 
