@@ -70,7 +70,7 @@ def _run(name: str, args: Sequence[str] | None) -> int:
         return 141  # as of a process that SIGPIPE ends
     except _expected(command) as error:
         status = getattr(error, "exit_status", 1)
-        print(visible(f"{'' if status > 128 else 'error: '}{error}", keep="\n"), file=sys.stderr)
+        print(_printable(f"{'' if status > 128 else 'error: '}{error}"), file=sys.stderr)
         return status
     except OSError as error:
         if error.errno is None:  # not from the system, but from a library
@@ -83,6 +83,17 @@ def _run(name: str, args: Sequence[str] | None) -> int:
         reason = (str(error).strip() or "out of memory").splitlines()[0].rstrip(".")
         print(f"error: not enough memory: {reason}; give smaller values.", file=sys.stderr)
         return 1
+
+
+LONGEST_LINE = 2000  # of an error; a file that is not what it should be may be quoted in it
+
+
+def _printable(text: str) -> str:
+    lines = visible(text, keep="\n").split("\n")
+    return "\n".join(
+        line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 305]} ... {line[-300:]}"
+        for line in lines
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

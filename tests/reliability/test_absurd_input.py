@@ -281,6 +281,17 @@ def test_paths_that_hold_something_else_are_refused(option, two_photos, tmp_path
         assert status in (1, 2) and "error: " in said and "Traceback" not in said, (value, said)
 
 
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"a\0b.png c.png", b"../../../etc/passwd", b"\x1b[2J.png"]
+)
+def test_a_list_that_is_not_one_is_one_short_sentence(content, two_photos, tmp_path, capsys):
+    (tmp_path / "list.txt").write_bytes(content)
+    for option in ("labeled_list", "validation_list", "extra_unlabeled"):
+        assert run("check", ["--data_dir", str(two_photos), f"--{option}", str(tmp_path / "list.txt")]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and len(said) < 2100 and "\x1b" not in said and option in said
+
+
 # Processes
 
 
