@@ -448,9 +448,7 @@ class Steps:
         self.average = getattr(self.method, "teacher", None)
         if not isinstance(self.average, Teacher):
             self.average = Teacher(self.method.model, self.setting.teacher_decay)
-        self.burn_in = getattr(
-            self.method, "burn_in_steps", run.steps if not self.method.uses_unlabeled else 0
-        )
+        self.burn_in = self.method.supervised_passes if self.method.uses_unlabeled else run.steps
         self.seconds = {"labelled": 0.0, "unlabelled": 0.0}  # CPU seconds of the steps in each phase
 
     def batches(self, start: int) -> Iterator:

@@ -80,6 +80,8 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
         *_extra_unlabeled(chosen, source.notes),
     ]
     validation = _validation(source, chosen)
+    if chosen.hold_out is not None:
+        labeled, validation = _held_out(labeled, validation, chosen, mask_format, source.notes)
     known = classes is not None or chosen.num_labels is not None
     survey = survey_masks([labeled, validation], SAMPLED_MASKS if known else SCANNED_MASKS)
     given = chosen.ignore_index is not None
@@ -211,16 +213,7 @@ def _labeled_and_rest(
     elif count > len(masked):
         raise InputError(f"--labeled_count is {count}, but only {len(masked)} training images have a mask.")
     else:
-        rows = undecoded(train)
-
-        def present(i: int) -> frozenset[int]:
-            try:
-                return classes_of(rows[masked[i]], mask_format)
-            except InputError:  # an unusable mask is reported by the check before training, if it is chosen
-                return frozenset()
-
-        chosen = draw_labeled(count, len(masked), present, mask_format.num_labels, options.split_seed)
-        labeled = [masked[i] for i in chosen]
+        labeled = _draw(count, train, masked, options, mask_format)
     if len(labeled) < len(masked):
         option = "--labeled_count" if options.labeled_fraction is None else "--labeled_fraction"
         source.notes.append(
@@ -239,6 +232,43 @@ def _validation(source: HubSource | LocalSource, options: DataOptions) -> datase
         root = _list_root(options.validation_list, options)
         return as_dataset(read_list(options.validation_list, root, {}, "--validation_list"))
     return source.validation(options.validation_split)
+
+
+def _held_out(
+    labeled: datasets.Dataset,
+    validation: datasets.Dataset | None,
+    options: DataOptions,
+    mask_format: MaskFormat,
+    notes: list[str],
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The labelled images that are trained on, with every class if possible, and those that are evaluated on."""
+    if validation is not None:
+        raise InputError(
+            f"--hold_out is {options.hold_out}, but there are {len(validation)} validation images: leave it out."
+        )
+    total = len(labeled)
+    count = max(round(options.hold_out * total), 1)
+    if count >= total:
+        raise InputError(f"--hold_out {options.hold_out} of {total} labelled images leaves none to train on.")
+    kept = _draw(total - count, labeled, range(total), options, mask_format)
+    notes.append(f"--hold_out keeps {count} of the {total} labelled images out of training, to evaluate on.")
+    return labeled.select(kept), labeled.select(sorted(set(range(total)) - set(kept)))
+
+
+def _draw(
+    count: int, train: datasets.Dataset, masked: Sequence[int], options: DataOptions, mask_format: MaskFormat
+) -> list[int]:
+    """`count` of the images `masked` of `train`, at random, such that every class appears if possible."""
+    rows = undecoded(train)
+
+    def present(i: int) -> frozenset[int]:
+        try:
+            return classes_of(rows[masked[i]], mask_format)
+        except InputError:  # an unusable mask is reported by the check before training, if it is chosen
+            return frozenset()
+
+    chosen = draw_labeled(count, len(masked), present, mask_format.num_labels, options.split_seed)
+    return [masked[i] for i in chosen]
 
 
 def _extra_unlabeled(options: DataOptions, notes: list[str]) -> Iterator[AnyDataset]:

@@ -88,8 +88,16 @@ class DataOptions(Options):
     validation_list: str | None = option(
         None, "Text file that lists the validation images in the same format.", group="Data", metavar="FILE"
     )
+    hold_out: float | None = option(
+        None,
+        "Share of the labelled images that is kept out of training and evaluated on, where there are no validation "
+        "images, such as 0.2.",
+        group="Data",
+        above=0,
+        below=1,
+    )
     split_seed: int = option(
-        0, "Seed of the random choice of labelled images.", group="Data", at_least=0, at_most=LARGEST_SEED
+        0, "Seed of the random choices of labelled images.", group="Data", at_least=0, at_most=LARGEST_SEED
     )
     extra_unlabeled: str | None = option(
         None,
@@ -174,7 +182,7 @@ class DataOptions(Options):
             problems.append("--train_masks needs --train_images, the folder with the images of these masks")
         if (self.validation_images is None) != (self.validation_masks is None):
             problems.append("--validation_images and --validation_masks must be given together")
-        own = (self.labeled_fraction, self.validation_images, self.validation_list)
+        own = (self.labeled_fraction, self.validation_images, self.validation_list, self.hold_out)
         if self.synthetic and any(value is not None for value in own):
             problems.append(
                 "the built-in synthetic dataset accepts --labeled_count, but not --labeled_fraction, "

@@ -87,10 +87,10 @@ def write_run_card(
         run: facts of the run. Required are "encoder_name", "output_stride" and "id2label". Shown if given and not
             None: "decoder", "method", "dataset" (its name), "parameters", "labeled_images", "unlabeled_images",
             "validation_images" (counts), "steps", "total_batch", "crop_size", "seed", "processes", "device",
-            "seconds" (of training), "dataset_config", "dataset_split" (of the metrics), "dataset_revision",
-            "encoder_origin" (Hub id or file of the encoder's initial weights, "none" if random), "license" (of the
-            weights, as on the Hub), "inference_only" (whether the correlation head was left out), and the Hub ids
-            "hub_model_id", "dataset_id" and "base_model" (of the encoder).
+            "seconds" (of training), "effect" (of unlabelled images, in words), "dataset_config", "dataset_split" (of
+            the metrics), "dataset_revision", "encoder_origin" (Hub id or file of the encoder's initial weights, "none"
+            if random), "license" (of the weights, as on the Hub), "inference_only" (whether the correlation head was
+            left out), and the Hub ids "hub_model_id", "dataset_id" and "base_model" (of the encoder).
         metrics: of the saved weights, from `evaluate_segmentation`; and their "step" if known.
         best: {"step", "mean_iou"} of the best evaluation of the run.
         pictures: {file name in the folder: caption}.

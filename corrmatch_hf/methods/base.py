@@ -67,6 +67,9 @@ class Method(nn.Module):
     citation: ClassVar[Citation | None] = None
     uses_unlabeled: ClassVar[bool] = True
     uses_correlation_head: ClassVar[bool] = False
+    advice: ClassVar[str] = (
+        ""  # what to try where unlabelled images made the model worse: options, as one phrase
+    )
     strong_views: int = 1  # of each unlabelled image in a batch
 
     options: Any  # an instance of `Options`
@@ -102,6 +105,11 @@ class Method(nn.Module):
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         """One training step: the total loss, with gradient, and detached scalars to log."""
         raise NotImplementedError
+
+    @property
+    def supervised_passes(self) -> int:
+        """How many forward passes at the start of the run see labelled images alone; known after `plan`."""
+        return 0
 
     def check_batch(self, unlabeled: int) -> None:
         """Raise `InputError` if `unlabeled` images, those of one forward pass over all processes, are too few."""

@@ -149,6 +149,7 @@ class GateMatch(Method):
     """GateMatch's training step. See the file's head for the equations."""
 
     name = "gatematch"
+    advice = "--teacher_rounds 2 --teacher_flip, a higher --confidence_threshold, a lower --unlabeled_weight"
     Options = GateMatchOptions
     options: GateMatchOptions
 
@@ -176,22 +177,22 @@ class GateMatch(Method):
         self.total_steps = total_steps
 
     @property
-    def burn_in_steps(self) -> int:
-        """Steps at the start that see labelled images alone."""
+    def supervised_passes(self) -> int:
+        """The burn-in."""
         return round(self.options.burn_in * (self.total_steps or 0))
 
     @property
     def renewals(self) -> set[int]:
         """Steps at whose start the copy of the teacher that gives the labels is renewed: the burn-in's end, and evenly
         over the rest of the run."""
-        start, rounds = self.burn_in_steps, self.options.teacher_rounds
+        start, rounds = self.supervised_passes, self.options.teacher_rounds
         rest = (self.total_steps or 0) - start
         return {start + round(rest * i / rounds) for i in range(rounds)}
 
     def ramp(self, step: int) -> float:
         """r(t): what the unlabelled weight is multiplied by."""
         length = self.options.ramp_up * (self.total_steps or 0)
-        return min(1.0, (step - self.burn_in_steps + 1) / length) if length else 1.0
+        return min(1.0, (step - self.supervised_passes + 1) / length) if length else 1.0
 
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         self.class_weights.update(batch.label)
@@ -202,7 +203,7 @@ class GateMatch(Method):
             correlation = self.labeled_loss(x_corr, batch.label)
             labeled = labeled + self.options.correlation_weight * correlation
             logs["loss/x_corr"] = correlation.detach()
-        if batch.step < self.burn_in_steps:
+        if batch.step < self.supervised_passes:
             return labeled, logs | self._nothing_unlabeled()
         if self.labeler is not None and batch.step in self.renewals:
             self.labeler.load_state_dict(self.teacher.network.state_dict())

@@ -130,6 +130,13 @@ class TrainingConfig(Options):
         False, "No weight decay on biases and norms (as in CPS's published runs).", group="Optimiser"
     )
     lr_power: float = option(0.9, "Exponent of the polynomial decay to zero.", group="Optimiser", above=0)
+    lr_restart: float = option(
+        0.0,
+        "For a method that begins with labelled images alone: decay the rate to zero by the end of that part, then "
+        "again from this share of the rate; 0: one decay over the whole run.",
+        group="Optimiser",
+        at_least=0,
+    )
     warmup_steps: int = option(
         0, "Steps over which the learning rate rises linearly.", group="Optimiser", at_least=0
     )

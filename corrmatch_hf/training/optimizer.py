@@ -73,9 +73,24 @@ def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int)
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int, supervised_steps: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """lr(t) = lr (1 - t / T) ** power, after a linear warm-up of `config.warmup_steps`."""
+    """lr(t) = lr (1 - t / T) ** power, after a linear warm-up of `config.warmup_steps`.
+
+    With `config.lr_restart` r, this is done twice: over the `supervised_steps`, so that a teacher has settled when it
+    begins to teach, and from r times the rate over the rest.
+    """
+    first = supervised_steps if config.lr_restart and supervised_steps < steps else 0
+    if first:
+
+        def share(step: int) -> float:
+            if step < config.warmup_steps:
+                return step / config.warmup_steps
+            if step < first:
+                return (1 - (step - config.warmup_steps) / (first - config.warmup_steps)) ** config.lr_power
+            return config.lr_restart * max(1 - (step - first) / (steps - first), 0) ** config.lr_power
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     return get_polynomial_decay_schedule_with_warmup(
         optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power
     )

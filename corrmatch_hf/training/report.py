@@ -35,6 +35,7 @@ class RunFacts:
     Attributes:
         method: its name.
         uses_unlabeled: whether the method looks at unlabelled images.
+        advice: what the method's author advises where they did not help.
         model: the trained model, which is evaluated and saved.
         processor: its image processor.
         data: what it was trained and evaluated on.
@@ -44,6 +45,7 @@ class RunFacts:
         processes: that trained together.
         device: of this process.
         step, seconds: how long it was trained.
+        supervised: "step" and "mean_iou" of the end of the part that saw labelled images alone; None without one.
         metrics, best: the newest evaluation and that of the weights in `best/`, each with its "step"; None without one.
         skipped: why training images were left out.
         skipped_steps: whose loss or gradient was not finite.
@@ -52,6 +54,7 @@ class RunFacts:
 
     method: str
     uses_unlabeled: bool
+    advice: str
     model: CorrMatchForSegmentation
     processor: CorrMatchImageProcessor
     data: SemiDataset
@@ -64,6 +67,7 @@ class RunFacts:
     seconds: float
     metrics: dict[str, Any] | None
     best: dict[str, Any] | None
+    supervised: dict[str, Any] | None
     skipped: list[str]
     skipped_steps: int
     rows: list[dict[str, Any]]
@@ -79,12 +83,39 @@ class RunFacts:
             "images_per_second": round(statistics.median(rates), 2) if rates else None,
             "final": self.metrics if evaluated else None,  # of exactly these weights
             "best": self.best,
+            "supervised": self.supervised,
+            "effect": effect_of_unlabeled(self.supervised, self.metrics if evaluated else None, self.advice),
             "skipped": self.skipped,
             "skipped_steps": self.skipped_steps,
         }
         if self.device.type == "cuda":
             result["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
         return result
+
+
+def effect_of_unlabeled(
+    supervised: dict[str, Any] | None, metrics: dict[str, Any] | None, advice: str
+) -> str | None:
+    """What unlabelled images changed, in words, with advice where that was not for the better; None if not known.
+
+    Args:
+        supervised: "step" and "mean_iou" of the end of the part that saw labelled images alone.
+        metrics: of a later evaluation.
+        advice: options to try.
+    """
+    if not supervised or not metrics or metrics["step"] <= supervised["step"]:
+        return None
+    before, after = supervised["mean_iou"], metrics["mean_iou"]
+    if before is None or after is None:
+        return None
+    text = (
+        f"With labelled images alone the mean IoU was {percent(before)} % after step {supervised['step']}, with "
+        f"unlabelled ones it is {percent(after)} % after step {metrics['step']}."
+    )
+    if after >= before:
+        return text
+    hint = f" Try {advice}, or photos that look more like" if advice else " Try photos that look more like"
+    return f"{text} They did not help; best/ holds the best model of the run.{hint} those that are evaluated."
 
 
 def write_result(folder: Path, facts: RunFacts) -> None:
@@ -141,7 +172,7 @@ def write_report(folder: Path, facts: RunFacts) -> None:
     if rows := _predictions(facts):
         samples = _draw_predictions(folder, data, rows)
         pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
-    run = _card_facts(facts)
+    run = _card_facts(facts) | {"effect": result["effect"]}
     provenance: dict[str, Any] = {
         "options": facts.options,
         "command": facts.command,
@@ -153,7 +184,9 @@ def write_report(folder: Path, facts: RunFacts) -> None:
     )
     write_endpoint(folder)
     if best is not None and (folder / "best").is_dir():  # it is a model to publish, too
-        write_run_card(folder / "best", run=run, metrics=result["best"], best=best, **provenance)
+        write_run_card(
+            folder / "best", run=run | {"effect": None}, metrics=result["best"], best=best, **provenance
+        )
         write_endpoint(folder / "best")
 
 
@@ -263,6 +296,8 @@ def summary(result: dict[str, Any], folder: Path) -> str:
         best_text = f"(best {percent(best['mean_iou'])} at step {best['step']})"
         lines.append(f"{'mean IoU':<{width}}  {percent(final['mean_iou']):>6}   {best_text}")
         lines.append(f"{'pixel accuracy':<{width}}  {percent(final['pixel_accuracy']):>6}")
+    if result["effect"]:
+        lines.append(result["effect"])
     if result["skipped"]:
         lines.append(f"skipped {len(result['skipped'])} unreadable images:")
         lines += [f"  {reason}" for reason in result["skipped"]]

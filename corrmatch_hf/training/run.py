@@ -45,6 +45,7 @@ class Run:
         total_batch: labelled images of an optimiser step, over all processes.
         step, max_steps: optimiser steps taken, and to take.
         saved_step: the step of the newest checkpoint; None before the first.
+        supervised: the evaluation at the end of the supervised part of a method that has one, as "step" and "mean_iou".
         metrics, best: the newest evaluation and that of the weights in `best/`, each with its "step"; None before the
             first.
         failed_evaluation: why the evaluation after the last step failed; None where it did not.
@@ -80,7 +81,9 @@ class Run:
         method.plan(self.max_steps * config.gradient_accumulation_steps)
         freeze(method, config)
         optimizer = build_optimizer(method, config, self.total_batch)
-        self.schedule = build_schedule(optimizer, config, self.max_steps)
+        # Optimiser steps at the start that see labelled images alone.
+        self.supervised_steps = -(-method.supervised_passes // config.gradient_accumulation_steps)
+        self.schedule = build_schedule(optimizer, config, self.max_steps, self.supervised_steps)
         self.memory_estimate = estimate_run_memory(method, config, self.accelerator)
         if config.compile:
             compile_networks(method)
@@ -98,6 +101,7 @@ class Run:
         self.saved_step: int | None = None
         self.metrics: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
+        self.supervised: dict[str, Any] | None = None
         self.failed_evaluation: str | None = None
         self.seconds = 0.0
         self.skipped: list[str] = []
@@ -169,6 +173,7 @@ class Run:
         state = {
             "step": self.step,
             "metrics": self.metrics,
+            "supervised": self.supervised,
             "seconds": self.seconds,
             "skipped": self.skipped,
             "skipped_steps": self.skipped_steps.total,
@@ -190,6 +195,7 @@ class Run:
         state = load_checkpoint(self.accelerator, self.optimizer, checkpoint)
         self.step = self.saved_step = state["step"]
         self.metrics, self.seconds = state["metrics"], state["seconds"]
+        self.supervised = state.get("supervised")  # absent in checkpoints of earlier versions
         folder = self.output_dir / "best"
         best = read_best(folder)
         if best is None and folder.is_dir():
@@ -237,6 +243,7 @@ class Run:
         facts = RunFacts(
             method=self.method.name,
             uses_unlabeled=self.method.uses_unlabeled,
+            advice=self.method.advice,
             model=self.evaluated_model,
             processor=self.processor,
             data=self.data,
@@ -249,6 +256,7 @@ class Run:
             seconds=self.seconds,
             metrics=self.metrics,
             best=self.best,
+            supervised=self.supervised,
             skipped=self.skipped,
             skipped_steps=self.skipped_steps.total,
             rows=log.rows,

@@ -42,7 +42,7 @@ from .output_folder import EvaluationError, SaveError, delete_run, warn_not_save
 from .output_lock import OutputLock
 from .preflight import prepare_output
 from .publish import publish_or_warn
-from .report import save_best, summary
+from .report import effect_of_unlabeled, save_best, summary
 from .run import Run
 
 
@@ -261,7 +261,9 @@ class SemiSupervisedTrainer(Run):
         steps, evaluated = self.config.eval_steps, self.metrics is not None and self.metrics["step"]
         if self.data.validation is None or self.step == 0 or evaluated == self.step:
             return False
-        return self.step == self.max_steps or (steps is not None and self.step % steps == 0)
+        return self.step in (self.max_steps, self.supervised_steps) or (
+            steps is not None and self.step % steps == 0
+        )
 
     def _evaluate_and_keep_best(self, log: TrainingLog, progress: Progress) -> None:
         self.check_finite()
@@ -276,9 +278,20 @@ class SemiSupervisedTrainer(Run):
                 f"pixel accuracy {percent(metrics['pixel_accuracy'])}"
             )
         self.metrics = {"step": self.step, **metrics}
+        self._warn_where_unlabeled_harm(progress)
+        if self.step == self.supervised_steps < self.max_steps:
+            self.supervised = {"step": self.step, "mean_iou": metrics["mean_iou"]}
         # The mean IoU is None where no pixel of the whole split has a label.
         if self.best is None or (metrics["mean_iou"] or 0) > (self.best["mean_iou"] or 0):
             self._save_best()
+
+    def _warn_where_unlabeled_harm(self, progress: Progress) -> None:
+        """In the middle of a run; at its end, the summary says so."""
+        effect = effect_of_unlabeled(self.supervised, self.metrics, self.method.advice)
+        if effect is None or self.step == self.max_steps or not self.accelerator.is_main_process:
+            return
+        if self.metrics["mean_iou"] < self.supervised["mean_iou"]:
+            progress.write(f"warning: {effect}")
 
     def _evaluate_or_warn(self) -> dict[str, Any] | None:
         """The metrics; None after an error, which is only warned about, so that what was trained is not lost."""

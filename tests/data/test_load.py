@@ -194,6 +194,24 @@ def test_a_drawn_share(folder):
         assert {1 + int(name) % 3 for name in names} == {1, 2, 3}
 
 
+def test_a_share_is_held_out_to_evaluate_on(folder):
+    shutil.rmtree(folder / "validation")
+    semi = load_semi_dataset(data_dir=str(folder), labeled_count=6, hold_out=0.34)
+    assert counts(semi) == (4, 2, 2) and "keeps 2 of the 6 labelled images out" in " ".join(semi.notes)
+    names = [stems(part) for part in (semi.labeled, semi.unlabeled, semi.validation)]
+    assert sorted(names[0] + names[1] + names[2]) == [f"{i:03d}" for i in range(8)]
+    assert {1 + int(name) % 3 for name in names[0]} == {1, 2, 3}  # what is trained on shows every class
+    with pytest.raises(InputError, match=r"--hold_out 0.9 of 1 labelled images leaves none"):
+        load_semi_dataset(data_dir=str(folder), labeled_count=1, hold_out=0.9)
+
+
+def test_holding_out_is_for_data_without_validation_images(folder):
+    with pytest.raises(
+        InputError, match=r"--hold_out is 0.2, but there are 3 validation images: leave it out"
+    ):
+        load_semi_dataset(data_dir=str(folder), hold_out=0.2)
+
+
 def test_data_are_told_apart_by_names_sizes_and_meaning(folder, tmp_path):
     before = load_semi_dataset(data_dir=str(folder)).identity
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "moved")

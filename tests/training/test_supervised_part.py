@@ -1,0 +1,76 @@
+"""Methods that begin with labelled images alone: their schedule, and what the unlabelled ones changed."""
+
+import json
+
+import pytest
+import torch
+
+from corrmatch_hf.methods import method_class
+from corrmatch_hf.training.config import TrainingConfig
+from corrmatch_hf.training.optimizer import build_schedule
+
+
+def burn_in(share=0.5):
+    return method_class("gatematch").Options(burn_in=share)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Evaluations give these mean IoUs, one after the other."""
+
+    def give(trainer, values):
+        values, evaluate = iter(values), trainer.evaluate
+        monkeypatch.setattr(trainer, "evaluate", lambda: evaluate() | {"mean_iou": next(values)})
+
+    return give
+
+
+def test_a_harmful_unlabelled_part_is_told_in_log_summary_and_card(make_trainer, figures, capsys):
+    trainer = make_trainer("gatematch", options=burn_in(), eval_steps=3, report=True)
+    figures(trainer, [0.5, 0.4, 0.3])  # steps 2 (the burn-in's end), 3, 4
+    result = trainer.train()
+    assert result["supervised"] == {"step": 2, "mean_iou": 0.5} and result["best"]["step"] == 2
+    told = "the mean IoU was 50.0 % after step 2, with unlabelled ones it is 30.0 % after step 4. They did not help"
+    assert told in result["effect"] and "--confidence_threshold" in result["effect"]
+    out = capsys.readouterr().out
+    assert told in out and "warning: With labelled images alone" in out and "40.0 % after step 3" in out
+    card = (trainer.output_dir / "README.md").read_text(encoding="utf-8")
+    assert "They did not help" in card
+    assert "They did not help" not in (trainer.output_dir / "best" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((trainer.output_dir / "metrics.json").read_text())["effect"] == result["effect"]
+
+
+def test_a_gain_is_told_without_a_warning(make_trainer, figures, capsys):
+    trainer = make_trainer("gatematch", options=burn_in(), save_steps=3)
+    figures(trainer, [0.3, 0.4])
+    assert "30.0 % after step 2" in trainer.train()["effect"]
+    out = capsys.readouterr().out
+    assert "it is 40.0 % after step 4" in out and "not help" not in out and "warning" not in out
+    again = make_trainer(
+        "gatematch",
+        options=burn_in(),
+        save_steps=3,
+        resume_from_checkpoint=str(trainer.output_dir / "checkpoints" / "step_00000003"),
+    )
+    figures(again, [0.4])
+    assert again.train()["supervised"] == {"step": 2, "mean_iou": 0.3}  # remembered
+
+
+@pytest.mark.parametrize("method", ["corrmatch", "supervised"])
+def test_other_methods_have_no_such_part(make_trainer, method):
+    result = make_trainer(method).train()
+    assert result["supervised"] is None and result["effect"] is None
+
+
+def test_the_rate_decays_twice():
+    config = TrainingConfig(lr_restart=0.5, warmup_steps=2, lr_power=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(optimizer, config, steps=10, supervised_steps=6)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125])
+    once = build_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), config, 10)
+    assert type(once).__name__ == "LambdaLR" and once.get_last_lr() == [0]
