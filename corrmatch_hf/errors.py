@@ -46,11 +46,25 @@ def unknown_name(kind: str, name: str, choices: Iterable[str], full_list: str = 
     return InputError(f"Unknown {kind} {name!r}: {hint}")
 
 
-def check_writable_file(option: str, path: str | os.PathLike) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+def check_writable_file(option: str, path: str | os.PathLike, *replaced: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Args:
+        option: which names the file.
+        path: of it.
+        replaced: suffixes of files that may exist and are replaced, such as ".json": a name typed by mistake destroys
+            nothing else.
+    """
     if os.path.isdir(path):
         raise InputError(f"{option} {path} is a folder; give a file name.")
     if os.path.exists(path):
+        if not os.path.isfile(path) or Path(path).suffix not in replaced:
+            kinds = " or ".join(replaced)
+            raise InputError(
+                f"{option} {path} exists and is no {kinds} file, so it is not overwritten; give another name."
+                if replaced
+                else f"{option} {path} exists and is not overwritten; give another name."
+            )
         if not os.access(path, os.W_OK):
             raise InputError(f"{option} {path} cannot be written: permission denied; give another file.")
     else:

@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> bool:
         "check", CheckOptions, DataOptions, args=args, description=COMMANDS["check"], examples=EXAMPLES
     )
     if options.output is not None:
-        check_writable_file("--output", options.output)
+        check_writable_file("--output", options.output, ".json")
     # Heavy imports come after parsing, so that --help is fast.
     from ..data.check import scan_dataset
     from ..data.check_report import format_report

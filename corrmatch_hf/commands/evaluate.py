@@ -134,7 +134,7 @@ def main(args: Sequence[str]) -> dict:
     from ..training.atomic_write import write_text
 
     output = Path(options.output)
-    check_writable_file("--output", output)
+    check_writable_file("--output", output, ".json")
     output.parent.mkdir(parents=True, exist_ok=True)  # now, not after an hour
     if options.feature_quality:
         require_scikit_learn()  # now, not after an hour

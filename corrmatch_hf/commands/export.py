@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> None:
     if options.format == "torch" and options.output and not options.output.endswith(".pt2"):
         raise InputError(f"--output {options.output}: torch.export only reads files whose names end in .pt2.")
     output = Path(options.output or {"onnx": "model.onnx", "torch": "model.pt2"}[options.format])
-    check_writable_file("--output", output)
+    check_writable_file("--output", output, ".onnx", ".pt2")
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(n) is None]
     if options.format == "onnx" and missing:
         raise InputError(f"{', '.join(missing)} cannot be imported; run: pip install corrmatch-hf[onnx]")

@@ -357,3 +357,13 @@ def test_absurd_files_take_little_memory(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="larger than"):
         read_lines("/dev/zero", "--labeled_list")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("command", ["check", "evaluate", "export"])
+def test_a_file_of_another_kind_is_not_overwritten(command, saved_model, tmp_path, capsys):
+    """A name typed by mistake, as somebody who may write everywhere."""
+    precious = tmp_path / "passwords.txt"
+    precious.write_text("secret")
+    args = [] if command == "check" else ["--model", str(saved_model)]
+    assert run(command, [*args, "--output", str(precious)]) == 1
+    assert "passwords.txt exists and is no " in capsys.readouterr().err and precious.read_text() == "secret"
