@@ -52,12 +52,14 @@ def parse(
     description: str = "",
     examples: str = "",
     default_recipe: str | None = None,
+    photos_recipe: str | None = None,
     unlisted: Iterable[str] = (),
 ) -> tuple[Any, ...]:
     """Instances of the option classes `groups`; with `MethodChoice` among them also the method's class and options.
 
     `--config` names a YAML file or a packaged recipe with values that the command line overrides. `default_recipe` is
-    used if neither `--config` nor a dataset is given. `--help` and `--help-all` print the options and exit, without
+    used if neither `--config` nor a dataset is given, `photos_recipe` with a dataset, but neither `--config` nor
+    `--method`. `--help` and `--help-all` print the options and exit, without
     those `unlisted`, which are accepted but do not matter to the command.
 
     Raises:
@@ -68,7 +70,7 @@ def parse(
     config = _value_of("--config", args, remove=True)
     if config == "" or "--config" in args:
         raise UsageError(f"--config needs a file or the name of a recipe; see corrmatch {command} --help")
-    path = config or _default_config(args, default_recipe)
+    path = config or default_config(args, default_recipe, photos_recipe)
     values = _config_values(path, args) if path else {}
     types, method = list(groups), None
     if MethodChoice in groups:
@@ -106,10 +108,14 @@ def _declared(cls: type[Options]) -> dict[str, tuple[Field, Any]]:
     return {spec.name: (spec, hints[spec.name]) for spec in fields(cls)}
 
 
-def _default_config(args: Sequence[str], default_recipe: str | None) -> str | None:
-    """`default_recipe`, if no option names a dataset."""
+def default_config(args: Sequence[str], default_recipe: str | None, photos_recipe: str | None) -> str | None:
+    """The recipe where `--config` names none: `default_recipe` if no option names a dataset; `photos_recipe` if one
+    does, and none names the method or the optimiser."""
     given = {_option_name(arg) for arg in args if arg.startswith("--")}
-    return None if given & set(SOURCES) else default_recipe
+    if not given & set(SOURCES):
+        return default_recipe
+    own = {"config", "method", "optimizer"} & given or _value_of("--dataset_name", list(args)) == "synthetic"
+    return None if own else photos_recipe
 
 
 def _config_values(path: str, args: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..data.options import DataOptions
 from ..errors import InputError, check_writable_folder
 from ..training.config import TrainingConfig
 from . import COMMANDS
-from .arguments import MethodChoice, option_names, parse, typed_command
+from .arguments import MethodChoice, default_config, option_names, parse, typed_command
 from .launch import launch, split_launcher_flags
 from .model_options import ModelOptions
 
@@ -23,6 +23,7 @@ corrmatch train --method supervised                  # the baseline
 corrmatch train --num_processes 4 --config my.yaml   # 4 GPUs, by Accelerate
 corrmatch train --data_dir photos --push_to_hub --hub_model_id user/model
 """
+PHOTOS_RECIPE = "photos"
 GROUPS = (MethodChoice, DataOptions, ModelOptions, TrainingConfig)
 
 
@@ -38,6 +39,7 @@ def main(args: Sequence[str]) -> None:
         *GROUPS,
         args=args,
         default_recipe="synthetic",
+        photos_recipe=PHOTOS_RECIPE,
         description=COMMANDS["train"],
         examples=EXAMPLES,
     )
@@ -71,6 +73,8 @@ def main(args: Sequence[str]) -> None:
     trainer = SemiSupervisedTrainer(
         method, data, config, processor, recipe, command=typed_command("train", args)
     )
+    if trainer.accelerator.is_main_process and default_config(args, None, PHOTOS_RECIPE):
+        print("recipe: photos (supervised first, then with unlabelled photos); --config paper is CorrMatch's")
     result = trainer.train()
     if trainer.accelerator.is_main_process and "published" in result and result["published"] is None:
         sys.exit("error: the model is trained and saved, but not published; see above.")

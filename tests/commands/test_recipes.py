@@ -17,7 +17,8 @@ ABLATIONS = sorted((RECIPES / "ablations").glob("*.yaml"))
 
 
 def read(path):
-    _, _, model, training, _, options = parse("train", *GROUPS, args=["--config", str(path)])
+    steps = ["--max_steps", "1"] if path.stem == "paper" else []  # it goes with data of any size
+    _, _, model, training, _, options = parse("train", *GROUPS, args=["--config", str(path), *steps])
     return model, training, options
 
 
@@ -82,3 +83,28 @@ def test_a_base_that_leads_in_a_circle_is_named(tmp_path):
     (tmp_path / "b.yaml").write_text("base: none.yaml\n")
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         read(tmp_path / "a.yaml")
+
+
+def chosen(*args):
+    choice, _, _, training, _, options = parse(
+        "train", *GROUPS, args=args, default_recipe="synthetic", photos_recipe="photos"
+    )
+    return choice.method, training.optimizer, options
+
+
+def test_photos_of_ones_own_have_a_recipe_unless_something_else_is_chosen():
+    own = ("--data_dir", "photos")
+    method, optimizer, options = chosen(*own)
+    assert (method, optimizer) == ("gatematch", "adamw") and options.teacher_rounds == 2
+    assert chosen(*own, "--confidence_threshold", "0.9", "--num_epochs", "2")[2].confidence_threshold == 0.9
+    for other in (("--config", "paper"), ("--method", "corrmatch"), ("--optimizer", "sgd")):
+        assert chosen(*own, "--max_steps", "1", *other)[:2] == ("corrmatch", "sgd")
+    assert chosen("--dataset_name", "synthetic", "--max_steps", "1")[:2] == ("corrmatch", "sgd")
+    assert chosen()[:2] == ("corrmatch", "adamw")  # the built-in set, by its own recipe
+    assert chosen(*own, "--config", "photos", "--method", "supervised")[:2] == ("supervised", "adamw")
+
+
+def test_the_papers_recipe_is_what_corrmatch_does_by_default():
+    paper = read(RECIPES / "paper.yaml")
+    plain = parse("train", *GROUPS, args=["--method", "corrmatch", "--max_steps", "1"])
+    assert vars(paper[1]) == vars(plain[3]) and vars(paper[2]) == vars(plain[5])

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("online_datasets")
 OPTIONS = [
     "--encoder_name", "test_resnet", "--aspp_channels", "8", "--low_level_channels", "8", "--decoder_channels", "8",
     "--correlation_channels", "8", "--crop_size", "33", "--per_device_batch_size", "2", "--max_steps", "3",
-    "--logging_steps", "1", "--labeled_count", "4", "--dataset_name", "user/scenes",
+    "--logging_steps", "1", "--labeled_count", "4", "--dataset_name", "user/scenes", "--method", "corrmatch",
 ]  # fmt: skip
 
 

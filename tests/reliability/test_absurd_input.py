@@ -219,8 +219,13 @@ def test_results_that_cannot_be_written_are_refused_before_the_work(file, saved_
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
-def test_a_disk_that_is_full_at_the_end_is_one_sentence(two_photos, capsys):
-    assert run("check", ["--data_dir", str(two_photos), "--output", "/dev/full"]) == 1
+def test_a_disk_that_is_full_at_the_end_is_one_sentence(two_photos, tmp_path, monkeypatch, capsys):
+    def write_text(path, text, encoding):
+        with open("/dev/full", "w", encoding=encoding) as full:
+            full.write(text)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert run("check", ["--data_dir", str(two_photos), "--output", str(tmp_path / "report.json")]) == 1
     assert "error: No space left on device; free some disk space.\n" in capsys.readouterr().err
 
 
