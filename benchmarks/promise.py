@@ -664,11 +664,19 @@ def costs(data: str, recipes: list[str], shared: Path, work: Path, rounds: int =
     }
 
 
+def cost_of(result: dict, cost: dict[str, dict]) -> dict[str, float] | None:
+    """CPU seconds of a step: of the recipe itself, else of the calibrated one of its candidate that is most like it."""
+    if result["run"]["candidate"] in ("supervised", "ceiling"):
+        return cost.get("supervised")
+    words = recipe_name(result).split()
+    alike = {name: set(name.split()) for name in cost if name.split()[0] == words[0]}
+    best = max(alike, key=lambda name: len(alike[name] & set(words)), default=None)
+    return None if best is None or not alike[best] <= set(words) else cost[best]
+
+
 def price(result: dict, cost: dict[str, dict]) -> float | None:
-    """Calibrated CPU seconds of a run's steps; None where its recipe was not calibrated."""
-    own = cost.get(
-        "supervised" if result["run"]["candidate"] in ("supervised", "ceiling") else recipe_name(result)
-    )
+    """Calibrated CPU seconds of a run's steps; None where nothing like its recipe was calibrated."""
+    own = cost_of(result, cost)
     return own and sum(count * own[phase] for phase, count in result["steps"].items() if count)
 
 
@@ -714,7 +722,7 @@ def table_of(data: str, half: str = "B", weights: str = "average") -> str:
             name, str(steps), str(len(found)), "-" if seconds is None else f"{seconds:.0f}",
             spread([r["last"][half]["miou"] for r in found]),
             spread([r["average"][half]["miou"] for r in found]),
-            gain_over(grouped.get(("supervised", steps), []), found, half),
+            gain_over(grouped.get((control_of(found[0]), steps), []), found, half),
             spread([r["average"][half]["accuracy"] for r in found]),
             *(spread([r["average"][f"{half}/{g}"]["miou"] for r in found]) for g in groups),
             spread([each["kept"] for each in final]), spread([each["precision"] for each in final]),
@@ -754,7 +762,7 @@ def page_of(data: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def curves(data: str, names: list[str], path: Path) -> None:
+def curves(data: str, names: list[str], path: Path, labels: list[str] | None = None) -> None:
     """mIoU of the averaged weights on half A against steps and against calibrated CPU seconds, with deviations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -767,28 +775,38 @@ def curves(data: str, names: list[str], path: Path) -> None:
     for result in results_of(data):
         if recipe_name(result) in names:
             grouped.setdefault((recipe_name(result), result["run"]["steps"]), []).append(result)
-    for i, ((name, steps), found) in enumerate(grouped.items()):
+    for i, ((name, steps), found) in enumerate(
+        sorted(grouped.items(), key=lambda item: names.index(item[0][0]))
+    ):
         points = [row["step"] for row in found[0]["curve"]]
         values = [[100 * r["curve"][j]["average"]["A"]["miou"] for r in found] for j in range(len(points))]
         middle = [statistics.mean(v) for v in values]
         width = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
         burn_in = found[0]["steps"]["labelled"]
-        own = cost.get(name, {})
-        labelled = own.get("labelled", cost["supervised"]["labelled"])
-        unlabelled = own.get("unlabelled", labelled)
-        seconds = [min(p, burn_in) * labelled + max(p - burn_in, 0) * unlabelled for p in points]
-        for axes, xs in ((left, points), (right, seconds)):
-            axes.plot(xs, middle, marker="o", markersize=3, color=f"C{i}", label=f"{name}, {steps} steps")
+        panels = [(left, points)]
+        if (own := cost_of(found[0], cost)) is not None:
+            unlabelled = own.get("unlabelled", own["labelled"])
+            seconds = [min(p, burn_in) * own["labelled"] + max(p - burn_in, 0) * unlabelled for p in points]
+            panels.append((right, seconds))
+        for axes, xs in panels:
+            label = labels[names.index(name)] if labels else f"{name}, {steps} steps"
+            axes.plot(xs, middle, marker="o", markersize=3, color=f"C{i}", label=label)
             lower, upper = ([m + sign * w for m, w in zip(middle, width, strict=True)] for sign in (-1, 1))
             axes.fill_between(xs, lower, upper, alpha=0.15, color=f"C{i}")
     left.set_xlabel("steps")
     right.set_xlabel("CPU seconds (calibrated)")
     left.set_ylabel("mIoU on half A of validation, %")
-    left.legend(fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=7)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(data)
+    figure.suptitle(None if labels else data)
     figure.savefig(path)
+
+
+def control_of(result: dict) -> str:
+    """The recipe of supervised training with the same setting."""
+    run = Run(**result["run"])
+    return dataclasses.replace(run, candidate="supervised", options={}).recipe
 
 
 def gain_over(supervised: list[dict], found: list[dict], half: str) -> str:
@@ -860,6 +878,9 @@ def main() -> None:
         command.add_argument(
             "--candidates", nargs="+", default=["supervised"], help="curves: as the table names them."
         )
+        if name == "curves":
+            command.add_argument("--labels", nargs="+", help="Their names in the legend.")
+            command.add_argument("--output", type=Path, help="The picture; by default beside the results.")
     args, _ = parser.parse_known_args()
     if args.command == "run":
         sys.exit(not work_through(args.queue, args.shared, args.work, args.once) and args.once)
@@ -873,7 +894,7 @@ def main() -> None:
         (RESULTS / f"{args.data}.md").write_text(text, encoding="utf-8")
         print(text)
     elif args.command == "curves":
-        curves(args.data, args.candidates, RESULTS / f"{args.data}.png")
+        curves(args.data, args.candidates, args.output or RESULTS / f"{args.data}.png", args.labels)
     else:
         perform(parse_run(sys.argv[sys.argv.index("one") + 1 :]), args.shared, args.work)
 
