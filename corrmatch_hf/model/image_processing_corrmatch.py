@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +80,7 @@ class CorrMatchImageProcessor(TorchvisionBackend):
     model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers reads it from the class)
 
     def __init__(self, **kwargs: Unpack[CorrMatchImageProcessorKwargs]):
-        self._resized: bool | None = None  # by the last call; None before the first
+        self._last_resize: tuple[bool, Any] | None = None  # do_resize and size of the last call
         kwargs = _own_options(kwargs)
         known = {*self.valid_kwargs.__annotations__, *FILE_KEYS}
         unknown = [
@@ -95,37 +97,16 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         except (AttributeError, LookupError, TypeError) as error:  # invalid sizes
             reason = " ".join(str(error).split()).rstrip(".")
             raise ValueError(f"The image processor does not accept these options: {reason}.") from error
-        if wrong := self._problems(kwargs):
+        if wrong := [*_problems(vars(self)), *self._misplaced(kwargs)]:
             raise ValueError(" ".join(wrong))
 
     # One reader of pictures for everything that has this processor: an endpoint, a Space.
     to_rgb = staticmethod(to_rgb)
     tile_pixels = staticmethod(tile_pixels)
 
-    def _problems(self, given: dict) -> list[str]:
-        """A sentence for each option outside its bounds; they may come from an untrusted preprocessor_config.json."""
+    def _misplaced(self, given: dict) -> list[str]:
+        """A sentence for each option that a configuration cannot have."""
         wrong = []
-        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
-            if type(getattr(self, name)) is not bool and getattr(self, name) is not None:
-                wrong.append(f"{name} must be true or false, not {_short(getattr(self, name))}.")
-        if not _is_number(self.rescale_factor) or not 0 < self.rescale_factor <= 1e6:
-            wrong.append(f"rescale_factor must be a number above 0, not {_short(self.rescale_factor)}.")
-        for name, least in (("image_mean", -1e6), ("image_std", 1e-6)):
-            value = getattr(self, name)
-            values = list(value) if isinstance(value, list | tuple) else [value]
-            if len(values) not in (1, 3) or not all(_is_number(v) and least <= v <= 1e6 for v in values):
-                wrong.append(
-                    f"{name} must be three {'positive ' if name == 'image_std' else ''}numbers of moderate size, "
-                    f"not {_short(value)}."
-                )
-        if not isinstance(self.resample, int) or self.resample not in RESAMPLINGS:
-            wrong.append(f"resample must be one of PIL's codes 0 to 5, not {_short(self.resample)}.")
-        if type(self.ignore_index) is not int or not -(2**31) <= self.ignore_index < 2**31:
-            wrong.append(f"ignore_index must be a 32-bit integer, not {_short(self.ignore_index)}.")
-        sides = {name: getattr(self.size, name, None) for name in SIDES} if self.size else {}
-        sides = {name: side for name, side in sides.items() if side is not None}
-        if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides.values()):
-            wrong.append(f"size must be sides from 1 to {MAX_SIDE} pixels, not {_short(sides)}.")
         for name in ("device", "return_tensors", "input_data_format"):
             if given.get(name) is not None:
                 wrong.append(
@@ -185,12 +166,11 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             ValueError: an image or a segmentation map of an unsupported kind; a map of another size than its image.
         """
         kwargs = _own_options(kwargs)
-        self._resized = bool(kwargs.get("do_resize", self.do_resize))
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def to_dict(self):
         """As in transformers, without what is remembered of the last call."""
-        return {name: value for name, value in super().to_dict().items() if name != "_resized"}
+        return {name: value for name, value in super().to_dict().items() if name != "_last_resize"}
 
     def fetch_images(self, image_url_or_urls):
         """Files of this machine are opened here, since transformers reads neither TIFF nor 16 bits."""
@@ -235,6 +215,10 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         device=None,
         **kwargs,
     ) -> BatchFeature:
+        given = {**kwargs, "ignore_index": ignore_index, "do_reduce_labels": do_reduce_labels}
+        if wrong := _problems({**vars(self), **{k: v for k, v in given.items() if v is not None}}):
+            raise ValueError(" ".join(wrong))
+        self._last_resize = bool(kwargs["do_resize"]), kwargs["size"]
         images = [
             self.process_image(each, do_convert_rgb, input_data_format, device)
             for each in _as_list(self.fetch_images(images), batch_ndim=4)
@@ -293,10 +277,10 @@ class CorrMatchImageProcessor(TorchvisionBackend):
 
         Args:
             outputs: of [`CorrMatchForSegmentation`], with logits (N,K,H,W).
-            target_sizes: (height, width) of each result, usually of the image before processing. Where the last call
-                of this processor did not resize its images (before the first: where `do_resize` is not set), a
-                smaller size means that the image was padded, and cuts the padding off; otherwise the logits are
-                resized.
+            target_sizes: (height, width) of each result, usually of the image before processing. Padding is cut off:
+                where the last call of this processor (before the first: its options) did not resize, down to a size
+                that is not larger; where it resized images of several shapes to one `shortest_edge`, for instance,
+                down to what it made of images of these sizes. Then the logits are resized where they must be.
             return_segmentation_scores: return the logits at that size, too.
 
         Returns:
@@ -318,16 +302,31 @@ class CorrMatchImageProcessor(TorchvisionBackend):
             raise ValueError(
                 f"target_sizes must contain one size for each of {len(logits)} images, not {len(target_sizes)}."
             )
-        resized = self.do_resize if self._resized is None else self._resized
+        target_sizes = [(int(height), int(width)) for height, width in target_sizes]
+        unpadded = self._unpadded(logits.shape[-2:], target_sizes)
         results = []
-        for each, (height, width) in zip(logits, target_sizes, strict=True):
-            height, width = int(height), int(width)
-            if not resized and height <= each.shape[-2] and width <= each.shape[-1]:
-                each = each[:, :height, :width]
-            elif (height, width) != each.shape[-2:]:
+        for each, size, (height, width) in zip(logits, unpadded, target_sizes, strict=True):
+            each = each[:, : size[0], : size[1]]
+            if (height, width) != each.shape[-2:]:
                 each = F.interpolate(each[None], size=(height, width), mode="bilinear", align_corners=True)[0]
             results.append(BatchFeature({"segmentation": each.argmax(dim=0), "segmentation_scores": each}))
         return results if return_segmentation_scores else [each.segmentation for each in results]
+
+    def _unpadded(
+        self, padded: tuple[int, int], target_sizes: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """The size of each image of a batch without the padding, for logits of size `padded`."""
+        do_resize, size = self._last_resize or (self.do_resize, self.size)
+        if not do_resize:
+            return [
+                (height, width) if height <= padded[0] and width <= padded[1] else padded
+                for height, width in target_sizes
+            ]
+        # Without memory: what the processor makes of images of these sizes.
+        images = [torch.empty(1, *each, device="meta") for each in target_sizes]
+        sizes = [tuple(self.resize(image, size).shape[-2:]) for image in images]
+        largest = tuple(max(side) for side in zip(*sizes, strict=True))
+        return sizes if largest == tuple(padded) else [padded] * len(sizes)  # else of other images
 
 
 def _own_options(given: dict) -> dict:
@@ -345,6 +344,36 @@ def _own_options(given: dict) -> dict:
     if "reduce_labels" in own:  # up to transformers 4.40
         own.setdefault("do_reduce_labels", own.pop("reduce_labels"))
     return own
+
+
+def _problems(options: Mapping[str, Any]) -> list[str]:
+    """A sentence for each option outside its bounds; they may come from an untrusted preprocessor_config.json."""
+    wrong = []
+    for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
+        if type(options[name]) is not bool and options[name] is not None:
+            wrong.append(f"{name} must be true or false, not {_short(options[name])}.")
+    if not _is_number(options["rescale_factor"]) or not 0 < options["rescale_factor"] <= 1e6:
+        wrong.append(f"rescale_factor must be a number above 0, not {_short(options['rescale_factor'])}.")
+    for name, least in (("image_mean", -1e6), ("image_std", 1e-6)):
+        value = options[name]
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if len(values) not in (1, 3) or not all(_is_number(v) and least <= v <= 1e6 for v in values):
+            wrong.append(
+                f"{name} must be three {'positive ' if name == 'image_std' else ''}numbers of moderate size, "
+                f"not {_short(value)}."
+            )
+    resample = options["resample"]
+    if not isinstance(resample, tvF.InterpolationMode) and (
+        not isinstance(resample, int) or resample not in RESAMPLINGS
+    ):
+        wrong.append(f"resample must be one of PIL's codes 0 to 5, not {_short(options['resample'])}.")
+    if type(options["ignore_index"]) is not int or not -(2**31) <= options["ignore_index"] < 2**31:
+        wrong.append(f"ignore_index must be a 32-bit integer, not {_short(options['ignore_index'])}.")
+    sides = {name: getattr(options["size"], name, None) for name in SIDES} if options["size"] else {}
+    sides = {name: side for name, side in sides.items() if side is not None}
+    if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides.values()):
+        wrong.append(f"size must be sides from 1 to {MAX_SIDE} pixels, not {_short(sides)}.")
+    return wrong
 
 
 def _is_number(value) -> bool:

@@ -179,7 +179,40 @@ def test_a_resize_in_the_call_is_undone_and_not_cut():
     processor(RGB, return_tensors="pt", do_resize=None)  # padded again, if at all
     cut = processor.post_process_semantic_segmentation(CorrMatchOutput(logits=logits), [(6, 9)])[0]
     assert torch.equal(cut, logits[0].argmax(0)[:6, :9])
-    assert "_resized" not in processor.to_dict()
+    assert "_last_resize" not in processor.to_dict()
+
+
+def test_the_padding_between_resized_photos_of_several_shapes_is_cut_off():
+    photos = [Image.new("RGB", (40, 30)), Image.new("RGB", (30, 50))]
+    processor = CorrMatchImageProcessor()
+    inputs = processor(photos, return_tensors="pt", do_resize=True, size={"shortest_edge": 15})
+    assert inputs.pixel_values.shape[-2:] == (25, 20)  # 15 x 20 and 25 x 15
+    logits = torch.zeros(2, 3, 25, 20)
+    logits[0, 1, :15, :20] = logits[1, 1, :25, :15] = 1  # class 1 in the photos, 0 in the padding
+    output = CorrMatchOutput(logits=logits)
+    for maps in (
+        processor.post_process_semantic_segmentation(output, [(30, 40), (50, 30)]),
+        CorrMatchImageProcessor(
+            do_resize=True, size={"shortest_edge": 15}
+        ).post_process_semantic_segmentation(output, [(30, 40), (50, 30)]),
+    ):
+        assert [tuple(each.shape) for each in maps] == [(30, 40), (50, 30)]
+        assert all((each == 1).all() for each in maps)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"do_resize": True, "size": 0}, "size must be sides from 1"),
+        ({"do_resize": True, "size": 10**6}, "size must be sides from 1"),
+        ({"do_resize": True, "resample": 9}, "resample must be one of"),
+        ({"image_std": 0.0}, "image_std must be three positive numbers"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean must be three numbers"),
+    ],
+)
+def test_options_of_a_call_have_the_bounds_of_the_configuration(options, told):
+    with pytest.raises(ValueError, match=told):
+        CorrMatchImageProcessor()(RGB, return_tensors="pt", **options)
 
 
 def test_options_that_it_does_not_have_are_refused_or_named(tmp_path, caplog):
