@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..text import presentable, without_tokens
@@ -85,6 +87,22 @@ class Tracker:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self._attempt(self.accelerator.log, values, step=step)
+
+    def show(self, name: str, picture: Image.Image | None, step: int) -> None:
+        """A picture, for those trackers that show them; None: there is none."""
+
+        def to_all() -> None:
+            for tracker in self.accelerator.trackers if picture is not None else ():
+                if tracker.name == "tensorboard":
+                    tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+                elif tracker.name == "trackio":
+                    import trackio
+
+                    tracker.log({name: trackio.Image(np.asarray(picture))}, step=step)
+                elif hasattr(tracker, "log_images"):
+                    tracker.log_images({name: [picture]}, step=step)
+
+        self._attempt(to_all)
 
     def end(self) -> None:
         self._attempt(self.accelerator.end_training)

@@ -228,6 +228,13 @@ def _card_facts(facts: RunFacts) -> dict[str, Any]:
     }
 
 
+def predictions_picture(facts: RunFacts) -> Image.Image | None:
+    """A row for each of some evaluation images: photo, truth and prediction; None without such images."""
+    rows = _predictions(facts)
+    palette = class_palette(facts.data.id2label, facts.data.label_colors)
+    return prediction_grid(rows, facts.data.id2label, palette) if rows else None
+
+
 def _predictions(facts: RunFacts) -> list[dict[str, Any]]:
     """Some evaluation images, their labels and predictions; none where a photo was damaged or memory is too small."""
     if facts.data.validation is None:

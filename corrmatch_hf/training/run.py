@@ -239,28 +239,7 @@ class Run:
         """
         self.check_finite()
         self._gather_skipped_images()
-        device, processes = self.accelerator.device, self.accelerator.num_processes
-        facts = RunFacts(
-            method=self.method.name,
-            uses_unlabeled=self.method.uses_unlabeled,
-            advice=self.method.advice,
-            model=self.evaluated_model,
-            processor=self.processor,
-            data=self.data,
-            options=self.full_configuration(),
-            command=self.command,
-            total_batch=self.total_batch,
-            processes=processes,
-            device=device,
-            step=self.step,
-            seconds=self.seconds,
-            metrics=self.metrics,
-            best=self.best,
-            supervised=self.supervised,
-            skipped=self.skipped,
-            skipped_steps=self.skipped_steps.total,
-            rows=log.rows,
-        )
+        facts, device = self.facts(log), self.accelerator.device
         failure = None
         if self.accelerator.is_main_process:
             write = partial(write_result, facts=facts)
@@ -274,6 +253,30 @@ class Run:
         if not succeeded_everywhere(failure, device):
             raise failure or SaveError("The result could not be saved; see the main process's error.")
         return facts.result()
+
+    def facts(self, log: TrainingLog) -> RunFacts:
+        """The run as its report sees it."""
+        return RunFacts(
+            method=self.method.name,
+            uses_unlabeled=self.method.uses_unlabeled,
+            advice=self.method.advice,
+            model=self.evaluated_model,
+            processor=self.processor,
+            data=self.data,
+            options=self.full_configuration(),
+            command=self.command,
+            total_batch=self.total_batch,
+            processes=self.accelerator.num_processes,
+            device=self.accelerator.device,
+            step=self.step,
+            seconds=self.seconds,
+            metrics=self.metrics,
+            best=self.best,
+            supervised=self.supervised,
+            skipped=self.skipped,
+            skipped_steps=self.skipped_steps.total,
+            rows=log.rows,
+        )
 
     def push_to_hub(self, repo_id: str | None = None, token: str | None = None) -> str | None:
         """Publish the output folder as it is, in one commit; returns the model's address (main process only).

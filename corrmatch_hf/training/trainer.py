@@ -42,7 +42,7 @@ from .output_folder import EvaluationError, SaveError, delete_run, warn_not_save
 from .output_lock import OutputLock
 from .preflight import prepare_output
 from .publish import publish_or_warn
-from .report import effect_of_unlabeled, save_best, summary
+from .report import effect_of_unlabeled, predictions_picture, save_best, summary
 from .run import Run
 
 
@@ -272,6 +272,8 @@ class SemiSupervisedTrainer(Run):
         row = {"step": self.step} | {k: metrics[k] for k in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
         log.add(row)
         self.tracker.log({f"eval/{k}": v for k, v in row.items() if k != "step"}, self.step)
+        if self.config.report_to != "none" and self.accelerator.is_main_process:
+            self.tracker.show("eval/predictions", predictions_picture(self.facts(log)), self.step)
         if self.accelerator.is_main_process:
             progress.write(
                 f"step {self.step}: mean IoU {percent(metrics['mean_iou'])}, "

@@ -143,7 +143,15 @@ def test_tensorboard(make_trainer):
     pytest.importorskip("tensorboard")
     trainer = make_trainer(max_steps=1, report_to="tensorboard")
     trainer.train()
-    assert list(trainer.output_dir.rglob("events.out.tfevents*"))
+    (events,) = {
+        path.parent
+        for path in trainer.output_dir.rglob("events.out.tfevents*")
+        if path.parent.name == "corrmatch"
+    }
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = event_accumulator.EventAccumulator(str(events)).Reload()
+    (picture,) = found.Images("eval/predictions")  # photo, truth, prediction
+    assert picture.step == 1 and picture.width > 3 * 48 and "eval/mean_iou" in found.Tags()["scalars"]
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(make_trainer, monkeypatch, capsys):
