@@ -12,20 +12,23 @@ from .models import CNN, VIT
 peft = pytest.importorskip("peft")
 
 
-def batch_norms(model):
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+def parts(model, kind):
+    return [f"encoder.{name}" for name, module in model.encoder.named_modules() if isinstance(module, kind)]
 
 
 @pytest.mark.parametrize(
     ("options", "targets", "whole"),
     [
-        (VIT, ["qkv"], lambda model: ["decoder"]),
+        (VIT, lambda model: ["qkv"], lambda model: ["decoder"]),
         # PEFT's convolutions are not dilated, so the encoder keeps its own stride. BatchNorm's statistics move in
-        # training: they belong to the adapter.
-        (
-            CNN | {"output_stride": 32},
-            r"encoder\..*conv\d",
-            lambda model: ["decoder", *batch_norms(model.encoder)],
+        # training: they belong to the adapter. The second one's `conv1` is a stem of several convolutions.
+        *(
+            (
+                CNN | {"encoder_name": encoder, "output_stride": 32},
+                lambda model: parts(model, torch.nn.Conv2d),
+                lambda model: ["decoder", *parts(model, torch.nn.BatchNorm2d)],
+            )
+            for encoder in (CNN["encoder_name"], "test_resnet")
         ),
     ],
 )
@@ -33,7 +36,7 @@ def test_a_loaded_adapter_is_the_trained_one(options, targets, whole, tmp_path):
     torch.manual_seed(0)
     model = CorrMatchForSegmentation(CorrMatchConfig(**options, correlation_head=False))
     fresh, image = copy.deepcopy(model), torch.randn(2, 3, 56, 70)
-    config = peft.LoraConfig(r=2, target_modules=targets, modules_to_save=whole(model))
+    config = peft.LoraConfig(r=2, target_modules=targets(model), modules_to_save=whole(model))
     adapted = peft.get_peft_model(model, config).train()
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
