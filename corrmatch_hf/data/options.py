@@ -185,7 +185,7 @@ class DataOptions(Options):
         own = (self.labeled_fraction, self.validation_images, self.validation_list, self.hold_out)
         if self.synthetic and any(value is not None for value in own):
             problems.append(
-                "the built-in synthetic dataset accepts --labeled_count, but not --labeled_fraction, "
+                "the built-in synthetic dataset accepts --labeled_count, but not --labeled_fraction, --hold_out, "
                 "--validation_images or --validation_list; name a dataset with --dataset_name or --data_dir"
             )
         return problems

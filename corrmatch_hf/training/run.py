@@ -81,8 +81,8 @@ class Run:
         method.plan(self.max_steps * config.gradient_accumulation_steps)
         freeze(method, config)
         optimizer = build_optimizer(method, config, self.total_batch)
-        # Optimiser steps at the start that see labelled images alone.
-        self.supervised_steps = -(-method.supervised_passes // config.gradient_accumulation_steps)
+        # Whole optimiser steps at the start that see labelled images alone.
+        self.supervised_steps = method.supervised_passes // config.gradient_accumulation_steps
         self.schedule = build_schedule(optimizer, config, self.max_steps, self.supervised_steps)
         self.memory_estimate = estimate_run_memory(method, config, self.accelerator)
         if config.compile:

@@ -56,6 +56,15 @@ def test_a_gain_is_told_without_a_warning(make_trainer, figures, capsys):
     assert again.train()["supervised"] == {"step": 2, "mean_iou": 0.3}  # remembered
 
 
+def test_a_step_that_accumulates_both_kinds_is_not_of_the_supervised_part(make_trainer, figures):
+    trainer = make_trainer("gatematch", options=burn_in(0.4), gradient_accumulation_steps=2)
+    assert trainer.method.supervised_passes % 2 == 1  # the burn-in ends inside a step
+    figures(trainer, [0.3, 0.4])
+    assert trainer.train()["supervised"] == {"step": trainer.method.supervised_passes // 2, "mean_iou": 0.3}
+    rows = [json.loads(line) for line in (trainer.output_dir / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "mean_iou" in row] == [1, 4]
+
+
 @pytest.mark.parametrize("method", ["corrmatch", "supervised"])
 def test_other_methods_have_no_such_part(make_trainer, method):
     result = make_trainer(method).train()
