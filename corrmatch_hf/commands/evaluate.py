@@ -221,7 +221,13 @@ def load_evaluated(data: DataOptions, split: str | None, num_labels: int) -> Sem
         except InputError as error:
             reason = reason or str(error)
     reason = reason.replace("--train_split", "--split")
-    raise InputError(reason.replace(f"--num_labels is {num_labels},", f"The model has {num_labels} classes,"))
+    if (own := f"--num_labels is {num_labels},") in reason:
+        remedy = (
+            " Evaluate on data with the model's classes, or say by --id2label which ids of the masks they are: "
+            """'{"7": "road", "26": "car", "0": null}' (null: ignored)."""
+        )
+        reason = reason.replace(own, f"The model has {num_labels} classes,") + remedy
+    raise InputError(reason)
 
 
 def table(metrics: dict) -> str:
