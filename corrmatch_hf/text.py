@@ -111,7 +111,7 @@ def visible(text: str, keep: str = "") -> str:
 
 def markdown_cell(text: object) -> str:
     """A text on one line with the characters of Markdown and HTML escaped, also for tables."""
-    return re.sub(r"([\\|<*`\[\]&])", r"\\\1", visible(" ".join(str(text).split())))
+    return re.sub(r"([\\|<*`\[\]&~]|(?<!\w)_|_(?!\w))", r"\\\1", visible(" ".join(str(text).split())))
 
 
 def markdown_code(text: object) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from ..data.options import SOURCES, DataOptions
 from ..errors import InputError, refuse, unknown_name
 from ..options import Options, choices_of, option, plain_type
-from ..text import read_small_text, short
+from ..text import read_small_text, short, some
 from .help import help_text, is_required
 
 MOST_VALUES = 10_000  # in a YAML file, with all aliases written out
@@ -158,7 +159,9 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
             value = "no"
         if value is None and spec.default is None:
             raw[name] = None
-        elif isinstance(value, list | dict) and container is type(value):
+        elif isinstance(value, list | dict) and (
+            container is type(value) or spec.metadata["metavar"] == "JSON"
+        ):
             try:
                 raw[name] = json.dumps(value)
             except (TypeError, ValueError):  # a date, bytes, a set, a key that is a list
@@ -320,6 +323,9 @@ def _read_yaml(text: str) -> Any:
             return None
         if _size(node, sizes) > MOST_VALUES:
             raise ValueError(f"its aliases (*name) stand for more than {MOST_VALUES:,} values")
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"it has {some(twice)} more than once")
         return loader.construct_document(node)
     finally:
         loader.dispose()

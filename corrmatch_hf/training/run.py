@@ -196,6 +196,8 @@ class Run:
         self.step = self.saved_step = state["step"]
         self.metrics, self.seconds = state["metrics"], state["seconds"]
         self.supervised = state.get("supervised")  # absent in checkpoints of earlier versions
+        if state.get("data", {}).get("validation") != self.data.identity.get("validation"):
+            self.supervised = None  # measured on other images
         folder = self.output_dir / "best"
         best = read_best(folder)
         if best is None and folder.is_dir():

@@ -1,5 +1,7 @@
 """Command line and YAML are one thing, and mistakes in either are named."""
 
+import json
+
 import pytest
 import yaml
 
@@ -46,6 +48,7 @@ def test_the_default_configuration_is_for_the_built_in_data_only():
         ("seed: null", [], "seed in .* is None"),
         ("crop_size: [33]", [], "give one value"),
         ("a: [", [], "not valid YAML"),
+        ("seed: 1\nmax_steps: 2\nseed: 3", [], "it has seed more than once"),
         ("", ["--method", "supervized"], "supervised"),
     ],
 )
@@ -54,6 +57,18 @@ def test_mistakes(tmp_path, text, args, message):
     path.write_text(text or "max_steps: 1")
     with pytest.raises(InputError, match=message):
         parse("train", *GROUPS, args=["--config", str(path), *args])
+
+
+def test_names_and_colours_of_classes_may_be_yaml_themselves(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "id2label: {7: road, 26: car, 0: null}\nlabel_colors: [[0, 0, 0], [1, 2, 3]]\nmax_steps: 1\n"
+    )
+    data = next(
+        each for each in parse("train", *GROUPS, args=["--config", str(path)]) if hasattr(each, "id2label")
+    )
+    assert json.loads(data.id2label) == {"7": "road", "26": "car", "0": None}
+    assert json.loads(data.label_colors) == [[0, 0, 0], [1, 2, 3]]
 
 
 def test_yaml_values_are_read_as_the_command_line_reads_them(tmp_path):

@@ -243,9 +243,9 @@ def test_a_supervised_model_is_not_called_semi_supervised(tmp_path):
 
 
 def test_names_that_mean_something_in_markdown_are_shown_as_they_are(tmp_path):
-    run = RUN | {"id2label": {i: f"c{i}" for i in range(11)} | {1: "<b> [x](y) *z*"}}
+    run = RUN | {"id2label": {i: f"c{i}" for i in range(11)} | {1: "<b> [x](y) *z* ~~s~~ _u_ a_b"}}
     text = write_run_card(tmp_path, run=run).read_text(encoding="utf-8")
-    assert r"c0, \<b> \[x\](y) \*z\*, c2, c3" in text and "c9, c10." in text
+    assert r"c0, \<b> \[x\](y) \*z\* \~\~s\~\~ \_u\_ a_b, c2, c3" in text and "c9, c10." in text
 
 
 def test_command_and_versions_are_those_of_the_run(tmp_path):

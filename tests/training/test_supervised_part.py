@@ -1,5 +1,6 @@
 """Methods that begin with labelled images alone: their schedule, and what the unlabelled ones changed."""
 
+import dataclasses
 import json
 
 import pytest
@@ -54,6 +55,18 @@ def test_a_gain_is_told_without_a_warning(make_trainer, figures, capsys):
     )
     figures(again, [0.4])
     assert again.train()["supervised"] == {"step": 2, "mean_iou": 0.3}  # remembered
+
+
+def test_figures_of_other_validation_images_are_not_compared(make_trainer, tiny_data, figures):
+    options = {"options": burn_in(), "save_steps": 3}
+    trainer = make_trainer("gatematch", **options)
+    figures(trainer, [0.3, 0.4])
+    trainer.train()
+    fewer = dataclasses.replace(tiny_data, validation=tiny_data.validation.select([0]))
+    before = str(trainer.output_dir / "checkpoints" / "step_00000003")
+    with pytest.warns(UserWarning, match="on other data"):
+        result = make_trainer("gatematch", data=fewer, resume_from_checkpoint=before, **options).train()
+    assert result["supervised"] is None and result["effect"] is None
 
 
 def test_a_step_that_accumulates_both_kinds_is_not_of_the_supervised_part(make_trainer, figures):
