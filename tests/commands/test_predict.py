@@ -90,6 +90,28 @@ def test_polygons_for_annotation_tools_can_be_imported_again(tool, saved_model, 
         predict.main([str(tmp_path / "in"), *options])
 
 
+def test_a_failure_at_the_first_photo_leaves_no_folder_that_refuses_the_next_try(
+    saved_model, tmp_path, monkeypatch
+):
+    photo = write_photo(tmp_path / "good.png")
+    command = [
+        str(photo),
+        "--model",
+        str(saved_model),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--save_as",
+        "coco",
+    ]
+    with monkeypatch.context() as broken:
+        nan = torch.full((1, 3, 48, 64), torch.nan)
+        broken.setattr("corrmatch_hf.evaluation.inference.predict_probabilities", lambda *a, **k: nan)
+        with pytest.raises(InputError, match="not finite"):
+            predict.main(command)
+    predict.main(command)
+    assert (tmp_path / "out" / "coco" / "annotations.json").is_file()
+
+
 def test_an_unreadable_photo_is_told_after_the_others_are_done(saved_model, tmp_path):
     bad = tmp_path / "broken.jpg"
     bad.write_bytes(b"not a photo")

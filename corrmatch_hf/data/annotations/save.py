@@ -34,10 +34,10 @@ class PolygonFolder:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.photos = folder / "images" if format == "coco" else folder
-        self.photos.mkdir(parents=True, exist_ok=True)
 
     def add(self, photo: Path, name: str, label_map: np.ndarray) -> None:
         """A photo, copied under its new name without suffix, and its (H, W) class ids, as it is displayed."""
+        self.photos.mkdir(parents=True, exist_ok=True)  # not before the first prediction has worked
         file = f"{name}{photo.suffix}"
         shutil.copyfile(photo, self.photos / file)
         height, width = label_map.shape
@@ -84,6 +84,7 @@ class PolygonFolder:
 
     def close(self) -> Path:
         """Writes what concerns all photos; returns the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.format == "coco":
             categories = [{"id": i + self._first, "name": name} for i, name in self.names.items()]
             content = {"images": self.images, "annotations": self.annotations, "categories": categories}
