@@ -21,7 +21,12 @@ from ..data.images import FORMATS, open_picture
 # Marker of the next segment, behind entropy-coded data, in which FF is followed by 00 or a restart marker.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_DROPPED = (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+# The parts that decoding and colours need. Others may hold anything: text, EXIF, or content credentials (caBX).
+_PNG_KEPT = {
+    b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"mDCV", b"mDCv", b"cLLI",
+    b"cLLi", b"sBIT", b"bKGD", b"pHYs", b"hIST", b"acTL", b"fcTL", b"fdAT",
+}  # fmt: skip
+_WEBP_KEPT = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"}
 # The tags that describe how a TIFF's pixels are stored; others tell of camera, program, person or place.
 _TIFF_TAGS = {
     254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 282, 283, 284, 296, 297, 317, 318, 319,
@@ -135,7 +140,7 @@ def _png(content: bytes) -> bytes:
             block = b"eXIf" + _exif(orientation)
             parts.append(struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block)))
             orientation = 1
-        if kind not in _PNG_DROPPED:
+        if kind in _PNG_KEPT:
             parts.append(content[place:end])
         place = end
 
@@ -150,7 +155,7 @@ def _webp(content: bytes) -> bytes:
         data = content[place + 8 : place + 8 + length]
         if kind == b"VP8X":  # its flags tell which other chunks there are
             data = bytes([data[0] & ~0x0C | (0x08 if orientation > 1 else 0)]) + data[1:]
-        if kind not in (b"EXIF", b"XMP "):
+        if kind in _WEBP_KEPT:
             chunks.append((kind, data))
         place += 8 + length + length % 2
     if orientation > 1:

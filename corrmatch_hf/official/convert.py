@@ -58,7 +58,8 @@ def from_official(
 
     Raises:
         InputError: no such file; a file that is corrupt or contains code; weights that do not fit the network, all
-            named in one message; another number of classes than in `id2label`; an option of the other network.
+            named in one message, or are not finite; another number of classes than in `id2label`; an option of the
+            other network.
     """
     path = Path(path)
     state = read_checkpoint(path, key)
@@ -79,6 +80,13 @@ def from_official(
         if dpt.POSITIONS in state:
             state[dpt.POSITIONS] = dpt.interpolate_positions(state[dpt.POSITIONS], image_size)
     model = _matching_model(state, layout, output_stride, path)
+    spoilt = [
+        name for name, value in state.items() if not layout.is_unused(name) and not value.isfinite().all()
+    ]
+    if spoilt:
+        raise InputError(
+            f"{path} contains NaN or infinite weights: {first(spoilt)}. Use an earlier checkpoint."
+        )
     if id2label is not None:
         _name_classes(model.config, id2label, path)
     model.config.converted_from = {"file": path.name, "sha256": sha256(path)} | ({"key": key} if key else {})

@@ -33,6 +33,8 @@ def text() -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
     info.add_text("Author", PLACE.decode())
     info.add_itxt("XML:com.adobe.xmp", f"<x>{PLACE.decode()}</x>")
+    info.add(b"caBX", PLACE)  # content credentials; Pillow writes private chunks alone
+    info.add(b"prVt", PLACE)
     return info
 
 

@@ -183,6 +183,14 @@ def test_every_weight_that_does_not_fit_is_in_one_error(state, saved):
     assert "resnet50s" in message and "checkpoint.pth" in message
 
 
+def test_weights_that_are_not_finite_are_named(state, saved):
+    wrong = {**state, "classifier.bias": torch.tensor([0.0, 1.0, torch.nan, 0.0, 0.0])}
+    with pytest.raises(
+        InputError, match=r"NaN or infinite weights: classifier.bias. Use an earlier checkpoint"
+    ):
+        from_official(saved({"model": wrong}))
+
+
 def test_integers_in_place_of_weights_are_named(state, saved):
     wrong = {**state, "classifier.bias": torch.zeros(5).long()}
     with pytest.raises(InputError, match=r"non-float or sparse weights: classifier.bias"):
