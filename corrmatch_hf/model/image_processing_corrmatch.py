@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -216,7 +216,8 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         **kwargs,
     ) -> BatchFeature:
         given = {**kwargs, "ignore_index": ignore_index, "do_reduce_labels": do_reduce_labels}
-        if wrong := _problems({**vars(self), **{k: v for k, v in given.items() if v is not None}}):
+        channels = (1, 3) if do_convert_rgb else (1, 3, 4)
+        if wrong := _problems({**vars(self), **{k: v for k, v in given.items() if v is not None}}, channels):
             raise ValueError(" ".join(wrong))
         self._last_resize = bool(kwargs["do_resize"]), kwargs["size"]
         images = [
@@ -346,7 +347,7 @@ def _own_options(given: dict) -> dict:
     return own
 
 
-def _problems(options: Mapping[str, Any]) -> list[str]:
+def _problems(options: Mapping[str, Any], channels: Sequence[int] = (1, 3)) -> list[str]:
     """A sentence for each option outside its bounds; they may come from an untrusted preprocessor_config.json."""
     wrong = []
     for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels"):
@@ -357,7 +358,7 @@ def _problems(options: Mapping[str, Any]) -> list[str]:
     for name, least in (("image_mean", -1e6), ("image_std", 1e-6)):
         value = options[name]
         values = list(value) if isinstance(value, list | tuple) else [value]
-        if len(values) not in (1, 3) or not all(_is_number(v) and least <= v <= 1e6 for v in values):
+        if len(values) not in channels or not all(_is_number(v) and least <= v <= 1e6 for v in values):
             wrong.append(
                 f"{name} must be three {'positive ' if name == 'image_std' else ''}numbers of moderate size, "
                 f"not {_short(value)}."

@@ -57,7 +57,7 @@ def slow_step(method, batch, threshold):
             for i in range(count):
                 levels = f.encode(batch.strong[i, view][None])
                 dropped = type(levels)(
-                    *(level * masks[view * count + i][None, :, None, None] for level in levels)
+                    level * masks[view * count + i][None, :, None, None] for level in levels
                 )
                 views.append(f.upsample(f.decode(dropped).logits, size))
             terms.append(

@@ -328,7 +328,7 @@ def test_all_values_that_cannot_be_are_in_one_message():
     for name in ("aspp_channels", "output_stride", "correlation_position", "ignore_index"):
         assert name in str(caught.value)
     with pytest.raises(ValueError) as caught:
-        CorrMatchImageProcessor(image_std=[0, 0, 0], resample=77, rescale_factor=0, do_resize=True)
+        CorrMatchImageProcessor(image_std=[0, 0, 0], resample=77, rescale_factor=0, do_resize=2)
     for name in ("image_std", "resample", "rescale_factor", "do_resize"):
         assert name in str(caught.value)
 
