@@ -47,6 +47,22 @@ def saved_model(tmp_path_factory) -> Path:
     return folder
 
 
+def write_synthetic(root: Path, labeled: int, validation: int) -> None:
+    """Pictures of the built-in set, 48 pixels wide, as train and validation folders of images and masks."""
+    import numpy as np
+    from PIL import Image
+
+    from corrmatch_hf.data.sources.synthetic import synthetic_image
+
+    for split, source, count in (("train", "labeled", labeled), ("validation", "validation", validation)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image, mask = synthetic_image(source, i, 48)
+            Image.fromarray(image).save(root / split / "images" / f"{i}.png")
+            Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / f"{i}.png")
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -67,9 +67,8 @@ class Method(nn.Module):
     citation: ClassVar[Citation | None] = None
     uses_unlabeled: ClassVar[bool] = True
     uses_correlation_head: ClassVar[bool] = False
-    advice: ClassVar[str] = (
-        ""  # what to try where unlabelled images made the model worse: options, as one phrase
-    )
+    # What to try where unlabelled images made the model worse: options, as one phrase.
+    advice: ClassVar[str] = ""
     strong_views: int = 1  # of each unlabelled image in a batch
 
     options: Any  # an instance of `Options`

@@ -298,26 +298,16 @@ def check_resumable(
         for name, value in options.items()
         if name not in RESUMABLE_OPTIONS and name in before and before[name] != value
     ]
-    different = [
-        f"{name}: {was} then, {data.get(name)} now"
-        for name, was in saved.get("data", {}).items()
-        if was != data.get(name)
-    ]
-    if different:
+    if different := _then_and_now(saved.get("data", {}), data, "{}: {} then, {} now"):
         changes.append(
-            f"The checkpoint was written by a training on other data ({'; '.join(different)}; the hexadecimal numbers "
+            f"The checkpoint was written by a training on other data ({different}; the hexadecimal numbers "
             "are digests of file names and sizes). The resumed run will not equal an uninterrupted one; if this is not "
             "meant, give the data options it was started with."
         )
-    versions = deciding_versions()
-    different = [
-        f"{name} {was} then, {versions.get(name, 'not installed')} now"
-        for name, was in saved.get("versions", {}).items()
-        if was != versions.get(name)
-    ]
-    if different:
+    versions = dict.fromkeys(DECIDING_LIBRARIES, "not installed") | deciding_versions()
+    if different := _then_and_now(saved.get("versions", {}), versions, "{} {} then, {} now"):
         changes.append(
-            f"The checkpoint was written with other versions ({'; '.join(different)}); the resumed run may not equal "
+            f"The checkpoint was written with other versions ({different}); the resumed run may not equal "
             "an uninterrupted one."
         )
     if saved["processes"] != processes:
@@ -327,3 +317,10 @@ def check_resumable(
             "CPUs), drop path and the order of sums differ."
         )
     return changes
+
+
+def _then_and_now(then: dict[str, str], now: dict[str, str], form: str) -> str:
+    """What differs, each as `form` of its name and both values; empty where nothing does."""
+    return "; ".join(
+        form.format(name, was, now.get(name)) for name, was in then.items() if was != now.get(name)
+    )

@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import corrmatch_hf
 from corrmatch_hf.commands import run
-from corrmatch_hf.data.sources.synthetic import synthetic_image
+
+from ..conftest import write_synthetic
 
 SMALL = [
     "--encoder_name", "test_resnet", "--encoder_weights", "none", "--aspp_channels", "8", "--decoder_channels", "8",
@@ -30,13 +29,7 @@ def _environment(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data set")
-    for split, source, count in (("train", "labeled", 10), ("validation", "validation", 5)):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for i in range(count):
-            image, mask = synthetic_image(source, i, 48)
-            Image.fromarray(image).save(root / split / "images" / f"{i}.png")
-            Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / f"{i}.png")
+    write_synthetic(root, labeled=10, validation=5)
     (root / "id2label.json").write_text(json.dumps(dict(enumerate(["ground", "a", "b", "c", "d"]))))
     return root
 

@@ -9,16 +9,13 @@ import socket
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, load_semi_dataset
 from corrmatch_hf.commands import run
-from corrmatch_hf.data.sources.synthetic import synthetic_image
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.evaluation import evaluate_segmentation
 from corrmatch_hf.evaluation.evaluate import OtherProcessFailed
@@ -28,6 +25,7 @@ from corrmatch_hf.training.log import TrainingLog
 from corrmatch_hf.training.output_folder import LOCK, check_output_folder
 from corrmatch_hf.training.output_lock import OutputLock
 
+from ..conftest import write_synthetic
 from ..two_processes import in_two_processes
 from .small_run import differences, load_file, make
 
@@ -62,13 +60,7 @@ def figures(path):
 def photos(tmp_path):
     """A small dataset on the disk."""
     root = tmp_path / "photos"
-    for split, source, count in (("train", "labeled", 4), ("validation", "validation", 3)):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for i in range(count):
-            image, mask = synthetic_image(source, i, 48)
-            Image.fromarray(image).save(root / split / "images" / f"{i}.png")
-            Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / f"{i}.png")
+    write_synthetic(root, labeled=4, validation=3)
     return root
 
 
