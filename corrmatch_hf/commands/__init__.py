@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Train a segmentation model from a few labelled and many unlabelled images.",
     "evaluate": "Measure a trained model: mean IoU, accuracies, and the figures of every class.",
     "predict": "Segment photos with a trained model: a mask and an overlay picture for each.",
+    "suggest": "Choose the photos to label next, and prepare them for an annotation tool.",
     "check": "Read a dataset before training on it: its contents, and everything that is wrong with it.",
     "import": "Turn the export of an annotation tool into a folder of photos and masks to train on.",
     "push": "Publish a trained model on the Hub, in one commit.",

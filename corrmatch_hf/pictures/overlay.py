@@ -68,10 +68,7 @@ def overlay(
             f"alpha is {alpha}: it must lie between 0 (only the photo) and 1 (only the colours)."
         )
 
-    weight = np.where(_borders(label_map), alpha and 1.0, alpha)
-    weight = np.where((label_map >= 0) & (label_map < len(palette)), weight, 0.0)[..., None]
-    blended = photo * (1 - weight) + color_map(label_map, palette) * weight
-    picture = Image.fromarray(blended.round().astype(np.uint8))
+    picture = blend(photo, label_map, palette, alpha)
 
     # Readable, and in proportion to the photo; the legend of a thumbnail is higher than the photo.
     font_size = max(12, round(min(picture.size) / 26))
@@ -81,6 +78,14 @@ def overlay(
     canvas.paste(picture, (0, 0))
     canvas.paste(legend, (picture.width, 0))
     return canvas
+
+
+def blend(photo: np.ndarray, label_map: np.ndarray, palette: np.ndarray, alpha: float) -> Image.Image:
+    """The photo, uint8 (H, W, 3), with every class of (H, W) in its colour; arguments as for `overlay`."""
+    weight = np.where(_borders(label_map), alpha and 1.0, alpha)
+    weight = np.where((label_map >= 0) & (label_map < len(palette)), weight, 0.0)[..., None]
+    blended = photo * (1 - weight) + color_map(label_map, palette) * weight
+    return Image.fromarray(blended.round().astype(np.uint8))
 
 
 def color_map(label_map: np.ndarray, palette: np.ndarray) -> np.ndarray:

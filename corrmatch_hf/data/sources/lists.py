@@ -103,6 +103,23 @@ def rows_of_list(path: str | os.PathLike, files: list[str], option: str) -> list
     return found
 
 
+def files_in_list(path: str | os.PathLike, files: list[str], option: str) -> set[int]:
+    """The numbers of those `files` that a list names, as far as the paths in both go; other lines do not matter."""
+    by_stem: dict[str, list[int]] = {}
+    for number, file in enumerate(files):
+        by_stem.setdefault(Path(file).stem, []).append(number)
+    found = set()
+    for _, line in read_lines(path, option):
+        line = line.replace("\\", "/")
+        for image in {line, *(image for image, _ in _splits(line))}:
+            for number in by_stem.get(Path(image).stem, ()):
+                here, there = Path(files[number].replace("\\", "/")), Path(image)
+                folders = zip(reversed(here.parent.parts), reversed(there.parent.parts), strict=False)
+                if all(one == other or other == ".." for one, other in folders):
+                    found.add(number)
+    return found
+
+
 def _row(image: str, rows: Mapping[str, int | None], files: list[str]) -> int | None:
     """The row with this image: by its path, or by its name where the folders that both give agree."""
     if (row := rows.get(image)) is not None:
