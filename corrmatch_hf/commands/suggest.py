@@ -35,9 +35,9 @@ coco/ or labelme/, copies of the photos with the predicted polygons, to correct 
 
 It needs `pip install corrmatch-hf[quality]` (scikit-learn)."""
 EXAMPLES = """
-corrmatch suggest --model outputs/run --photos photos/unlabeled/images --count 20
-corrmatch suggest --model outputs/run --photos photos/train/images --labeled photos/train/masks
-corrmatch suggest --model user/model --photos day1 day2 --labeled labeled.txt --save_as coco
+corrmatch suggest --model outputs/run --photos photos --count 20
+corrmatch suggest --model outputs/run --photos photos --labeled labeled.txt
+corrmatch suggest --model user/model --photos day1 day2 --save_as coco
 """
 
 
