@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
+from corrmatch_hf.commands import main
 from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import method_class
 from corrmatch_hf.training import TrainingInterrupted, report
@@ -82,6 +83,20 @@ def start(folder: Path, before=None, env=None, **settings) -> multiprocessing.Pr
     process = context.Process(target=train, args=(folder, before, env), kwargs=settings)
     process.start()
     return process
+
+
+def start_command(output: Path, *args: str) -> multiprocessing.Process:
+    """The command `corrmatch ARGS` in such a process; `output` gets all that it prints."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_command, args=(output, args))
+    process.start()
+    return process
+
+
+def _command(output: Path, args: tuple[str, ...]) -> None:
+    sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
+    sys.exit(main(list(args)))
 
 
 def finish(folder: Path, before=None, **settings) -> int:
