@@ -29,7 +29,7 @@ from corrmatch_hf.training.trainer import SemiSupervisedTrainer
 
 RESULTS = Path(__file__).with_name("results")
 START, ADDED, ROUNDS = 12, 12, 2
-SIDE, CROP = 240, 193
+SIDE, CROP = 240, 161
 PICKS = ("suggest", "random")
 
 

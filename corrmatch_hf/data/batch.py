@@ -31,6 +31,8 @@ class SemiBatch:
     partner_places: list[int] = field(default_factory=list)
     partner_weak: Tensor | None = None  # (P, 3, H, W) float32, weak views of those rows' partners
     partner_valid: BoolTensor | None = None  # (P, H, W), False where `partner_weak` is padding
+    # (B_u, H, W) int64, true classes of `weak`, for diagnosis alone; only with --diagnose_with_masks
+    unlabeled_truth: Tensor | None = None
     labeled_files: list[str] = field(default_factory=list)
     unlabeled_files: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # why a sample was replaced, with its file

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..ops.losses import cross_entropy, ohem_cross_entropy
 from ..options import Options, option
 from .citations import Citation
+from .class_statistics import ClassStatistics
 from .teacher import Teacher
 
 Logs = dict[str, Tensor]  # name -> detached scalar on the device; loss terms are called "loss/..."
@@ -60,6 +61,8 @@ class Method(nn.Module):
     Attributes:
         teacher: set it in `__init__` to a `Teacher` to train with a moving average of the model: it then follows
             after every step, and is what is evaluated and saved.
+        class_statistics: counts what becomes of each class's pseudo-labels; a method with pseudo-labels calls its
+            `observe` in `forward`, and the trainer logs it.
     """
 
     name: ClassVar[str]
@@ -69,6 +72,8 @@ class Method(nn.Module):
     uses_correlation_head: ClassVar[bool] = False
     # What to try where unlabelled images made the model worse: options, as one phrase.
     advice: ClassVar[str] = ""
+    # What to try for a class that the pseudo-labels nearly lack.
+    advice_for_starving: ClassVar[str] = "more labelled photos that show it (corrmatch suggest finds some)"
     strong_views: int = 1  # of each unlabelled image in a batch
 
     options: Any  # an instance of `Options`
@@ -90,6 +95,7 @@ class Method(nn.Module):
         self.model = model
         self.teacher = None
         self.seed = seed
+        self.class_statistics = ClassStatistics(model.config.num_labels)
 
     @classmethod
     def needs_correlation_head(cls, options: Any) -> bool:

@@ -140,6 +140,7 @@ class CorrMatch(Method):
     """CorrMatch's training step; the head of this file has the equations. The model needs a correlation head."""
 
     name = "corrmatch"
+    advice_for_starving = "--threshold_update per_class"
     Options = CorrMatchOptions
     options: CorrMatchOptions
     citation = Citation(
@@ -230,6 +231,15 @@ class CorrMatch(Method):
                 num_labels=p.x.shape[1],
             )
 
+        self.class_statistics.threshold = self.threshold.value if self.threshold.value.ndim else None
+        self.class_statistics.observe(
+            weak.labels,
+            weak.confidence,
+            confident,
+            mixed.valid & ~box,  # outside the box, where these are the image's own
+            None if p.rows is None else (labels, propagated),
+            batch.unlabeled_truth,
+        )
         soft_target = mixed.logits if o.mix_soft_targets else weak.logits
         terms = {
             "x": self.labeled_loss(p.x, batch.label),

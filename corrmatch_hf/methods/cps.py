@@ -41,7 +41,9 @@ from ..ops.random_masks import cutmix_mask, next_rows
 from ..options import option
 from .base import Logs, Method, loss_logs
 from .citations import Citation
+from .class_statistics import STEP
 from .inter_pixel import InterPixelOptions, inter_pixel_terms
+from .pseudo_labels import PseudoLabels
 
 Pair = list[Tensor]  # one of f1, one of f2
 
@@ -149,6 +151,7 @@ class CPS(Method):
             parts = [Supervision(x, self._targets(x))] if o.cps_on_labeled else []
             if o.cps_on_unlabeled:
                 weak = self._logits(batch.weak)
+                self._observe(weak[0], batch)
                 parts.append(Supervision(weak, self._targets(weak), weak, batch.valid))
         return self.losses(x, parts, batch)
 
@@ -179,6 +182,14 @@ class CPS(Method):
         agree = [self._labels(part.targets[0]) == self._labels(part.targets[1]) for part in parts]
         return total, loss_logs(terms) | {"agreement": torch.cat(agree).float().mean()}
 
+    def _observe(self, logits: Tensor, batch: SemiBatch) -> None:
+        """Count f1's labels from logits (N, K, H, W) for the log: all of them count."""
+        labels = PseudoLabels.of(logits[:, :, ::STEP, ::STEP], batch.valid[:, ::STEP, ::STEP])
+        truth = None if batch.unlabeled_truth is None else batch.unlabeled_truth[:, ::STEP, ::STEP]
+        self.class_statistics.observe(
+            labels.labels, labels.confidence, labels.valid, labels.valid, truth=truth, thinned=True
+        )
+
     def _logits(self, images: Tensor) -> Pair:
         return [self.model(images).logits, self.second(images).logits]
 
@@ -198,6 +209,7 @@ class CPS(Method):
 
         with torch.no_grad():
             plain = self._logits(batch.weak)
+        self._observe(plain[0], batch)
         targets = [mix(target) for target in self._targets(plain)]
         teachers: Pair | None = None
         valid = None

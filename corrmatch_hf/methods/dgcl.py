@@ -46,6 +46,7 @@ Other differences from the published runs:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -167,6 +168,7 @@ class DGCL(Method):
     """
 
     name = "dgcl"
+    advice_for_starving = "a lower --dgcl_label_drop"
     Options = DGCLOptions
     options: DGCLOptions
     citation = Citation(
@@ -259,7 +261,7 @@ class DGCL(Method):
         logits = resize(decoded.logits, size)  # (B_l + 2 B_u, K, H, W)
         strong = logits[both:]
         terms = {"x": self.labeled_loss(logits[:labeled], batch.label)}
-        terms["u"], kept = self._self_training(strong, weak, target, drop)
+        terms["u"], kept = self._self_training(strong, weak, target, drop, batch)
 
         pixels = Pixels(
             F.normalize(_rows(decoded.fused[:both].detach()), dim=-1),
@@ -276,7 +278,7 @@ class DGCL(Method):
         return total, loss_logs(terms) | {"kept_ratio": kept.float().mean(), "ready_classes": ready}
 
     def _self_training(
-        self, strong: Tensor, weak: PseudoLabels, target: PseudoLabels, drop: float
+        self, strong: Tensor, weak: PseudoLabels, target: PseudoLabels, drop: float, batch: SemiBatch
     ) -> tuple[Tensor, Tensor]:
         """L_u of logits (N, K, H, W), and which pixels (N, H, W) it is over.
 
@@ -285,6 +287,12 @@ class DGCL(Method):
         """
         threshold = -entropy_threshold(-weak.confidence, weak.valid, drop)
         kept = target.confident(threshold)
+        certainty = 1 + weak.confidence / math.log(
+            max(self.model.config.num_labels, 2)
+        )  # 1 - normalised entropy
+        self.class_statistics.observe(
+            weak.labels, certainty, weak.confident(threshold), weak.valid, truth=batch.unlabeled_truth
+        )
         count = per_process(kept.sum())
         # Every process has equally many pixels, so those of this one are those "per process".
         return kept.numel() / count * masked_cross_entropy(strong, target.labels, kept, count), kept

@@ -32,6 +32,7 @@ from .base import Logs, Method, MethodOptions, loss_logs
 from .citations import Citation
 from .inter_pixel import inter_pixel_terms
 from .pseudo_labels import (
+    LOWER_THRESHOLD,
     ConfidenceOptions,
     PseudoLabels,
     partner_pseudo_labels,
@@ -56,6 +57,7 @@ class FixMatch(Method):
     """FixMatch's training step; the head of this file has the equations."""
 
     name = "fixmatch"
+    advice_for_starving = LOWER_THRESHOLD
     Options: ClassVar[type[MethodOptions]] = FixMatchOptions
     options: FixMatchOptions
     citation = Citation(
@@ -93,6 +95,7 @@ class FixMatch(Method):
         """The total and all terms, from logits (B_l, K, H, W) of x and (B_u, K, H, W) of the strong views."""
         target = weak.mixed(partner, batch.box[:, 0])
         kept = target.confident(self.options.confidence_threshold)
+        weak.observe(self, self.options.confidence_threshold, batch)
         terms = {"x": self.labeled_loss(x, batch.label), "s": target.cross_entropy(strong, kept)}
         terms |= inter_pixel_terms(self, [(strong, target, kept)], batch.step)
         total = (terms["x"] + (terms["s"] + terms.get("inter_pixel", 0))) / 2

@@ -150,6 +150,7 @@ class GateMatch(Method):
 
     name = "gatematch"
     advice = "--teacher_rounds 2 --teacher_flip, a higher --confidence_threshold, a lower --unlabeled_weight"
+    advice_for_starving = "--threshold class_mean, or --class_weight_power 0.5"
     Options = GateMatchOptions
     options: GateMatchOptions
 
@@ -249,7 +250,7 @@ class GateMatch(Method):
         unseen = [i for i, place in enumerate(seen) if place < 0]
         views = torch.cat([batch.weak, *(batch.partner_weak[i : i + 1] for i in unseen)])
         views_valid = torch.cat([batch.valid, *(batch.partner_valid[i : i + 1] for i in unseen)])
-        plain, propagated = self.targets(views, views_valid, batch.step, update=True)
+        plain, propagated = self.targets(views, views_valid, batch.step, update=True, batch=batch)
 
         # Where each row's partner stands among the views; a row without a box points to itself.
         place = list(range(count))
@@ -343,7 +344,13 @@ class GateMatch(Method):
 
     @torch.no_grad()
     def targets(
-        self, views: Tensor, valid: Tensor, step: int, update: bool = False, gated: bool = True
+        self,
+        views: Tensor,
+        valid: Tensor,
+        step: int,
+        update: bool = False,
+        gated: bool = True,
+        batch: SemiBatch | None = None,
     ) -> tuple[Targets, Targets]:
         """The teacher's pseudo-labels for views (N, 3, H, W): before and after region propagation.
 
@@ -353,6 +360,7 @@ class GateMatch(Method):
             step: of the draw of correlation shapes.
             update: let the threshold's statistics follow these views.
             gated: whether the gate decides about propagation; else it is done where it is switched on.
+            batch: whose weak views are the first of `views`; they are counted for the log.
         """
         o, size = self.options, views.shape[-2:]
         network = self.teacher.network if self.labeler is None else self.labeler
@@ -370,6 +378,7 @@ class GateMatch(Method):
             weight = self.weight(confidence, labels) * valid
             plain = Targets(labels, weight)
             if not o.region_propagation or (gated and not self.gate_is_open):
+                self._observe(batch, confidence, plain, plain, valid)
                 return plain, plain
             query, key = network.correlate(features, decoded)
             generator = step_generator(views.device, self.seed, step, "shapes")
@@ -380,7 +389,33 @@ class GateMatch(Method):
         labels, kept = propagate_rows(
             rows, labels, weight > 0.5, valid, o.region_ratio, num_labels=network.config.num_labels
         )
-        return plain, Targets(labels, torch.maximum(weight, kept.float()))
+        propagated = Targets(labels, torch.maximum(weight, kept.float()))
+        self._observe(batch, confidence, plain, propagated, valid)
+        return plain, propagated
+
+    def _observe(
+        self, batch: SemiBatch | None, confidence: Tensor, plain: Targets, after: Targets, valid: Tensor
+    ) -> None:
+        """Count the pseudo-labels of the weak views of `batch` for the log."""
+        if batch is None:
+            return
+        views = slice(len(batch.weak))
+        self.class_statistics.threshold = self.class_thresholds
+        self.class_statistics.observe(
+            plain.labels[views],
+            confidence[views],
+            plain.weight[views] > 0.5,
+            valid[views],
+            (after.labels[views], after.weight[views] > 0.5) if self.options.region_propagation else None,
+            batch.unlabeled_truth,
+        )
+
+    @property
+    def class_thresholds(self) -> Tensor | None:
+        """(K,) where each class has a threshold of its own."""
+        if self.options.threshold != "class_mean":
+            return None
+        return self.confidence_mean.clamp(max=self.options.confidence_threshold)
 
     # --------------------------------------------------------------------------------------------- thresholds
 

@@ -17,6 +17,8 @@ from ..options import option
 from .base import Method
 from .inter_pixel import InterPixelOptions, inter_pixel_terms
 
+LOWER_THRESHOLD = "a lower --confidence_threshold"
+
 
 @dataclass(eq=False)
 class PseudoLabels:
@@ -67,6 +69,13 @@ class PseudoLabels:
     def confident(self, threshold: Tensor | float) -> Tensor:
         """(N, H, W) bool: valid pixels whose confidence reaches the threshold."""
         return (self.confidence >= threshold) & self.valid
+
+    def observe(self, method: Method, threshold: Tensor | float, batch: SemiBatch) -> None:
+        """Count these labels of the weak views of `batch` for the log; those that reach the threshold are kept."""
+        kept = self.confident(threshold)
+        method.class_statistics.observe(
+            self.labels, self.confidence, kept, self.valid, truth=batch.unlabeled_truth
+        )
 
     def ratio(self, kept: Tensor) -> Tensor:
         """Share of `kept` (N, H, W) bool among the valid pixels; the processes' mean is that of the total batch."""

@@ -25,7 +25,13 @@ from ..options import option
 from .base import Logs, Method, loss_logs
 from .citations import Citation
 from .feature_perturbation import with_dropped_channels
-from .pseudo_labels import ConfidenceOptions, PseudoLabels, partner_pseudo_labels, strong_view_terms
+from .pseudo_labels import (
+    LOWER_THRESHOLD,
+    ConfidenceOptions,
+    PseudoLabels,
+    partner_pseudo_labels,
+    strong_view_terms,
+)
 
 
 @dataclass
@@ -50,6 +56,7 @@ class UniMatch(Method):
     """UniMatch's training step; the head of this file has the equations."""
 
     name = "unimatch"
+    advice_for_starving = LOWER_THRESHOLD
     Options = UniMatchOptions
     options: UniMatchOptions
     citation = Citation(
@@ -87,6 +94,7 @@ class UniMatch(Method):
     ) -> tuple[Tensor, Logs]:
         """The total and all terms."""
         kept = weak.confident(self.options.confidence_threshold)
+        weak.observe(self, self.options.confidence_threshold, batch)
         terms = {
             "x": self.labeled_loss(p.x, batch.label),
             "fp": weak.cross_entropy(p.perturbed, kept),

@@ -32,7 +32,13 @@ from ..options import option
 from .base import Logs, Method, loss_logs
 from .citations import Citation
 from .feature_perturbation import with_complementary_channels
-from .pseudo_labels import ConfidenceOptions, PseudoLabels, strong_view_terms, teacher_pseudo_labels
+from .pseudo_labels import (
+    LOWER_THRESHOLD,
+    ConfidenceOptions,
+    PseudoLabels,
+    strong_view_terms,
+    teacher_pseudo_labels,
+)
 from .teacher import Teacher
 
 
@@ -53,6 +59,7 @@ class UniMatchV2(Method):
     """UniMatch V2's training step; the head of this file has the equations."""
 
     name = "unimatch_v2"
+    advice_for_starving = LOWER_THRESHOLD
     Options = UniMatchV2Options
     options: UniMatchV2Options
     citation = Citation(
@@ -93,4 +100,5 @@ class UniMatchV2(Method):
         }
         unlabeled = (terms["s1"] + terms["s2"]) / 2 + terms.get("inter_pixel", 0)
         kept = weak.confident(self.options.confidence_threshold)
+        weak.observe(self, self.options.confidence_threshold, batch)
         return (terms["x"] + unlabeled) / 2, loss_logs(terms) | {"kept_ratio": weak.ratio(kept)}

@@ -16,6 +16,7 @@ from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..evaluation.inference import evaluating, predict_probabilities
 from ..hub.model_card import remove_run_card, write_run_card
 from ..hub.push import write_endpoint
+from ..methods.class_statistics import starving_classes
 from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..pictures import class_palette, overlay, prediction_grid, training_curves
 from ..text import library_versions, percent
@@ -36,6 +37,7 @@ class RunFacts:
         method: its name.
         uses_unlabeled: whether the method looks at unlabelled images.
         advice: what the method's author advises where they did not help.
+        advice_for_starving: what to try for a class that the pseudo-labels nearly lack.
         model: the trained model, which is evaluated and saved.
         processor: its image processor.
         data: what it was trained and evaluated on.
@@ -55,6 +57,7 @@ class RunFacts:
     method: str
     uses_unlabeled: bool
     advice: str
+    advice_for_starving: str
     model: CorrMatchForSegmentation
     processor: CorrMatchImageProcessor
     data: SemiDataset
@@ -85,12 +88,46 @@ class RunFacts:
             "best": self.best,
             "supervised": self.supervised,
             "effect": effect_of_unlabeled(self.supervised, self.metrics if evaluated else None, self.advice),
+            "starving": self.starving(),
+            "pseudo_labels": self.pseudo_labels(),
             "skipped": self.skipped,
             "skipped_steps": self.skipped_steps,
         }
         if self.device.type == "cuda":
             result["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
         return result
+
+    def pseudo_label_rows(self) -> list[dict[str, Any]]:
+        """The per-class figures of the newest rows of the log: a quarter of those that have any."""
+        rows = [row["per_class"] for row in self.rows if "per_class" in row]
+        return rows[-max(len(rows) // 4, 1) :] if rows else []
+
+    def pseudo_labels(self) -> dict[str, dict[str, float | None]] | None:
+        """What becomes of each class's pseudo-labels, by class name: means over `pseudo_label_rows`."""
+        rows = self.pseudo_label_rows()
+        if not rows:
+            return None
+
+        def mean(figure: str, c: int) -> float | None:
+            known = [row[figure][c] for row in rows if figure in row and row[figure][c] is not None]
+            return round(statistics.mean(known), 4) if known else None
+
+        figures = {figure: None for row in rows for figure in row}  # in their order
+        return {
+            name: {figure: mean(figure, c) for figure in figures} for c, name in self.data.id2label.items()
+        }
+
+    def starving(self) -> str | None:
+        """A sentence on the classes that the pseudo-labels nearly lack, with advice; None where there is none."""
+        found = starving_classes(self.pseudo_label_rows())
+        if not found:
+            return None
+        classes = "; ".join(
+            f"{self.data.id2label[c]} ({percent(labeled, 2)} % of the labelled pixels, {percent(kept, 2)} % of the "
+            "pseudo-labels)"
+            for c, (labeled, kept) in found.items()
+        )
+        return f"Hardly any pseudo-labels count for {classes}. Try {self.advice_for_starving}."
 
 
 def effect_of_unlabeled(
@@ -305,6 +342,8 @@ def summary(result: dict[str, Any], folder: Path) -> str:
         lines.append(f"{'pixel accuracy':<{width}}  {percent(final['pixel_accuracy']):>6}")
     if result["effect"]:
         lines.append(result["effect"])
+    if result["starving"]:
+        lines.append(result["starving"])
     if result["skipped"]:
         lines.append(f"skipped {len(result['skipped'])} unreadable images:")
         lines += [f"  {reason}" for reason in result["skipped"]]

@@ -174,6 +174,7 @@ class Run:
             "step": self.step,
             "metrics": self.metrics,
             "supervised": self.supervised,
+            "class_statistics": self.method.class_statistics.counts(),
             "seconds": self.seconds,
             "skipped": self.skipped,
             "skipped_steps": self.skipped_steps.total,
@@ -196,6 +197,9 @@ class Run:
         self.step = self.saved_step = state["step"]
         self.metrics, self.seconds = state["metrics"], state["seconds"]
         self.supervised = state.get("supervised")  # absent in checkpoints of earlier versions
+        # Absent, too; the counters are those of all processes, which are added up when they are read.
+        counts = state.get("class_statistics") if self.accelerator.is_main_process else None
+        self.method.class_statistics.restore(counts, self.accelerator.device)
         if state.get("data", {}).get("validation") != self.data.identity.get("validation"):
             self.supervised = None  # measured on other images
         folder = self.output_dir / "best"
@@ -262,6 +266,7 @@ class Run:
             method=self.method.name,
             uses_unlabeled=self.method.uses_unlabeled,
             advice=self.method.advice,
+            advice_for_starving=self.method.advice_for_starving,
             model=self.evaluated_model,
             processor=self.processor,
             data=self.data,

@@ -158,6 +158,8 @@ class SemiSupervisedTrainer(Run):
             torch.manual_seed(zlib.crc32(f"{config.seed}/{batch.step}/{accelerator.process_index}".encode()))
             with accelerator.accumulate(self.wrapped):
                 batch = batch.to(accelerator.device, non_blocking=True)
+                if self.method.uses_unlabeled:
+                    self.method.class_statistics.observe_labeled(batch.label)
                 loss, scalars = self.wrapped(batch)
                 self.watch.observe(self.step + 1, loss, scalars, batch.labeled_files + batch.unlabeled_files)
                 accelerator.backward(loss)
@@ -239,8 +241,31 @@ class SemiSupervisedTrainer(Run):
         values["learning_rate"] = self.schedule.get_last_lr()[0]
         values["images_per_second"] = progress.images_per_second()
         progress.show(values)
-        log.add({"step": self.step, **values})
-        self.tracker.log(values, self.step)
+        per_class = self.method.class_statistics.read()
+        log.add({"step": self.step, **values} | ({"per_class": per_class} if per_class else {}))
+        self.tracker.log(values | self._by_class_name(per_class or {}), self.step)
+        self._warn_of_starving_classes(log, progress)
+
+    def _by_class_name(self, per_class: dict[str, list[float | None]]) -> dict[str, float]:
+        """As a tracker shows it: "kept_ratio/road"."""
+        names = self.data.id2label
+        return {
+            f"{figure}/{names[c]}": value
+            for figure, values in per_class.items()
+            for c, value in enumerate(values)
+            if value is not None
+        }
+
+    def _warn_of_starving_classes(self, log: TrainingLog, progress: Progress) -> None:
+        """Once a run, in the middle of the part that sees unlabelled images, when there is time to start anew."""
+        middle = (self.supervised_steps + self.max_steps) // 2
+        if (
+            not self.accelerator.is_main_process
+            or not self.step - self.config.logging_steps < middle <= self.step
+        ):
+            return
+        if self.step < self.max_steps and (warning := self.facts(log).starving()):
+            progress.write(f"warning: {warning}")
 
     def _stop_if_asked(self, signals: StopSignals) -> None:
         """After a signal to any process: save this step, where it is not saved, and end the run."""

@@ -22,9 +22,14 @@ CASES = [  # method, options
 def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, name, options):
     given = method_class(name).Options(**options)
     settings = {"options": given, "max_steps": 4, "eval_steps": 2, "save_steps": 2, "ema_decay": 0.9}
+    settings["logging_steps"] = (
+        3  # per-class figures are of all steps since the last row: across the checkpoint
+    )
     whole = make_trainer(name, **settings)
     whole.train()
     expected = log_of(whole)
+    counted = [row["step"] for row in expected if "per_class" in row]
+    assert counted == ([] if name in ("supervised", "mean_teacher") else [3, 4])
     torch.manual_seed(123)
     checkpoint = whole.output_dir / "checkpoints" / "step_00000002"
     resumed = make_trainer(name, resume_from_checkpoint=str(checkpoint), **settings)
