@@ -278,21 +278,25 @@ class DGCL(Method):
         return total, loss_logs(terms) | {"kept_ratio": kept.float().mean(), "ready_classes": ready}
 
     def _self_training(
-        self, strong: Tensor, weak: PseudoLabels, target: PseudoLabels, drop: float, batch: SemiBatch
+        self,
+        strong: Tensor,
+        weak: PseudoLabels,
+        target: PseudoLabels,
+        drop: float,
+        batch: SemiBatch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """L_u of logits (N, K, H, W), and which pixels (N, H, W) it is over.
 
         `weak` gives the threshold, that leaves out its share `drop` of highest entropy; `target` is `weak` with the
-        partner's box.
+        partner's box. The labels of `batch` are counted for the log.
         """
         threshold = -entropy_threshold(-weak.confidence, weak.valid, drop)
         kept = target.confident(threshold)
-        certainty = 1 + weak.confidence / math.log(
-            max(self.model.config.num_labels, 2)
-        )  # 1 - normalised entropy
-        self.class_statistics.observe(
-            weak.labels, certainty, weak.confident(threshold), weak.valid, truth=batch.unlabeled_truth
-        )
+        if batch is not None:
+            certainty = 1 + weak.confidence / math.log(max(strong.shape[1], 2))  # 1 - normalised entropy
+            self.class_statistics.observe(
+                weak.labels, certainty, weak.confident(threshold), weak.valid, truth=batch.unlabeled_truth
+            )
         count = per_process(kept.sum())
         # Every process has equally many pixels, so those of this one are those "per process".
         return kept.numel() / count * masked_cross_entropy(strong, target.labels, kept, count), kept

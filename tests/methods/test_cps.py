@@ -60,7 +60,7 @@ def picture(*rows):
 
 def by_hand(**options):
     """f1 says 0 1 1 of the pixels a b c, and f2 says 0 0 1, each with probability 3/4."""
-    method = CPS(PixelModel(SimpleNamespace(ignore_index=255)), CPSOptions(**options))
+    method = CPS(PixelModel(SimpleNamespace(ignore_index=255, num_labels=2)), CPSOptions(**options))
     with torch.no_grad():
         first, second = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]) * math.log(3)
         method.model.decoder.weight.copy_(first[..., None, None])
@@ -74,6 +74,7 @@ RIGHT, WRONG = math.log(4 / 3), math.log(4)  # cross-entropy of a label that has
 def test_a_step_worked_out_by_hand():
     method = by_hand()
     batch = SemiBatch(0, picture("ab"), torch.tensor([[[0, 255]]]), picture("cb"))
+    batch.valid = torch.ones(1, 1, 2, dtype=torch.bool)
     total, logs = method(batch)
     # x: both are right about "a". The networks agree on a and c, and not on b, which comes twice.
     cps = 2 * (2 * RIGHT + 2 * WRONG) / 4
@@ -98,6 +99,7 @@ def test_a_step_with_cutmix_worked_out_by_hand(monkeypatch):
     monkeypatch.setattr(module, "cutmix_mask", lambda *args, **kwargs: mask)
     method = by_hand(cps_cutmix=True, cps_weight=2.0)
     batch = SemiBatch(0, picture("b", "b"), torch.tensor([[[0]], [[1]]]), picture("ab", "cc"))
+    batch.valid = torch.ones(2, 1, 2, dtype=torch.bool)
     total, logs = method(batch)
     # Mixed pictures are "ac" and "ab": three pixels on which the networks agree, and b.
     cps = 2 * (3 * RIGHT + WRONG) / 4
