@@ -68,6 +68,11 @@ class ModelOptions(Options):
     decoder_channels: int = option(
         256, "Channels of the fused features of deeplabv3plus and dpt.", group="Model"
     )
+    decoder_separable: bool = option(
+        False,
+        "Depthwise-separable 3x3 convolutions in deeplabv3plus: a tenth of its work, recommended with small encoders.",
+        group="Model",
+    )
     pyramid_channels: list[int] | None = option(
         None,
         "Channels of the four levels of dpt, such as 256 512 1024 1024; by default an eighth, a quarter, a half and "

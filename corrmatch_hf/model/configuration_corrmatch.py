@@ -70,6 +70,8 @@ class CorrMatchConfig(PreTrainedConfig):
         aspp_channels: channels of each ASPP branch and of the ASPP output.
         low_level_channels: channels the low-level features are reduced to before the fusion.
         decoder_channels: channels of the fused features of "deeplabv3plus" and "dpt".
+        decoder_separable: "deeplabv3plus" only: depthwise-separable 3x3 convolutions in the ASPP and the fusion, a tenth
+            of the work, for small encoders.
         correlation_head: whether the network has one; only CorrMatch needs it.
         correlation_channels: channels of the correlation head's 3x3 projection.
         correlation_dim: channels of query and key, the paper's D; `None` means the number of classes.
@@ -101,6 +103,7 @@ class CorrMatchConfig(PreTrainedConfig):
     aspp_channels: int = 256
     low_level_channels: int = 48
     decoder_channels: int = 256
+    decoder_separable: bool = False
     correlation_head: bool = True
     correlation_channels: int = 256
     correlation_dim: int | None = None
@@ -180,6 +183,8 @@ class CorrMatchConfig(PreTrainedConfig):
             wrong.append(
                 f"correlation_position 'aspp' needs decoder 'deeplabv3plus', not {self.decoder_type!r}."
             )
+        if self.decoder_separable and self.decoder_type != "deeplabv3plus":
+            wrong.append(f"decoder_separable needs decoder 'deeplabv3plus', not {self.decoder_type!r}.")
         if 0 <= self.ignore_index < self.num_labels:
             wrong.append(
                 f"ignore_index {self.ignore_index} is the id of one of the {self.num_labels} classes; "

@@ -14,6 +14,8 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
+from .convolutions_corrmatch import DilatedConv2d, SeparableConv2d
+
 if TYPE_CHECKING:
     from .configuration_corrmatch import CorrMatchConfig
 
@@ -52,16 +54,24 @@ class DecoderOutput(NamedTuple):
 
 
 class ConvNormAct(nn.Module):
-    """Convolution that keeps the size, BatchNorm, ReLU: (N,in_channels,h,w) -> (N,out_channels,h,w)"""
+    """1x1 or 3x3 convolution that keeps the size, BatchNorm, ReLU: (N,in_channels,h,w) -> (N,out_channels,h,w)"""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1, bias: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        bias: bool = False,
+        separable: bool = False,
     ):
         super().__init__()
-        padding = dilation * (kernel_size // 2)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias
-        )
+        if kernel_size == 1:
+            self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        elif separable:
+            self.conv = SeparableConv2d(in_channels, out_channels, dilation)
+        else:
+            self.conv = DilatedConv2d(in_channels, out_channels, dilation, bias=bias)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,10 +99,12 @@ def _synchronised(norm: nn.Module) -> bool:
 class AtrousPyramid(nn.Module):
     """ASPP: a 1x1 convolution, 3x3 convolutions at several dilations and image pooling, side by side."""
 
-    def __init__(self, in_channels: int, channels: int, rates: list[int]):
+    def __init__(self, in_channels: int, channels: int, rates: list[int], separable: bool = False):
         super().__init__()
         self.point = ConvNormAct(in_channels, channels, 1)
-        self.dilated = nn.ModuleList(ConvNormAct(in_channels, channels, 3, dilation=rate) for rate in rates)
+        self.dilated = nn.ModuleList(
+            ConvNormAct(in_channels, channels, 3, dilation=rate, separable=separable) for rate in rates
+        )
         self.pooled = ConvNormAct(in_channels, channels, 1)
         self.project = ConvNormAct((2 + len(rates)) * channels, channels, 1)
 
@@ -104,17 +116,33 @@ class AtrousPyramid(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Two 3x3 convolutions on the low-level features, reduced to few channels, and the upsampled ASPP output."""
+    """Two 3x3 convolutions on the low-level features, reduced to few channels, and the upsampled ASPP output.
 
-    def __init__(self, low_channels: int, reduced_channels: int, aspp_channels: int, channels: int):
+    separable: both are depthwise-separable, and the first one works on the ASPP output alone, before it is upsampled,
+        on a sixteenth of the pixels.
+    """
+
+    def __init__(
+        self,
+        low_channels: int,
+        reduced_channels: int,
+        aspp_channels: int,
+        channels: int,
+        separable: bool = False,
+    ):
         super().__init__()
         self.reduce = ConvNormAct(low_channels, reduced_channels, 1)
+        self.refine = ConvNormAct(aspp_channels, aspp_channels, 3, separable=True) if separable else None
         self.convs = nn.Sequential(
-            ConvNormAct(reduced_channels + aspp_channels, channels, 3), ConvNormAct(channels, channels, 3)
+            ConvNormAct(reduced_channels + aspp_channels, channels, 3, separable=separable)
         )
+        if not separable:
+            self.convs.append(ConvNormAct(channels, channels, 3))
 
     def forward(self, low: torch.Tensor, aspp: torch.Tensor) -> torch.Tensor:
         """low (N,C,H/4,W/4), aspp (N,A,h,w) -> (N,channels,H/4,W/4)"""
+        if self.refine is not None:
+            aspp = self.refine(aspp)
         # low level first, as in the authors' checkpoints
         return self.convs(torch.cat([self.reduce(low), resize(aspp, low.shape[-2:])], dim=1))
 
@@ -124,6 +152,8 @@ class DeepLabV3PlusDecoder(nn.Module):
 
     (low (N,L,H/4,W/4), high (N,C,h,w)) -> aspp (N,aspp_channels,h,w), fused (N,channels,H/4,W/4) and logits of that
     size.
+
+    separable: depthwise-separable 3x3 convolutions, as in the paper's fast networks.
 
     It can train on a single image, although BatchNorm cannot normalise that image's pooled features.
 
@@ -140,10 +170,11 @@ class DeepLabV3PlusDecoder(nn.Module):
         aspp_channels: int = 256,
         low_level_channels: int = 48,
         channels: int = 256,
+        separable: bool = False,
     ):
         super().__init__()
-        self.aspp = AtrousPyramid(high_channels, aspp_channels, atrous_rates)
-        self.fuse = Fusion(low_channels, low_level_channels, aspp_channels, channels)
+        self.aspp = AtrousPyramid(high_channels, aspp_channels, atrous_rates, separable)
+        self.fuse = Fusion(low_channels, low_level_channels, aspp_channels, channels, separable)
         self.classify = nn.Conv2d(channels, num_labels, 1)
         self.fused_channels = channels
 
@@ -320,4 +351,5 @@ def build_decoder(
         aspp_channels=config.aspp_channels,
         low_level_channels=config.low_level_channels,
         channels=config.decoder_channels,
+        separable=config.decoder_separable,
     )

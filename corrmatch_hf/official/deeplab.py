@@ -94,6 +94,8 @@ def differences(model: CorrMatchForSegmentation) -> list[str]:
         found.append(f"an encoder built with {own}")
     if len(config.aspp_rates) != 3:
         found.append(f"{len(config.aspp_rates)} dilation rates instead of 3")
+    if config.decoder_separable:
+        found.append("separable convolutions")
     if config.correlation_head and config.correlation_position != "encoder":
         found.append(f"a correlation head on the {config.correlation_position} instead of the encoder")
     if config.correlation_head and config.correlation_scale != "scores":

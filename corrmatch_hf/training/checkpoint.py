@@ -43,7 +43,8 @@ RESUMABLE_OPTIONS = {
 # Fields of the model's configuration that decide which weights there are.
 ARCHITECTURE = (
     "encoder_name", "encoder_kwargs", "out_indices", "pyramid_channels", "output_stride", "num_labels",
-    "aspp_channels", "low_level_channels", "decoder_channels", "correlation_head", "correlation_position",
+    "aspp_channels", "low_level_channels", "decoder_channels", "decoder_separable", "correlation_head",
+    "correlation_position",
 )  # fmt: skip
 
 
@@ -273,7 +274,7 @@ def check_resumable(
         )
     here = architecture(method, config)
     # Earlier versions recorded less: they had one decoder, and the rest is not known.
-    there = here | {"decoder": "deeplabv3plus"} | saved["architecture"]
+    there = here | {"decoder": "deeplabv3plus", "decoder_separable": False} | saved["architecture"]
     different = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in sorted(there.keys() | here.keys())

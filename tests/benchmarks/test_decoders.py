@@ -10,6 +10,7 @@ from benchmarks import decoders
 from benchmarks.counting import flops, without_contents
 from benchmarks.decoders import BF16, CHECKPOINTED, FROZEN, PLAIN
 from corrmatch_hf.model import pixel_propagation
+from corrmatch_hf.model.convolutions_corrmatch import DilatedConv2d
 from corrmatch_hf.training.memory import estimate_memory
 
 ENCODER, CROP, IMAGES = "test_vit", 64, 2  # patches of 16 pixels
@@ -41,7 +42,10 @@ def convolutions(model: nn.Module, run) -> int:
     def add(layer, inputs, output):
         nonlocal total
         at = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        total += 2 * layer.weight.numel() * at.shape[0] * at.shape[2] * at.shape[3]
+        taps = 1.0
+        if isinstance(layer, DilatedConv2d):  # outer taps that only reach the padding are skipped
+            taps = 3.0 ** -sum(layer.dilation[0] >= side for side in at.shape[2:])
+        total += round(2 * layer.weight.numel() * taps) * at.shape[0] * at.shape[2] * at.shape[3]
 
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

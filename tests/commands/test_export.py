@@ -21,7 +21,7 @@ RESNET = {
     "encoder_kwargs": {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]},
 }
 MODELS = {
-    "resnet": RESNET,  # with a correlation head, which the file does not need
+    "resnet": RESNET | {"decoder_separable": True},  # with a correlation head, which the file does not need
     "dinov3": {
         "encoder_name": "vit_small_patch16_dinov3",
         "encoder_kwargs": {"depth": 3, "embed_dim": 48, "num_heads": 2},

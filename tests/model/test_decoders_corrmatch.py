@@ -171,6 +171,10 @@ PLAIN = {"encoder_name": "test_vit", "output_stride": None}
             {"encoder_name": "efficientvit_m0", "output_stride": None},
             "'deeplabv3plus' needs output stride 8, 16 or 32, but that of encoder 'efficientvit_m0' is 64: use",
         ),
+        (
+            {"decoder_type": "linear", "decoder_separable": True},
+            "decoder_separable needs decoder 'deeplabv3plus', not 'linear'",
+        ),
         ({"decoder_type": "fpn"}, "decoder_type must be one of deeplabv3plus, dpt, linear, not 'fpn'"),
     ],
 )
