@@ -70,8 +70,8 @@ class CorrMatchConfig(PreTrainedConfig):
         aspp_channels: channels of each ASPP branch and of the ASPP output.
         low_level_channels: channels the low-level features are reduced to before the fusion.
         decoder_channels: channels of the fused features of "deeplabv3plus" and "dpt".
-        decoder_separable: "deeplabv3plus" only: depthwise-separable 3x3 convolutions in the ASPP and the fusion, a tenth
-            of the work, for small encoders.
+        decoder_separable: "deeplabv3plus" only: depthwise-separable 3x3 convolutions in the ASPP and the fusion, a
+            tenth of the work, for small encoders.
         correlation_head: whether the network has one; only CorrMatch needs it.
         correlation_channels: channels of the correlation head's 3x3 projection.
         correlation_dim: channels of query and key, the paper's D; `None` means the number of classes.
