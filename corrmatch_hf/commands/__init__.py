@@ -24,6 +24,7 @@ COMMANDS = {
     "push": "Publish a trained model on the Hub, in one commit.",
     "push-dataset": "Publish a local folder of photos and masks as a dataset on the Hub.",
     "export": "Export a trained model to ONNX or torch.export, to run without this package.",
+    "demo": "Make a page that runs a trained model in the browser, and publish it as a Space.",
     "convert": "Convert checkpoints of the authors of CorrMatch and UniMatch (V1, V2) to models and back.",
 }
 

@@ -42,9 +42,8 @@ def main(args: Sequence[str]) -> None:
         raise InputError(f"--output {options.output}: torch.export only reads files whose names end in .pt2.")
     output = Path(options.output or {"onnx": "model.onnx", "torch": "model.pt2"}[options.format])
     check_writable_file("--output", output, ".onnx", ".pt2")
-    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(n) is None]
-    if options.format == "onnx" and missing:
-        raise InputError(f"{', '.join(missing)} cannot be imported; run: pip install corrmatch-hf[onnx]")
+    if options.format == "onnx":
+        check_onnx()
 
     # Heavy imports come after parsing, so that --help is fast.
     from ..evaluation.export import export_model
@@ -57,3 +56,10 @@ def main(args: Sequence[str]) -> None:
     for line in export_model(model, processor, output, options.format, name=options.model):
         print(line)
     print(f"written to {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+
+
+def check_onnx() -> None:
+    """Raises InputError where a package that ONNX files need is missing."""
+    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(n) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} cannot be imported; run: pip install corrmatch-hf[onnx]")

@@ -60,7 +60,10 @@ def open_repository(
         InputError: the repository is public, although a private one is requested.
     """
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private or None, exist_ok=True).repo_id
+    space_sdk = "static" if repo_type == "space" else None
+    repo_id = api.create_repo(
+        repo_id, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=space_sdk
+    ).repo_id
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise InputError(
             f"The {repo_type} {repo_id} exists on the Hub and is public, but --private is set: choose another id, or "
