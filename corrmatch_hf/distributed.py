@@ -19,6 +19,9 @@ from torch import Tensor
 
 from .errors import InputError
 
+# The signals that end a run after its step; Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 def _running() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -63,12 +66,12 @@ def succeeded_everywhere(failure: Exception | None, device: torch.device) -> boo
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
-    """A `DataLoader`'s `worker_init_fn`: the loading process ignores SIGINT and SIGTERM.
+    """A `DataLoader`'s `worker_init_fn`: the loading process ignores `STOPPING`.
 
     Ctrl-C and a cluster's SIGTERM reach all processes at once. The trainer finishes its step and needs images until
     then; it ends its loading processes itself.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
 
 

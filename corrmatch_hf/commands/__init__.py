@@ -51,7 +51,7 @@ def run(name: str, args: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 after an error, or where `check` finds that training would stop; 2 where the arguments are incomplete;
-        130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has ended.
+        129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has ended.
     """
     with _printing_any_text():
         return _run(name, args)

@@ -13,6 +13,19 @@ SOURCES = (
     "labeled_list",
 )  # any of them replaces the synthetic set
 
+NOT_FOR_SYNTHETIC = (
+    *(
+        "data_dir",
+        "train_images",
+        "labeled_list",
+        "labeled_fraction",
+        "hold_out",
+        "validation_images",
+        "validation_list",
+    ),
+    *("id2label", "num_labels", "label_colors"),
+)
+
 
 @dataclass
 class DataOptions(Options):
@@ -182,10 +195,10 @@ class DataOptions(Options):
             problems.append("--train_masks needs --train_images, the folder with the images of these masks")
         if (self.validation_images is None) != (self.validation_masks is None):
             problems.append("--validation_images and --validation_masks must be given together")
-        own = (self.labeled_fraction, self.validation_images, self.validation_list, self.hold_out)
-        if self.synthetic and any(value is not None for value in own):
+        given = [name for name in NOT_FOR_SYNTHETIC if getattr(self, name) is not None]
+        if self.synthetic and given:
             problems.append(
-                "the built-in synthetic dataset accepts --labeled_count, but not --labeled_fraction, --hold_out, "
-                "--validation_images or --validation_list; name a dataset with --dataset_name or --data_dir"
+                f"the built-in synthetic dataset does not accept {', '.join(f'--{name}' for name in given)}; leave "
+                "that out, or name a dataset with --dataset_name or --data_dir"
             )
         return problems

@@ -295,6 +295,10 @@ class TrainingConfig(Options):
             problems.append(f"give one of --max_steps and --num_epochs ({found} given)")
         if all(side is None or side >= 1 for side in (self.eval_window, self.eval_stride)):
             problems += inference_problems(self.eval_window, self.eval_stride, prefix="--eval_")
+        if self.resume_from_checkpoint == "":
+            problems.append(
+                "--resume_from_checkpoint is empty; give 'latest' or the folder of a checkpoint, or leave it out"
+            )
         if self.overwrite and self.resume_from_checkpoint:
             problems.append("--overwrite cannot be combined with --resume_from_checkpoint")
         trackers = ["none", "all", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL)]

@@ -1,6 +1,7 @@
 """How a run ends early: by a signal, without memory, or because another process was lost.
 
-On SIGTERM (a cluster's preemption) and SIGINT (Ctrl-C) all processes finish the same step, save a checkpoint and exit.
+On SIGTERM (a cluster's preemption), SIGHUP (a closed terminal) and SIGINT (Ctrl-C) all processes finish the same step,
+save a checkpoint and exit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..distributed import explain_lost_loaders, world_size
+from ..distributed import STOPPING, explain_lost_loaders, world_size
 from ..errors import InputError
 
 
@@ -24,7 +25,7 @@ class TrainingInterrupted(Exception):
 
     Attributes:
         exit_status: the exit status for a command, 128 + the signal's number as in shells
-            (130 for SIGINT, 143 for SIGTERM).
+            (129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM).
     """
 
     def __init__(self, message: str, signum: int):
@@ -37,7 +38,7 @@ class ProcessLostError(RuntimeError):
 
 
 class StopSignals:
-    """While the context is open, SIGINT and SIGTERM are recorded and do not end the process.
+    """While the context is open, SIGINT, SIGTERM and SIGHUP are recorded and do not end the process.
 
     A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, since launchers repeat it. Only the
     main thread of a process can receive signals; in another thread the context does nothing.
@@ -51,8 +52,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers_before[signum] = signal.signal(signum, self._record)
+            for signum in STOPPING:
+                if signal.getsignal(signum) != signal.SIG_IGN:  # as SIGHUP is under nohup
+                    self._handlers_before[signum] = signal.signal(signum, self._record)
         return self
 
     def __exit__(self, *error) -> None:

@@ -62,7 +62,7 @@ def test_mistakes(tmp_path, text, args, message):
 def test_names_and_colours_of_classes_may_be_yaml_themselves(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "id2label: {7: road, 26: car, 0: null}\nlabel_colors: [[0, 0, 0], [1, 2, 3]]\nmax_steps: 1\n"
+        "data_dir: photos\nid2label: {7: road, 26: car, 0: null}\nlabel_colors: [[0, 0, 0], [1, 2, 3]]\nmax_steps: 1\n"
     )
     data = next(
         each for each in parse("train", *GROUPS, args=["--config", str(path)]) if hasattr(each, "id2label")
@@ -237,6 +237,7 @@ def test_a_wrong_option_or_value_is_named_with_its_remedy(args, message):
         ({"max_steps": None}, "neither was given"),
         ({"cutmix_partner": "me"}, "same_image, batch, reversed"),
         ({"overwrite": True, "resume_from_checkpoint": "latest"}, "--overwrite cannot be combined"),
+        ({"resume_from_checkpoint": ""}, "--resume_from_checkpoint is empty"),
         ({"eval_stride": 4}, "--eval_window"),
         ({"layer_decay": 0.0}, "--layer_decay is 0.0"),
         ({"layer_decay": 1.5}, "--layer_decay is 1.5"),

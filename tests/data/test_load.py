@@ -557,6 +557,12 @@ def test_nothing_is_the_synthetic_set():
     )
 
 
+@pytest.mark.parametrize("options", [{"id2label": ["sky"]}, {"hold_out": 0.2}, {"data_dir": "photos"}])
+def test_options_that_would_do_nothing_for_the_synthetic_set_are_refused(options):
+    with pytest.raises(InputError, match=f"does not accept --{next(iter(options))}"):
+        load_semi_dataset("synthetic", **options)
+
+
 # ---------------------------------------------------------------------------------------------- evaluation
 
 

@@ -246,7 +246,9 @@ def signalled(trainer, signum):
     trainer._optimizer_step = step
 
 
-@pytest.mark.parametrize("signum, status, workers", [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0)])
+@pytest.mark.parametrize(
+    "signum, status, workers", [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0), (signal.SIGHUP, 129, 0)]
+)
 def test_a_signal_ends_the_run_after_its_step_saved(tmp_path, whole, signum, status, workers):
     folder = tmp_path / "run"
     assert finish(folder, partial(signalled, signum=signum), num_workers=workers, save_steps=None) == status
