@@ -38,7 +38,8 @@ function sentence(error) {
 async function load() {
   const model = await fetchModel();
   const gpu = await self.navigator.gpu?.requestAdapter().catch(() => null);
-  if (gpu && (await start("webgpu", model))) return;
+  const real = gpu && !(gpu.info?.isFallbackAdapter ?? gpu.isFallbackAdapter); // else a CPU that plays GPU, slowly
+  if (real && (await start("webgpu", model))) return;
   if (!(await start("wasm", model))) {
     throw new Problem("This browser cannot run the model: use a recent Chrome, Edge, Firefox or Safari.");
   }
@@ -76,6 +77,7 @@ async function start(provider, model) {
     session = await ort.InferenceSession.create(model, {
       executionProviders: [provider],
       graphOptimizationLevel: "all",
+      logSeverityLevel: 3, // errors
       extra: { session: { disable_quant_qdq: "1" } }, // int8 weights become float32 once, and not in every run
     });
     const [width, height] = demo.image_size ? [...demo.image_size].reverse() : [64, 64];
