@@ -61,6 +61,16 @@ MEANS = {
     "pixel_accuracy": "Pixel accuracy",
 }
 
+PSEUDO_LABELS = {
+    "share": "Share",
+    "confidence": "Confidence",
+    "kept_ratio": "Counted",
+    "propagated_ratio": "Counted after propagation",
+    "threshold": "Threshold",
+    "accuracy": "Right",
+    "propagated_accuracy": "Right after propagation",
+}
+
 # Part of the file format: cards written by earlier versions must be recognised.
 SEAL = "\n<!-- Written by corrmatch-hf from run.json ({digest}). Change it freely: your words are kept. -->\n"
 
@@ -87,7 +97,8 @@ def write_run_card(
         run: facts of the run. Required are "encoder_name", "output_stride" and "id2label". Shown if given and not
             None: "decoder", "method", "dataset" (its name), "parameters", "labeled_images", "unlabeled_images",
             "validation_images" (counts), "steps", "total_batch", "crop_size", "seed", "processes", "device",
-            "seconds" (of training), "effect" (of unlabelled images, in words), "dataset_config", "dataset_split" (of
+            "seconds" (of training), "effect" (of unlabelled images, in words), "starving" (classes, in words),
+            "pseudo_labels" ({class: figures}), "dataset_config", "dataset_split" (of
             the metrics), "dataset_revision", "encoder_origin" (Hub id or file of the encoder's initial weights, "none"
             if random), "license" (of the weights, as on the Hub), "inference_only" (whether the correlation head was
             left out), and the Hub ids "hub_model_id", "dataset_id" and "base_model" (of the encoder).
@@ -275,6 +286,7 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
             "dataset": dataset,
             "classes": [label for _, label in sorted(run["id2label"].items(), key=lambda item: int(item[0]))],
             "means": MEANS,
+            "pseudo_figures": _pseudo_figures(run),
             "absent": absent,
             "seen": sorted(seen, key=lambda each: each["iou"]),
             "facts": _facts(run),
@@ -334,6 +346,12 @@ def _front_matter(
         eval_results=results or None,
         widget=widget or None,
     )
+
+
+def _pseudo_figures(run: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of the table of pseudo-labels that this run has."""
+    first = next(iter(run.get("pseudo_labels", {}).values()), {})
+    return {key: title for key, title in PSEUDO_LABELS.items() if key in first}
 
 
 def _facts(run: Mapping[str, Any]) -> dict[str, str]:

@@ -14,16 +14,26 @@ from matplotlib.ticker import PercentFormatter
 
 from ..errors import InputError
 
+BY_CLASS = "Pseudo-labels that count, by class"
+MOST_CLASSES = 10  # lines in one panel
 SELECTION = ("threshold", "kept_ratio", "propagated_ratio")
 
 
-def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = None) -> Figure:
+def training_curves(
+    rows: Iterable[Mapping[str, object]],
+    title: str | None = None,
+    *,
+    classes: tuple[Mapping[int, str], np.ndarray] | None = None,
+    columns: int = 3,
+) -> Figure:
     """One panel each for the loss, its terms, pseudo-labels, mean IoU and learning rate, as far as they are logged.
 
     Args:
         rows: log rows with "step" and any of "loss", "loss/NAME", "threshold", "kept_ratio",
             "propagated_ratio", "learning_rate", and rows of evaluations with "mean_iou".
             Other keys, None and values that are not finite are ignored.
+        classes: names and uint8 (K, 3) colours, for a panel of the pseudo-labels of each class ("per_class").
+        columns: of panels, at most.
 
     Returns:
         A matplotlib Figure outside of pyplot's global state: `figure.savefig("curves.png")`.
@@ -31,7 +41,9 @@ def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = No
     Raises:
         InputError: no row has both a step and one of these values.
     """
+    rows = list(rows)
     series = _series(rows)
+    of_classes = _class_series(rows, *classes) if classes is not None else {}
     panels = {
         "Loss": ["loss"],
         "Loss terms": sorted(key for key in series if key.startswith("loss/")),
@@ -47,7 +59,12 @@ def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = No
             f"{', '.join(map(repr, SELECTION))}, 'mean_iou', 'learning_rate'."
         )
 
-    columns = min(len(panels), 3)
+    if of_classes:
+        place = list(panels).index("Mean IoU") if "Mean IoU" in panels else len(panels)
+        ordered = list(panels.items())
+        ordered.insert(place, (BY_CLASS, {name: line for name, (line, _) in of_classes.items()}))
+        panels = dict(ordered)
+    columns = min(len(panels), columns)
     rows_of_panels = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.3 * rows_of_panels), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -58,10 +75,11 @@ def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = No
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        _draw(axes, lines)
+        colors = {key: color for key, (_, color) in of_classes.items()} if name == BY_CLASS else {}
+        _draw(axes, lines, colors)
         if name.startswith("Loss"):
             _fit_height(axes, [values for _, values in lines.values()])
-        elif name == "Pseudo-labels":
+        elif name in ("Pseudo-labels", BY_CLASS):
             axes.set_ylim(-0.02, 1.02)
         elif name == "Mean IoU":
             _mark_best(axes, *lines["mean_iou"])
@@ -71,6 +89,26 @@ def training_curves(rows: Iterable[Mapping[str, object]], title: str | None = No
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _class_series(
+    rows: Iterable[Mapping[str, Any]], id2label: Mapping[int, str], palette: np.ndarray
+) -> dict[str, tuple[tuple[np.ndarray, np.ndarray], tuple[float, ...]]]:
+    """{class: ((steps, share of its pseudo-labels that count), colour)} of the classes where fewest count."""
+    counted: dict[int, dict[int, float]] = {}
+    for row in rows:
+        figures = row.get("per_class") or {}
+        for number, value in enumerate(figures.get("propagated_ratio") or figures.get("kept_ratio") or ()):
+            if value is not None:
+                counted.setdefault(number, {})[row["step"]] = value
+    fewest = sorted(counted, key=lambda number: np.mean(list(counted[number].values())))[:MOST_CLASSES]
+    return {
+        f"{id2label[number]} ": (  # a space keeps a class "loss" apart from the loss
+            tuple(np.array(sorted(counted[number].items()), dtype=float).T),
+            tuple(palette[number] / 255),
+        )
+        for number in sorted(fewest)
+    }
 
 
 def _series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -86,11 +124,15 @@ def _series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np
     return {key: tuple(np.array(sorted(p.items()), dtype=float).T) for key, p in points.items()}
 
 
-def _draw(axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The lines with their names; long noisy ones faint, with their running median."""
+def _draw(
+    axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], colors: Mapping[str, Any] | None = None
+) -> None:
+    """The lines with their names; long noisy ones faint, with their running median. `colors`: of classes."""
     for number, (key, (steps, values)) in enumerate(lines.items()):
         color, label = f"C{number % 10}", key.removeprefix("loss/").replace("_", " ")
-        noisy = key.startswith("loss") or key.endswith("ratio")
+        if colors:
+            color, label = colors[key], key.strip()
+        noisy = bool(colors) or key.startswith("loss") or key.endswith("ratio")
         if noisy and len(steps) >= 60:
             axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
             half = len(values) // 40

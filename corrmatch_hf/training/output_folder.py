@@ -22,8 +22,8 @@ OLD_CODE = (
 # Everything that a run writes. `--overwrite` deletes these and nothing else.
 RUN_FILES = (
     "checkpoints", "best", "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json",
-    "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "samples", "run.json", "README.md",
-    "handler.py", "requirements.txt", *CODE, *OLD_CODE,
+    "training_log.jsonl", "training_config.yaml", "curves.png", "predictions.png", "samples", "report.html",
+    "run.json", "README.md", "handler.py", "requirements.txt", *CODE, *OLD_CODE,
 )  # fmt: skip
 CONFIGURATION = "training_config.yaml"  # by which the folder of a run is recognised
 LOCK = ".corrmatch.lock"  # of the run that works in the folder

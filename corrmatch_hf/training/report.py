@@ -23,6 +23,7 @@ from ..text import library_versions, percent
 from .atomic_write import replaced_files, replaced_folder, write_text
 from .interruption import failed_evaluation
 from .output_folder import delete_old_code
+from .report_page import PAGE, write_report_page
 
 METRICS = "metrics.json"
 EXAMPLES = 4  # rows of predictions.png
@@ -97,6 +98,14 @@ class RunFacts:
             result["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
         return result
 
+    def normalized(self, image: torch.Tensor) -> torch.Tensor:
+        """Pixels (3, H, W) uint8 -> (1, 3, H, W) float32 on the device, as the model expects them."""
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        return ((image.float() / 255 - mean) / std)[None].to(self.device)
+
     def pseudo_label_rows(self) -> list[dict[str, Any]]:
         """The per-class figures of the newest rows of the log: a quarter of those that have any."""
         rows = [row["per_class"] for row in self.rows if "per_class" in row]
@@ -162,6 +171,7 @@ def write_result(folder: Path, facts: RunFacts) -> None:
         # The figures there belong to other weights, and this process may be killed before the new ones are written.
         for name in (
             METRICS,
+            PAGE,
             "predictions.png",
             *(file for i in range(1, SAMPLES + 1) for file in _sample(i)),
         ):
@@ -204,12 +214,16 @@ def write_report(folder: Path, facts: RunFacts) -> None:
     pictures, samples = {}, []  # file -> caption; what the Hub shows
     if facts.rows:
         title = f"{facts.method} on {data.name}"
-        training_curves(facts.rows, title=title).savefig(folder / "curves.png")
+        palette = class_palette(data.id2label, data.label_colors)
+        training_curves(facts.rows, title=title, classes=(data.id2label, palette)).savefig(
+            folder / "curves.png"
+        )
         pictures["curves.png"] = "Losses, threshold and evaluation over the steps."
     if rows := _predictions(facts):
         samples = _draw_predictions(folder, data, rows)
         pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
-    run = _card_facts(facts) | {"effect": result["effect"]}
+    _write_page(folder, facts)
+    run = _card_facts(facts) | {key: result[key] for key in ("effect", "starving", "pseudo_labels")}
     provenance: dict[str, Any] = {
         "options": facts.options,
         "command": facts.command,
@@ -222,9 +236,21 @@ def write_report(folder: Path, facts: RunFacts) -> None:
     write_endpoint(folder)
     if best is not None and (folder / "best").is_dir():  # it is a model to publish, too
         write_run_card(
-            folder / "best", run=run | {"effect": None}, metrics=result["best"], best=best, **provenance
+            folder / "best",
+            run=run | {"effect": None, "starving": None, "pseudo_labels": None},
+            metrics=result["best"],
+            best=best,
+            **provenance,
         )
         write_endpoint(folder / "best")
+
+
+def _write_page(folder: Path, facts: RunFacts) -> None:
+    """Write report.html; whatever fails there is not worth the rest of the report."""
+    try:
+        write_report_page(folder, facts)
+    except Exception as error:
+        print(f"\nwarning: {PAGE} is left out: {failed_evaluation(error)}.", file=sys.stderr)
 
 
 def _card_facts(facts: RunFacts) -> dict[str, Any]:
@@ -309,13 +335,10 @@ def _sample(i: int) -> tuple[str, str]:
 
 def _predict(facts: RunFacts, sample: dict[str, Any]) -> dict[str, Any]:
     """Image (H, W, 3) uint8, label (H, W) and predicted classes (H, W) of a sample of the evaluation set."""
-    mean = torch.tensor(facts.processor.image_mean).view(3, 1, 1)
-    std = torch.tensor(facts.processor.image_std).view(3, 1, 1)
-    pixel_values = ((sample["image"].float() / 255 - mean) / std)[None].to(facts.device)  # (1, 3, H, W)
     with evaluating(facts.model):  # training may go on afterwards
         probabilities = predict_probabilities(
             facts.model,
-            pixel_values,
+            facts.normalized(sample["image"]),
             window=facts.options["eval_window"],
             stride=facts.options["eval_stride"],
         )

@@ -27,8 +27,8 @@ def test_a_run_leaves_everything(make_trainer, capsys):
     for name in (
         "model.safetensors", "config.json", "preprocessor_config.json", "metrics.json", "training_config.yaml",
         "training_log.jsonl", "curves.png", "predictions.png", "README.md", "run.json", "handler.py",
-        "requirements.txt", "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors", "best/README.md",
-        "best/handler.py",
+        "requirements.txt", "report.html", "samples/1.jpg", "samples/1_overlay.png", "best/model.safetensors",
+        "best/README.md", "best/handler.py",
     ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert (
