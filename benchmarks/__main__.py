@@ -28,6 +28,7 @@ MODULES = (
     "whole_step",
     "inference",
     "evaluation",
+    "startup",
 )
 HEADER = "| what | reference | ours | ratio | target | identical |\n| --- | ---: | ---: | ---: | ---: | --- |"
 

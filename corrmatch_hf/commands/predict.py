@@ -65,7 +65,6 @@ def main(args: Sequence[str]) -> None:
     # Heavy imports come after parsing, so that --help is fast.
     import torch
 
-    from ..data.annotations.save import PolygonFolder
     from ..data.images import read_photo
     from ..evaluation.inference import predict_probabilities, refuse_not_finite
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
@@ -75,12 +74,14 @@ def main(args: Sequence[str]) -> None:
     model, processor = load_saved(options.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = optimize_for_inference(
-        model.to(device), dtype=PRECISIONS[options.precision], compile=options.compile
+        model.to(device), dtype=PRECISIONS[options.precision], compile=options.compile, in_place=True
     )
     id2label = model.config.id2label
     palette = class_palette(id2label)
     polygons = None
     if options.save_as is not None:
+        from ..data.annotations.save import PolygonFolder
+
         polygons = PolygonFolder(output / options.save_as, options.save_as, id2label)
     output.mkdir(parents=True, exist_ok=True)
     unreadable = []

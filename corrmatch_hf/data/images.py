@@ -7,14 +7,11 @@ from functools import cache
 from io import BytesIO
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 from ..model.picture_corrmatch import refuse_huge_tiles, to_rgb
-
-_IMAGE = datasets.Image()
 
 # The formats that are decoded, whatever the file's suffix. PIL's other formats are rare, and one starts a program (EPS:
 # Ghostscript).
@@ -66,7 +63,9 @@ def _decode(value: dict | str | Image.Image) -> Image.Image:
     if content is None and path is None:
         raise ValueError("it is missing")
     if content is None and "://" in path:  # of a stream: `datasets` fetches it
-        picture = _IMAGE.decode_example({"path": path, "bytes": None})
+        import datasets  # takes two seconds, which predictions would pay
+
+        picture = datasets.Image().decode_example({"path": path, "bytes": None})
         _check_size(picture)
         return picture
     Image.init()

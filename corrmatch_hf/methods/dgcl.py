@@ -353,9 +353,10 @@ class DGCL(Method):
 
     def _draw(self, pixels: Pixels, step: int, use: str) -> Tensor:
         """(P,) random numbers: this process's part of those of the total batch."""
-        generator = step_generator(pixels.labels.device, self.seed, step, use)
+        device = pixels.labels.device
+        generator = step_generator(device, self.seed, step, use)
         each = len(pixels.labels) // sum(pixels.images)
-        return torch.cat([pixel_scores(images, each, generator) for images in pixels.images])
+        return torch.cat([pixel_scores(images, each, generator, device) for images in pixels.images])
 
     def _anchors(self, pixels: Pixels, index: Tensor, rank: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Projections (K, A, D), with gradient, of this process's pixels among the A lowest of the total batch."""

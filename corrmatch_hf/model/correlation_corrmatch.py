@@ -9,6 +9,7 @@ Row p shows where the image looks like its pixel p. All of this is computed in f
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ def pixel_propagation(
         (N,K,h,w), float32 (float64 for float64 inputs).
     """
     _check(query, key, scale)
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query.device):
         dtype = torch.promote_types(query.dtype, torch.float32)
         query, key, values = (t.to(dtype).flatten(2).contiguous() for t in (query, key, logits.detach()))
         root = math.sqrt(query.shape[1])
@@ -49,6 +50,11 @@ def pixel_propagation(
         else:
             values = values / root
         return _propagate(query, key, values).unflatten(2, logits.shape[-2:])
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast switched off. The meta device has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, scale: str) -> None:
@@ -87,7 +93,7 @@ def _propagate_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of query and key."""
     grad_query, grad_key = torch.empty_like(query), torch.zeros_like(key)
-    with torch.autocast(query.device.type, enabled=False):  # it may be on where backward() is called
+    with full_precision(query.device):  # it may be on where backward() is called
         for image, p, correlation, errors in _blocks(query, key):
             torch.bmm(values[image, :, p].mT, grad[image], out=errors)
             errors *= correlation
@@ -160,7 +166,7 @@ def correlation_rows(
         (N,S,h,w), float32 (float64 for float64 inputs), each row summing to 1 (to 1/sqrt(D) with "rows").
     """
     _check(query, key, scale)
-    with torch.autocast(query.device.type, enabled=False):
+    with full_precision(query.device):
         dtype = torch.promote_types(query.dtype, torch.float32)
         rows = query.to(dtype).flatten(2)[:, :, index].mT @ key.to(dtype).flatten(2)
         root = math.sqrt(query.shape[1])

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import all_gather, rank, world_size
+from ..model.correlation_corrmatch import full_precision
 
 NOTHING = float("-inf")  # score of an empty place
 NEIGHBOURS = (8, 16, 32)  # scales of the density in the published runs
@@ -52,12 +53,12 @@ def entropy_threshold(values: Tensor, valid: Tensor, dropped: float) -> Tensor:
     return torch.lerp(below, above, place - place.floor())
 
 
-def pixel_scores(rows: int, pixels: int, generator: torch.Generator) -> Tensor:
+def pixel_scores(rows: int, pixels: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """(rows * pixels,) uniform in [0, 1): this process's part of a draw for the total batch.
 
     `rows` is the number of images of this process, the same on all.
     """
-    total = torch.rand(rows * world_size(), pixels, generator=generator, device=generator.device)
+    total = torch.rand(rows * world_size(), pixels, generator=generator, device=device)
     return total[rank() * rows : (rank() + 1) * rows].flatten()
 
 
@@ -128,7 +129,7 @@ def density(
         (n,) float32 in [-1, 1], without gradient; 0 if `count` is below the largest k.
     """
     most = max(neighbours)
-    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+    with torch.no_grad(), full_precision(features.device):
         similarity = features.float() @ memory.float().T
         similarity.masked_fill_(torch.arange(len(memory), device=memory.device) >= count, -1.0)
         nearest = similarity.topk(most).values
@@ -151,7 +152,7 @@ def prototype_contrast(
     Returns:
         (K, A) float32; 0 without any negative. Only the anchors get a gradient.
     """
-    with torch.autocast(anchors.device.type, enabled=False):
+    with full_precision(anchors.device):
         anchors = F.normalize(anchors.float(), dim=-1)
         prototypes, negatives = (F.normalize(v.detach().float(), dim=-1) for v in (prototypes, negatives))
         positive = anchors @ prototypes.unsqueeze(-1)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import per_process
+from ..model.correlation_corrmatch import full_precision
 
 MIN_STD = 1e-6  # of a class's probabilities over the pixels; below it the class counts as constant
 
@@ -136,5 +137,5 @@ def _similarities(logits: Tensor, index: Tensor) -> Tensor:
     """Cosines (N, P, P) between the probability vectors at the positions `index` (N, P)."""
     at = logits.flatten(2).gather(2, index.unsqueeze(1).expand(-1, logits.shape[1], -1))
     unit = F.normalize(at.float().softmax(1), dim=1)
-    with torch.autocast(logits.device.type, enabled=False):  # which would multiply matrices in half precision
+    with full_precision(logits.device):  # which would multiply matrices in half precision
         return unit.transpose(1, 2) @ unit

@@ -22,8 +22,13 @@ CUTMIX_AREA = (
 )  # share of the image that the boxes of a mask cover together, if they do not overlap
 
 
-def step_generator(device: torch.device | str, seed: int, step: int, use: str) -> torch.Generator:
-    """A generator for one use ("feature dropout", ...) in one step, the same on every process."""
+def step_generator(device: torch.device | str, seed: int, step: int, use: str) -> torch.Generator | None:
+    """A generator for one use ("feature dropout", ...) in one step, the same on every process.
+
+    None on the meta device, where tensors have no contents.
+    """
+    if torch.device(device).type == "meta":
+        return None
     key = zlib.crc32(f"{seed}/{step}/{use}".encode())
     return torch.Generator(device).manual_seed(key)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -35,9 +35,19 @@ def class_entry(
 
 @lru_cache
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+    return ImageFont.truetype(str(_font_file()), size)
+
+
+def _font_file() -> Path:
+    """matplotlib's font. Its package is only imported (half a second) where its data lie elsewhere."""
+    font = Path("fonts", "ttf", "DejaVuSans.ttf")
+    spec = find_spec("matplotlib")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder, "mpl-data", font)).is_file():
+            return path
+    import matplotlib
+
+    return Path(matplotlib.get_data_path(), font)
 
 
 def draw_legend(

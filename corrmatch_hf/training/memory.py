@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..data.batch import SemiBatch
 from ..methods.base import Method
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # Copies of the trained weights that the optimiser's state holds: Adam has two averages, SGD one momentum.
 OPTIMIZER_COPIES = {"adamw": 2, "sgd": 1}
@@ -64,10 +69,10 @@ class MemoryEstimate(NamedTuple):
 def estimate_memory(
     method: Method, optimizer: str, average: bool, batch: SemiBatch, times: float
 ) -> MemoryEstimate:
-    """Measure one forward pass on a small batch, without a lasting effect on the method.
+    """Follow one forward pass on a small batch, without a lasting effect on the method.
 
     Args:
-        method: on its device.
+        method: on the batch's device, or on any where the batch is on the meta device.
         optimizer: a key of `OPTIMIZER_COPIES`.
         average: whether an average of the weights is kept.
         batch: like the batches of the training, but smaller.
@@ -82,21 +87,27 @@ def estimate_memory(
 
 def activation_bytes(method: Method, batch: SemiBatch) -> int:
     """Bytes that a forward pass on `batch` keeps for the backward pass, without the weights themselves."""
-    known = {t.untyped_storage().data_ptr() for t in (*method.parameters(), *method.buffers())}
-    found: dict[int, int] = {}  # address of the storage -> bytes; several tensors may share one
+    if batch.image.is_meta:
+        method = on_meta(method)
+    known = {_storage(t) for t in (*method.parameters(), *method.buffers())}
+    found: dict[int, int] = {}  # storage -> bytes; several tensors may share one
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
+        if _storage(tensor) not in known:
+            found[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     modes = [(module, module.training) for module in method.modules()]
     devices = [method.segmentation_model.device] if method.segmentation_model.device.type == "cuda" else []
+    shapes = _FastShapes() if batch.image.is_meta else nullcontext()
     method.train()
     try:
-        with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        with (
+            torch.random.fork_rng(devices),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            shapes,
+        ):
             loss, _ = method(batch)
         del loss
     finally:
@@ -106,6 +117,35 @@ def activation_bytes(method: Method, batch: SemiBatch) -> int:
         for module, training in modes:
             module.training = training
     return sum(found.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    """The same number for tensors that share their memory. On the meta device, all addresses are 0."""
+    return tensor.untyped_storage()._cdata
+
+
+class _FastShapes(TorchDispatchMode):
+    """Torch finds the shapes of these results on the meta device in Python, in milliseconds."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            x, aten = args[0], torch.ops.aten
+            if function is aten.native_batch_norm.default:
+                return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+            if function is aten.upsample_bilinear2d.default:
+                return x.new_empty(*x.shape[:2], *args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def on_meta(module: Module) -> Module:
+    """A copy whose parameters and buffers have shapes, but no contents: running it costs no arithmetic."""
+    blanks: dict[int, Any] = {}
+    for parameter in module.parameters():
+        blank = torch.empty_like(parameter, device="meta")
+        blanks[id(parameter)] = nn.Parameter(blank, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        blanks[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, blanks)
 
 
 def blank_batch(method: Method, labeled: int, unlabeled: int, crop: int, device: torch.device) -> SemiBatch:

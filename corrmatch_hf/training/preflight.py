@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from ..distributed import world_size
 from ..errors import InputError
 from ..evaluation.inference import evaluating
 from ..methods.base import Method
+from ..model import CorrMatchForSegmentation
 from .checkpoint import check_resumable, clean_up, find_checkpoint
 from .config import TrainingConfig
 from .interruption import translate_errors
-from .memory import MemoryEstimate, blank_batch, estimate_memory
+from .memory import MemoryEstimate, blank_batch, estimate_memory, on_meta
 from .output_folder import check_output_folder, repair_output_folder
 from .output_lock import OutputLock
 from .publish import check_hub_access
@@ -111,9 +113,15 @@ def _check_crop_size(method: Method, config: TrainingConfig) -> None:
 
 def feature_size(method: Method, crop: int) -> tuple[int, int]:
     """Height and width of the encoder's last features of a crop."""
-    model = method.segmentation_model
-    with evaluating(model):
-        return tuple(model.encode(torch.zeros(1, 3, crop, crop, device=model.device)).high.shape[-2:])
+
+    def run(model: CorrMatchForSegmentation) -> tuple[int, int]:
+        with evaluating(model):
+            return tuple(model.encode(torch.zeros(1, 3, crop, crop, device=model.device)).high.shape[-2:])
+
+    try:
+        return run(on_meta(method.segmentation_model))
+    except Exception:  # where it is not the meta device that fails, the next line raises the reason
+        return run(method.segmentation_model)
 
 
 def count_steps(data: SemiDataset, config: TrainingConfig, processes: int) -> int:
@@ -129,7 +137,7 @@ def count_steps(data: SemiDataset, config: TrainingConfig, processes: int) -> in
 
 
 def estimate_run_memory(method: Method, config: TrainingConfig, accelerator: Accelerator) -> MemoryEstimate:
-    """Memory of a step and of a checkpoint, measured on the smallest batch of the run's proportions."""
+    """Memory of a step and of a checkpoint, found with the smallest batch of the run's proportions."""
     labeled, unlabeled = config.per_device_batch_size, config.unlabeled_batch
     times = math.gcd(labeled, unlabeled) if method.uses_unlabeled else labeled
     if feature_size(method, config.crop_size) == (1, 1) and _has_batch_norm(method):
@@ -139,9 +147,17 @@ def estimate_run_memory(method: Method, config: TrainingConfig, accelerator: Acc
             method.check_batch(unlabeled // times * accelerator.num_processes)
     except InputError:  # too few images for the method, which has accepted the whole batch
         times = 1
-    batch = blank_batch(method, labeled // times, unlabeled // times, config.crop_size, accelerator.device)
-    with translate_errors(), accelerator.autocast():
+
+    def estimate(device: torch.device) -> MemoryEstimate:
+        batch = blank_batch(method, labeled // times, unlabeled // times, config.crop_size, device)
         return estimate_memory(method, config.optimizer, config.ema_decay is not None, batch, times)
+
+    # A pass takes seconds on a CPU. The meta device has no mixed precision, and not every method runs there.
+    if accelerator.device.type == "cpu" and config.mixed_precision == "no":
+        with suppress(Exception):
+            return estimate(torch.device("meta"))
+    with translate_errors(), accelerator.autocast():
+        return estimate(accelerator.device)
 
 
 def prepare_output(

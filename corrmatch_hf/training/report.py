@@ -18,7 +18,7 @@ from ..hub.model_card import remove_run_card, write_run_card
 from ..hub.push import write_endpoint
 from ..methods.class_statistics import starving_classes
 from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
-from ..pictures import class_palette, overlay, prediction_grid, training_curves
+from ..pictures import class_palette, overlay, prediction_grid
 from ..text import library_versions, percent
 from .atomic_write import replaced_files, replaced_folder, write_text
 from .interruption import failed_evaluation
@@ -213,6 +213,8 @@ def write_report(folder: Path, facts: RunFacts) -> None:
     result, data = facts.result(), facts.data
     pictures, samples = {}, []  # file -> caption; what the Hub shows
     if facts.rows:
+        from ..pictures import training_curves  # imports matplotlib, which the first step need not wait for
+
         title = f"{facts.method} on {data.name}"
         palette = class_palette(data.id2label, data.label_colors)
         training_curves(facts.rows, title=title, classes=(data.id2label, palette)).savefig(

@@ -85,7 +85,9 @@ def test_every_pixel_is_drawn_equally_often():
     labels, counts = torch.zeros(10, dtype=torch.long), torch.zeros(10)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2000):
-        index, _ = draw_per_class(labels, pixel_scores(2, 5, generator), num_labels=1, count=3)
+        index, _ = draw_per_class(
+            labels, pixel_scores(2, 5, generator, torch.device("cpu")), num_labels=1, count=3
+        )
         counts[index[0]] += 1
     assert (counts / 2000 - 0.3).abs().max() < 0.05
 
