@@ -33,7 +33,7 @@ torchrun --nproc_per_node 4 -m corrmatch_hf evaluate --model outputs/run \\
 # Options of the training split alone: accepted, so that one description of a dataset serves all commands.
 OF_TRAINING = (
     "train_images", "train_masks", "labeled_fraction", "labeled_count", "labeled_list", "unlabeled_list", "split_seed",
-    "extra_unlabeled", "streaming", "train_split", "validation_split",
+    "extra_unlabeled", "diagnose_with_masks", "streaming", "train_split", "validation_split",
 )  # fmt: skip
 
 
@@ -207,6 +207,7 @@ def load_evaluated(data: DataOptions, split: str | None, num_labels: int) -> Sem
 
     if data.id2label is None and data.num_labels is None and data.label_colors is None:
         data.num_labels = num_labels  # else it would be the highest id in the evaluated masks
+    data.diagnose_with_masks = False  # of training
     if split is not None:
         data.validation_split = split
     if all(getattr(data, name) is None for name in SOURCES):

@@ -51,7 +51,8 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
     Unlabelled images:
         those of `unlabeled_list`, else the remaining training images and a split or folder named "unlabeled"; and
         those of `extra_unlabeled`, one or a list of folders, list files or datasets. Their masks are never part of
-        the result; only the random choice reads masks, to find the classes in them.
+        the result; only the random choice reads masks, to find the classes in them. With `diagnose_with_masks`,
+        those that have masks are `diagnosis`, too, which methods count by and never train on.
         With `streaming` they are an IterableDataset, downloaded during training. A Hub dataset without a split
         "unlabeled" then uses the first `labeled_count` training images as the labelled ones.
     Masks (see `MaskFormat`):
@@ -69,14 +70,19 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
         semi = synthetic_semi_dataset(labeled=chosen.labeled_count or 12, seed=chosen.split_seed)
         notes: list[str] = []
         pool = [semi.unlabeled, *_extra_unlabeled(chosen, notes)]
-        return dataclasses.replace(semi, unlabeled=_join(pool, chosen.streaming), notes=tuple(notes))
+        return dataclasses.replace(
+            semi,
+            unlabeled=_join(pool, chosen.streaming),
+            diagnosis=_diagnosis(pool[:1]) if chosen.diagnose_with_masks else None,
+            notes=tuple(notes),
+        )
 
     source = _open_source(chosen)
     classes, mask_format = _given_classes(source, chosen)
     labeled, rest = _labeled_and_rest(source, chosen, mask_format)
+    own = [rest, source.unlabeled() if chosen.unlabeled_list is None else None]
     pool = [
-        rest,
-        source.unlabeled() if chosen.unlabeled_list is None else None,
+        *own,
         *_extra_unlabeled(chosen, source.notes),
     ]
     validation = _validation(source, chosen)
@@ -90,6 +96,7 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
     return SemiDataset(
         labeled=labeled,
         unlabeled=_join(pool, chosen.streaming),
+        diagnosis=_diagnosis(own) if chosen.diagnose_with_masks else None,
         validation=validation,
         id2label=classes.id2label,
         ignore_index=mask_format.ignore_index,
@@ -196,7 +203,7 @@ def _labeled_and_rest(
 ) -> tuple[datasets.Dataset, AnyDataset | None]:
     """The labelled training images, and the other ones."""
     if options.labeled_list is not None:
-        return source.by_list(options.labeled_list, options.unlabeled_list)
+        return source.by_list(options.labeled_list, options.unlabeled_list, options.diagnose_with_masks)
     if options.streaming and isinstance(source, HubSource) and source.unlabeled() is None:
         return source.first_labeled(options.labeled_count)
     train = source.train()
@@ -303,6 +310,21 @@ def _join(parts: Sequence[AnyDataset | None], streaming: bool) -> AnyDataset | N
     if not pool:
         return None
     return pool[0] if len(pool) == 1 else datasets.concatenate_datasets(pool)
+
+
+def _diagnosis(parts: Sequence[AnyDataset | None]) -> datasets.Dataset:
+    """The unlabelled photos whose masks are known."""
+    found = []
+    for part in parts:
+        if isinstance(part, datasets.Dataset) and "label" in part.column_names:
+            rows = [row for row, given in enumerate(rows_with_label(part)) if given]
+            found += [part.select(rows)] if rows else []
+    if not found:
+        raise InputError(
+            "--diagnose_with_masks: none of the unlabelled photos has a mask; leave this option out, or name their "
+            "masks in --unlabeled_list."
+        )
+    return found[0] if len(found) == 1 else datasets.concatenate_datasets(found)
 
 
 def draw_labeled(

@@ -119,6 +119,11 @@ class DataOptions(Options):
         metavar="PATH",
         common=True,
     )
+    diagnose_with_masks: bool = option(
+        False,
+        "Where unlabelled photos have masks: log how many of their pseudo-labels are right. Training never uses them.",
+        group="Data",
+    )
     streaming: bool = option(
         False, "Stream the unlabelled images instead of downloading and listing them first.", group="Data"
     )
@@ -195,6 +200,10 @@ class DataOptions(Options):
             problems.append("--train_masks needs --train_images, the folder with the images of these masks")
         if (self.validation_images is None) != (self.validation_masks is None):
             problems.append("--validation_images and --validation_masks must be given together")
+        if self.diagnose_with_masks and self.streaming:
+            problems.append(
+                "--diagnose_with_masks cannot be combined with --streaming, which reads no masks; leave out one of them"
+            )
         given = [name for name in NOT_FOR_SYNTHETIC if getattr(self, name) is not None]
         if self.synthetic and given:
             problems.append(

@@ -32,6 +32,8 @@ class SemiDataset:
     them are not applied. `ignore_index`, `reduce_labels`, `label_colors`, `ignore_colors`, `label_ids` and
     `ignored_ids` describe the masks (see `MaskFormat`); `id2label` names the class ids 0 ... K-1. `hub_id` is
     "user/name" if the images come from the Hub. `notes` says what was assumed about the data, a sentence each.
+    `diagnosis` has the columns of `labeled`, for unlabelled images whose masks are known: methods count by them and
+    never train on them.
     """
 
     labeled: datasets.Dataset
@@ -47,6 +49,7 @@ class SemiDataset:
     label_ids: tuple[int, ...] | None = None
     ignored_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    diagnosis: datasets.Dataset | None = None
 
     def __post_init__(self):
         if sorted(self.id2label) != list(range(len(self.id2label))):

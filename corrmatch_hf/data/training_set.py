@@ -25,6 +25,7 @@ from .endless import EndlessList, EndlessStream, Sample, Stream, generator
 from .images import read_unlabeled
 from .semi_dataset import SemiDataset, undecoded
 
+UNKNOWN = -1  # true class, for diagnosis
 REPLACEMENTS = 8  # "skip" fails after so many further unreadable samples in a row
 
 Samples = EndlessList | Mapping[int, Sample]
@@ -143,6 +144,11 @@ class TrainingSet(Dataset):
         self.replacements = REPLACEMENTS if on_bad_sample == "skip" else 0
 
         self.labeled = EndlessList(undecoded(semi.labeled), seed, Stream.ORDER_LABELED)
+        # file -> row of the unlabelled images whose masks are known
+        self.known_masks: dict[str, int] | None = None
+        if semi.diagnosis is not None and unlabeled_batch:
+            self.diagnosis = undecoded(semi.diagnosis)
+            self.known_masks = {file: row for row, file in enumerate(self.diagnosis["file"][:])}
         self.unlabeled: EndlessList | None = None
         self.stream: EndlessStream | None = None
         if unlabeled_batch:
@@ -212,6 +218,9 @@ class TrainingSet(Dataset):
         view_count, size = augmentation.strong_views, augmentation.crop_size
         weak = np.stack([views.weak(p, Stream.UNLABELED) for p in positions])
         fields = {
+            "unlabeled_truth": None
+            if self.known_masks is None
+            else torch.stack([views.truth(p, Stream.UNLABELED) for p in positions]),
             "weak": augmentation.normalize(weak),
             "valid": torch.stack([views.valid(p, Stream.UNLABELED) for p in positions]),
             "unlabeled_files": [views.file(p) for p in positions],
@@ -298,6 +307,21 @@ class _Views:
     def valid(self, position: int, stream: Stream) -> BoolTensor:
         """(H, W), False on the padding of the weak crop."""
         return self._crop(position, stream)[1]
+
+    def truth(self, position: int, stream: Stream) -> torch.Tensor:
+        """(H, W) int64, the true classes of the weak crop; `UNKNOWN` where they are not known. For diagnosis alone."""
+        (image, file), owner = self._photo(position), self.owner
+        mask = np.full((image.height, image.width), UNKNOWN, dtype=np.int64)
+        if (number := owner.known_masks.get(file)) is not None:
+            try:
+                known = owner.semi.read_labeled(owner.diagnosis[number])[1].astype(np.int64)
+                mask = np.where(known == owner.semi.ignore_index, UNKNOWN, known)
+            except InputError:
+                if not owner.replacements:
+                    raise
+        rng = self.rng(position, stream, 0)
+        geometry = owner.augmentation.draw_geometry(image.width, image.height, rng)
+        return torch.from_numpy(geometry.crop_mask(mask, fill=UNKNOWN))
 
     def strong(self, position: int, stream: Stream, view: int) -> np.ndarray:
         """(H, W, 3) uint8, without CutMix."""

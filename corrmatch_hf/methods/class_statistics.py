@@ -109,15 +109,20 @@ class ClassStatistics:
         added = rows.new_zeros(self.num_labels + 1, len(COLUMNS)).index_add_(0, place, rows)[:-1]
         self._counts = added if self._counts is None else self._counts.to(added.device).add_(added)
 
-    def read(self) -> dict[str, list[float | None]] | None:
-        """The figures since the last call, over all processes, as lists by class id; None without pseudo-labels."""
+    def read(self) -> tuple[dict[str, list[float | None]], dict[str, float]]:
+        """The figures since the last call, over all processes.
+
+        Returns:
+            Lists by class id; and, where true classes are known, the accuracies over all classes. Empty without
+            pseudo-labels.
+        """
         counts = self.counts()
         self._counts = None
         if counts is None:
-            return None
+            return {}, {}
         column = dict(zip(COLUMNS, zip(*counts, strict=True), strict=True))
         if not sum(column["seen"]):
-            return None
+            return {}, {}
 
         def ratio(part: str, whole: str, unit: int = 1) -> list[float | None]:
             return [
@@ -140,7 +145,12 @@ class ClassStatistics:
             found["accuracy"] = ratio("right", "known")
             if self._propagates:
                 found["propagated_accuracy"] = ratio("right_after", "known_after")
-        return found
+        parts = {
+            "pseudo_label_accuracy": ("right", "known"),
+            "propagated_accuracy": ("right_after", "known_after"),
+        }
+        totals = {name: (sum(column[a]), sum(column[b])) for name, (a, b) in parts.items()}
+        return found, {name: _rounded(right / known) for name, (right, known) in totals.items() if known}
 
     def counts(self) -> list[list[int]] | None:
         """The counters of all processes, for a checkpoint; None before the first observation."""

@@ -16,7 +16,9 @@ from ..errors import InputError
 
 BY_CLASS = "Pseudo-labels that count, by class"
 MOST_CLASSES = 10  # lines in one panel
-SELECTION = ("threshold", "kept_ratio", "propagated_ratio")
+SELECTION = (
+    "threshold", "kept_ratio", "propagated_ratio", "pseudo_label_accuracy", "propagated_accuracy",
+)  # fmt: skip
 
 
 def training_curves(

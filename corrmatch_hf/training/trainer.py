@@ -241,9 +241,10 @@ class SemiSupervisedTrainer(Run):
         values["learning_rate"] = self.schedule.get_last_lr()[0]
         values["images_per_second"] = progress.images_per_second()
         progress.show(values)
-        per_class = self.method.class_statistics.read()
+        per_class, accuracies = self.method.class_statistics.read()
+        values |= accuracies
         log.add({"step": self.step, **values} | ({"per_class": per_class} if per_class else {}))
-        self.tracker.log(values | self._by_class_name(per_class or {}), self.step)
+        self.tracker.log(values | self._by_class_name(per_class), self.step)
         self._warn_of_starving_classes(log, progress)
 
     def _by_class_name(self, per_class: dict[str, list[float | None]]) -> dict[str, float]:

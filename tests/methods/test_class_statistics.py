@@ -25,7 +25,7 @@ def test_the_figures_by_loops():
     for part in parts:
         statistics.observe(**part)
         statistics.observe_labeled(torch.where(part["truth"] < 0, 255, part["truth"]))
-    found = statistics.read()
+    found, totals = statistics.read()
     for c in range(4):
         seen, confidences, kept, after, right, right_after = 0, [], 0, 0, [], []
         pixels = labeled = own = 0
@@ -60,7 +60,8 @@ def test_the_figures_by_loops():
             "propagated_accuracy": np.mean(right_after),
         }
         assert {name: values[c] for name, values in found.items()} == pytest.approx(wanted, abs=1e-4)
-    assert statistics.read() is None  # since the last call
+    assert totals.keys() == {"pseudo_label_accuracy", "propagated_accuracy"}
+    assert statistics.read() == ({}, {})  # since the last call
 
 
 def test_counters_of_a_checkpoint_go_on_exactly():
@@ -71,7 +72,7 @@ def test_counters_of_a_checkpoint_go_on_exactly():
         statistics.observe(**maps(1))
     assert whole.read() == resumed.read()
     resumed.restore([[1, 2]], torch.device("cpu"))  # of another version
-    assert resumed.read() is None
+    assert resumed.read() == ({}, {})
 
 
 def test_a_class_that_pseudo_labels_nearly_lack_starves():

@@ -81,15 +81,17 @@ class LocalSource:
         return as_dataset(self.pairs)
 
     def by_list(
-        self, labeled_list: str, unlabeled_list: str | None
+        self, labeled_list: str, unlabeled_list: str | None, diagnose: bool = False
     ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-        """The images of the lists; without an unlabelled list, the remaining training images are unlabelled."""
+        """The images of the lists; without an unlabelled list, the remaining training images are unlabelled.
+
+        `diagnose`: read the masks of the unlabelled list, too, where there are any.
+        """
         known = _by_name(self.pairs)
         labeled = read_list(labeled_list, self._root_of(labeled_list), known, "--labeled_list")
         if unlabeled_list is not None:
-            rest = read_list(
-                unlabeled_list, self._root_of(unlabeled_list), known, "--unlabeled_list", masks=False
-            )
+            root, masks = self._root_of(unlabeled_list), None if diagnose else False
+            rest = read_list(unlabeled_list, root, known, "--unlabeled_list", masks)
         else:
             taken = set(_real_paths(labeled))
             places = zip(self.pairs, _real_paths(self.pairs), strict=True)

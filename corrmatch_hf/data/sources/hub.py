@@ -108,7 +108,7 @@ class HubSource:
         return _in_memory(stream.take(count)), stream.skip(count)
 
     def by_list(
-        self, labeled_list: str, unlabeled_list: str | None
+        self, labeled_list: str, unlabeled_list: str | None, diagnose: bool = False
     ) -> tuple[datasets.Dataset, datasets.Dataset]:
         """The rows named by the lists; without an unlabelled list, the remaining rows are unlabelled."""
         if self.streaming:

@@ -55,17 +55,17 @@ def read_lines(path: str | os.PathLike, option: str) -> list[tuple[int, str]]:
 
 
 def read_list(
-    path: str | os.PathLike, root: Path, known: Mapping[str, Pair], option: str, masks: bool = True
+    path: str | os.PathLike, root: Path, known: Mapping[str, Pair], option: str, masks: bool | None = True
 ) -> list[Pair]:
     """The pairs of a list with one "image mask" or "image" per line, relative to `root`.
 
     An entry may also be the bare name of an image in `known`, which then gives its mask. With masks=False, masks in
-    the list are not read and need not exist. A name may contain spaces if the line can be read in only one way.
-    Raises InputError with list, line number and path if an entry is missing or lies outside of `root` (see
-    `_Locator`).
+    the list are not read and need not exist; with None, those that exist are read. A name may contain spaces if the
+    line can be read in only one way. Raises InputError with list, line number and path if an entry is missing or lies
+    outside of `root` (see `_Locator`).
     """
     locate = _Locator(root, path)
-    read = _read_masked if masks else _read_bare
+    read = {True: _read_masked, False: _read_bare, None: _read_either}[masks]
     return [
         read(line, locate, known, f"{path}, line {number} ({option})")
         for number, line in read_lines(path, option)
@@ -194,6 +194,14 @@ def _read_masked(line: str, locate: _Locator, known: Mapping[str, Pair], place: 
         return pair
     image, mask = next(iter(_splits(line)), (line, None))
     raise _missing(mask if mask is not None and _is_file(locate(image)) else image, line, locate, place)
+
+
+def _read_either(line: str, locate: _Locator, known: Mapping[str, Pair], place: str) -> Pair:
+    """A line that may give an image with its mask."""
+    try:
+        return _read_masked(line, locate, known, place)
+    except InputError:
+        return _read_bare(line, locate, known, place)
 
 
 def _read_bare(line: str, locate: _Locator, known: Mapping[str, Pair], place: str) -> Pair:
