@@ -409,7 +409,8 @@ def test_pictures_win_over_words_boxes_and_numbers(tmp_path):
 
 def test_a_saved_split_without_rows_does_not_stop_the_others(tmp_path):
     parts = {"train": rows(4), "validation": rows(2), "test": rows(2).select([])}
-    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    # datasets 4.0 cannot estimate how many files a split without rows needs.
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"), num_shards=dict.fromkeys(parts, 1))
     semi = load_semi_dataset(str(tmp_path / "saved"))
     assert counts(semi) == (4, 0, 2) and any("'test' of" in note and "no rows" in note for note in semi.notes)
 
@@ -455,7 +456,8 @@ def test_a_split_without_a_column_of_masks_does_not_stop_the_others(tmp_path):
 
 
 def test_a_training_split_without_rows_is_named(tmp_path):
-    datasets.DatasetDict({"train": rows(3).select([]), "validation": rows(3)}).save_to_disk(str(tmp_path))
+    parts = {"train": rows(3).select([]), "validation": rows(3)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path), num_shards=dict.fromkeys(parts, 1))
     with pytest.raises(
         InputError, match=r"The split 'train' of .* has no rows: name another with --train_split"
     ):
