@@ -79,15 +79,16 @@ class HubSource:
         return {k: v.to_iterable_dataset() for k, v in loaded.items()} if self.streaming else loaded
 
     def _saved_splits(self) -> dict[str, datasets.Dataset]:
-        """What `save_to_disk` wrote, without splits that have no rows: `datasets` cannot load these."""
+        """What `save_to_disk` wrote, without splits that have no rows: `datasets` cannot load these unless they have a file."""
         listed = Path(self.name, "dataset_dict.json")
         if not listed.is_file():
             return {self.train_split: datasets.load_from_disk(self.name)}
         splits = {}
         for split in json.loads(listed.read_text(encoding="utf-8"))["splits"]:
             state = json.loads(Path(self.name, split, "state.json").read_text(encoding="utf-8"))
-            if state["_data_files"]:
-                splits[split] = datasets.load_from_disk(str(Path(self.name, split)))
+            loaded = state["_data_files"] and datasets.load_from_disk(str(Path(self.name, split)))
+            if loaded:
+                splits[split] = loaded
             else:
                 self._empty.append(split)
                 self.notes.append(f"The split {split!r} of {self.name} has no rows and is left out.")
