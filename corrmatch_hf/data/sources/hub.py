@@ -79,7 +79,7 @@ class HubSource:
         return {k: v.to_iterable_dataset() for k, v in loaded.items()} if self.streaming else loaded
 
     def _saved_splits(self) -> dict[str, datasets.Dataset]:
-        """What `save_to_disk` wrote, without splits that have no rows: `datasets` cannot load these unless they have a file."""
+        """What `save_to_disk` wrote, without splits that have no rows, which `datasets` cannot always load."""
         listed = Path(self.name, "dataset_dict.json")
         if not listed.is_file():
             return {self.train_split: datasets.load_from_disk(self.name)}
