@@ -108,8 +108,11 @@ def enlarged_label_map(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def pooled_features(model: nn.Module, pixel_values: Tensor) -> np.ndarray:
-    """(C,) float64 of length 1: the last hidden state, averaged over a normalised photo (1, 3, H, W)."""
-    hidden = model(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1].float()
+    """(C,) float64 of length 1: the encoder's last features, averaged over a normalised photo (1, 3, H, W)."""
+    if hasattr(model, "encode"):  # CorrMatch: without the decoder
+        hidden = model.encode(pixel_values)[-1].float()
+    else:
+        hidden = model(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-1].float()
     pooled = hidden.mean((2, 3)) if hidden.ndim == 4 else hidden.mean(1)  # (1, C, h, w), or tokens (1, L, C)
     return F.normalize(pooled[0].double(), dim=0).cpu().numpy()
 

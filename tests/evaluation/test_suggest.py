@@ -13,6 +13,7 @@ from corrmatch_hf.evaluation.suggest import (
     choose,
     enlarged_label_map,
     look_at,
+    pooled_features,
     require_scikit_learn,
     uncertainty_map,
 )
@@ -98,3 +99,12 @@ def test_without_scikit_learn_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
         require_scikit_learn()
+
+
+def test_features_of_another_model_of_transformers():
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    sizes = {"hidden_sizes": [4, 4, 8, 8], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = SegformerForSemanticSegmentation(SegformerConfig(**sizes, decoder_hidden_size=8)).eval()
+    features = pooled_features(model, torch.randn(1, 3, 64, 64))
+    assert features.shape == (8,) and np.linalg.norm(features) == pytest.approx(1)
