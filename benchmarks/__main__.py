@@ -24,6 +24,8 @@ MODULES = (
     "region_propagation",
     "pixel_propagation",
     "step_parts",
+    "dpt",
+    "deeplab",
     "data",
     "whole_step",
     "inference",

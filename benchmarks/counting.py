@@ -10,6 +10,7 @@ activations, interpolation, losses and the optimiser do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,16 @@ def _propagation_backward(query, key, values, *_, **__) -> int:
     return 2 * n * positions**2 * (3 * dim + values[1])
 
 
+def _convolution_backward(
+    grad, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted, **__
+) -> int:
+    """As many as forward for each wanted gradient, of input and weight. torch's own formula ignores groups."""
+    positions = (x if transposed else grad)[2:]
+    return 2 * grad[0] * math.prod(positions) * math.prod(weight) * sum(wanted[:2])
+
+
 _FORMULAS = {
+    torch.ops.aten.convolution_backward: _convolution_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     torch.ops.corrmatch_hf.propagate: _propagation,

@@ -14,7 +14,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
-from .convolutions_corrmatch import DilatedConv2d, SeparableConv2d
+from .convolutions_corrmatch import Conv3x3, SeparableConv2d
 
 if TYPE_CHECKING:
     from .configuration_corrmatch import CorrMatchConfig
@@ -71,7 +71,7 @@ class ConvNormAct(nn.Module):
         elif separable:
             self.conv = SeparableConv2d(in_channels, out_channels, dilation)
         else:
-            self.conv = DilatedConv2d(in_channels, out_channels, dilation, bias=bias)
+            self.conv = Conv3x3(in_channels, out_channels, dilation, bias=bias)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -196,11 +196,11 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, channels, bias=True)
+        self.conv2 = Conv3x3(channels, channels, bias=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True)).add_(x)
 
 
 class FusionBlock(nn.Module):
@@ -218,8 +218,10 @@ class FusionBlock(nn.Module):
     def forward(self, x: torch.Tensor, level: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
         """x (N,C,h,w), the coarser levels, and level (N,C,h,w) -> (N,C,*size)"""
         if self.level is not None:
-            x = x + self.level(level)
-        return self.project(resize(self.refine(x), size))
+            x = self.level(level).add_(x)
+        # The 1x1 convolution before resizing, on a quarter of the pixels: bilinear weights sum to 1, so both orders are
+        # equal up to rounding, the bias included.
+        return resize(self.project(self.refine(x)), size)
 
 
 class DPTDecoder(nn.Module):
@@ -251,11 +253,9 @@ class DPTDecoder(nn.Module):
                 nn.Conv2d(last, last, 3, stride=2, padding=1),
             ]
         )
-        self.narrow = nn.ModuleList(
-            nn.Conv2d(width, channels, 3, padding=1, bias=False) for width in pyramid_channels
-        )
+        self.narrow = nn.ModuleList(Conv3x3(width, channels) for width in pyramid_channels)
         self.fuse = nn.ModuleList(FusionBlock(channels, coarsest) for coarsest in (False, False, False, True))
-        self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
+        self.smooth = Conv3x3(channels, channels, bias=True)
         self.classify = nn.Conv2d(channels, num_labels, 1)
         self.fused_channels = channels
         # torch's own initialisation: without norms, these sums of residual units need small weights.
@@ -271,7 +271,7 @@ class DPTDecoder(nn.Module):
         x = self.fuse[2](x, pyramid[2], pyramid[1].shape[-2:])
         x = self.fuse[1](x, pyramid[1], pyramid[0].shape[-2:])
         x = self.fuse[0](x, pyramid[0], tuple(2 * side for side in pyramid[0].shape[-2:]))
-        fused = F.relu(self.smooth(x))
+        fused = F.relu(self.smooth(x), inplace=True)
         return DecoderOutput(None, fused, self.classify(fused))
 
 

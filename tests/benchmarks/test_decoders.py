@@ -10,7 +10,7 @@ from benchmarks import decoders
 from benchmarks.counting import flops, without_contents
 from benchmarks.decoders import BF16, CHECKPOINTED, FROZEN, PLAIN
 from corrmatch_hf.model import pixel_propagation
-from corrmatch_hf.model.convolutions_corrmatch import DilatedConv2d
+from corrmatch_hf.model.convolutions_corrmatch import Conv3x3
 from corrmatch_hf.training.memory import estimate_memory
 
 ENCODER, CROP, IMAGES = "test_vit", 64, 2  # patches of 16 pixels
@@ -43,7 +43,7 @@ def convolutions(model: nn.Module, run) -> int:
         nonlocal total
         at = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
         taps = 1.0
-        if isinstance(layer, DilatedConv2d):  # outer taps that only reach the padding are skipped
+        if isinstance(layer, Conv3x3):  # outer taps that only reach the padding are skipped
             taps = 3.0 ** -sum(layer.dilation[0] >= side for side in at.shape[2:])
         total += round(2 * layer.weight.numel() * taps) * at.shape[0] * at.shape[2] * at.shape[3]
 
@@ -75,6 +75,24 @@ def test_forward(encoder, decoder, config):
         else:
             image = torch.zeros(1, 3, CROP, CROP)
             assert encoding == convolutions(model.encoder, lambda: model.encode(image)) > 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "places"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 6 * 7),  # depthwise
+        (nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4), 3 * 4),
+        (nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2), 6 * 7),
+        (nn.Conv2d(8, 4, 1), 6 * 7),
+    ],
+)
+def test_the_gradients_of_a_grouped_convolution(layer, places):
+    with without_contents(layer):
+        image = torch.empty(3, 8, 6, 7, requires_grad=True)
+        forward = flops(lambda: layer(image))
+        assert forward == 3 * places * 2 * layer.weight.numel()
+        assert flops(lambda: layer(image).sum().backward()) == 3 * forward
+        assert flops(lambda: layer(image.detach()).sum().backward()) == 2 * forward
 
 
 def test_a_step():

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from corrmatch_hf.model.convolutions_corrmatch import DepthwiseConv2d, DilatedConv2d, SeparableConv2d
+from corrmatch_hf.model import convolutions_corrmatch
+from corrmatch_hf.model.convolutions_corrmatch import Conv3x3, DepthwiseConv2d, SeparableConv2d
 from corrmatch_hf.model.decoders_corrmatch import DeepLabV3PlusDecoder
 
 MAKERS = {
-    "dense": lambda rate: DilatedConv2d(4, 6, rate, bias=True),
+    "dense": lambda rate: Conv3x3(4, 6, rate, bias=True),
     "depthwise": lambda rate: DepthwiseConv2d(6, rate),
 }
 GRIDS = [(1, 1), (3, 4), (4, 9), (9, 5), (5, 5), (9, 11)]  # smaller than the rate, on one side, equal, larger
@@ -38,7 +39,7 @@ def test_results_and_gradients_are_those_of_the_whole_kernel(kind, grid, layout)
 
 
 def test_gradients_of_skipped_taps_are_zero_and_keep_the_layout_of_the_weight():
-    conv = DilatedConv2d(4, 6, 5).to(memory_format=torch.channels_last)
+    conv = Conv3x3(4, 6, 5).to(memory_format=torch.channels_last)
     conv(torch.randn(2, 4, 5, 3)).sum().backward()
     outer = conv.weight.grad.clone()
     outer[:, :, 1, 1] = 0
@@ -46,10 +47,32 @@ def test_gradients_of_skipped_taps_are_zero_and_keep_the_layout_of_the_weight():
     assert conv.weight.grad.stride() == conv.weight.stride()
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rate", [1, 2])
+def test_channels_last_gradients_on_a_cpu_without_avx512(rate, bias, monkeypatch):
+    monkeypatch.setattr(convolutions_corrmatch, "SLOW_GRADIENTS", True)
+    conv = Conv3x3(4, 6, rate, bias=bias).to(memory_format=torch.channels_last)
+    for learned in (True, False):  # images need no gradient
+        x = torch.randn(2, 4, 7, 8, requires_grad=learned)
+        found, expected = conv(x), whole(conv, x)
+        assert "ChannelsLastConvolution" in type(found.grad_fn).__name__
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        inputs, out = (*conv.parameters(), *([x] if learned else [])), torch.randn_like(expected)
+        for ours, theirs in zip(
+            (found, *torch.autograd.grad(found, inputs, out)),
+            (expected, *torch.autograd.grad(expected, inputs, out)),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        conv(torch.randn(2, 4, 7, 8)).sum().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride()
+
+
 @pytest.mark.parametrize("dynamic", [False, None])
 def test_compiled_for_each_size(dynamic):
     torch._dynamo.reset()
-    conv = DilatedConv2d(4, 6, 5)
+    conv = Conv3x3(4, 6, 5)
     compiled = torch.compile(conv, backend="eager", fullgraph=True, dynamic=dynamic)
     for grid in ((4, 4), (9, 9), (3, 8), (8, 3), (12, 12), (4, 4)):
         x = torch.randn(2, 4, *grid)

@@ -8,6 +8,7 @@ import torch
 from corrmatch_hf import CorrMatchForSegmentation
 from corrmatch_hf.methods import FixMatchOptions
 from corrmatch_hf.training import run as run_module
+from corrmatch_hf.training.memory import blank_batch
 from corrmatch_hf.training.optimizer import compile_networks
 
 
@@ -42,3 +43,16 @@ def test_the_layout_of_the_weights(make_trainer, channels_last):
     weight = next(p for p in trainer.method.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert weight.is_contiguous() != channels_last
+
+
+@pytest.mark.parametrize("name", ["corrmatch", "unimatch", "unimatch_v2"])  # the others call no other parts
+def test_no_graph_break_in_what_is_compiled(name, make_trainer):
+    """`fullgraph` makes a break an error. What a method does between its networks is not compiled."""
+    torch._dynamo.reset()
+    trainer = make_trainer(name)
+    compile_networks(trainer.method, backend="eager", fullgraph=True)
+    trainer.method.train()
+    loss, _ = trainer.method(blank_batch(trainer.method, 2, 2, 64, torch.device("cpu")))
+    loss.backward()
+    compiled = [m for m in trainer.method.modules() if m._compiled_call_impl is not None]
+    assert loss.isfinite() and len(compiled) >= 2
