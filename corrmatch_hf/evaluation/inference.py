@@ -129,11 +129,16 @@ def _softmax(model: nn.Module, image: Tensor) -> Tensor:
     return logits.softmax(dim=1)
 
 
+def default_batch_size(device: torch.device | str) -> int:
+    """Images, or windows of an image, to predict together: 4 on a GPU; 1 on a CPU, whose caches a batch overflows."""
+    return 1 if torch.device(device).type == "cpu" else 4
+
+
 def inference_problems(
     window: int | None,
     stride: int | None,
     scales: Sequence[float] = (1.0,),
-    batch_size: int = 1,
+    batch_size: int | None = 1,
     prefix: str = "",
 ) -> Iterator[str]:
     """Why `predict_probabilities` refuses these arguments, one sentence each without the full stop.
@@ -151,5 +156,5 @@ def inference_problems(
         )
     if not scales or min(scales) <= 0:
         yield f"{prefix}scales is {list(scales)}: give one or more positive factors, such as 0.75 1.0 1.25"
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         yield f"{prefix}batch_size is {batch_size}: give 1 or more"

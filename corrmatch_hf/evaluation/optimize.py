@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from typing import NoReturn
 
 import torch
@@ -11,6 +12,17 @@ from torch import nn
 from ..errors import InputError
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def bfloat16_is_slow(device: torch.device | str) -> bool:
+    """Whether this is an x86 CPU that has no instructions for bfloat16 and emulates it, slower than float32."""
+    if torch.device(device).type != "cpu" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    known = [
+        check for name in checks if (check := getattr(torch.cpu, name, None))
+    ]  # private, so they may change
+    return bool(known) and not any(check() for check in known)
 
 
 def optimize_for_inference(

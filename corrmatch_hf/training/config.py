@@ -149,6 +149,18 @@ class TrainingConfig(Options):
         "Compile the networks with torch.compile: minutes at the start, then faster steps on a GPU.",
         group="Hardware",
     )
+    tf32: bool = option(
+        False,
+        "On NVIDIA GPUs, multiply float32 matrices in TF32, as torch does in convolutions anyway: faster transformers, "
+        "and results vary slightly.",
+        group="Hardware",
+    )
+    cudnn_benchmark: bool = option(
+        False,
+        "On NVIDIA GPUs, time the algorithms for each new shape of a convolution in training and take the fastest; "
+        "results then vary from run to run.",
+        group="Hardware",
+    )
     channels_last: bool = option(
         True,
         "Keep feature maps in channels-last memory format: faster on most hardware, equal results up to rounding.",
@@ -199,8 +211,13 @@ class TrainingConfig(Options):
         group="Evaluation",
         at_least=1,
     )
-    eval_batch_size: int = option(
-        1, "Images of equal size evaluated together.", group="Evaluation", at_least=1, at_most=2**16
+    eval_batch_size: int | None = option(
+        None,
+        "Images of equal size, or windows of one image, evaluated together; by default 4 on a GPU, and 1 on a CPU, "
+        "where more are slower.",
+        group="Evaluation",
+        at_least=1,
+        at_most=2**16,
     )
     save_steps: int | None = option(
         None, "Write a checkpoint every so many steps.", group="Saving", common=True, at_least=1

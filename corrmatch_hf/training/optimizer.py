@@ -8,6 +8,7 @@ all of them       * (1 - t / T) ** lr_power at step t of T, after a linear warm-
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import timm
 import torch
@@ -94,6 +95,31 @@ def build_schedule(
     return get_polynomial_decay_schedule_with_warmup(
         optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power
     )
+
+
+@contextmanager
+def gpu_settings(config: TrainingConfig) -> Iterator[None]:
+    """`tf32` and `cudnn_benchmark`, which are settings of the process; without them they stay as they are."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    try:
+        if config.tf32:
+            torch.set_float32_matmul_precision("high")
+        if config.cudnn_benchmark:
+            torch.backends.cudnn.benchmark = True
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+@contextmanager
+def without_cudnn_benchmark() -> Iterator[None]:
+    """For photos of many sizes, each of which would be timed anew."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def compile_networks(method: nn.Module, **options) -> None:

@@ -20,6 +20,7 @@ from ..data.semi_dataset import SemiDataset
 from ..distributed import world_size
 from ..errors import InputError
 from ..evaluation.inference import evaluating
+from ..evaluation.optimize import bfloat16_is_slow
 from ..methods.base import Method
 from ..model import CorrMatchForSegmentation
 from .checkpoint import check_resumable, clean_up, find_checkpoint
@@ -197,6 +198,12 @@ def prepare_output(
     if main:
         print(data.describe())
         print(estimate.summary(accelerator.device, folder, config.max_checkpoints))
+        if config.mixed_precision == "bf16" and bfloat16_is_slow(accelerator.device):
+            warnings.warn(
+                "--mixed_precision bf16 is slower than float32 here: this CPU has neither AVX512-BF16 nor AMX. Give "
+                "--mixed_precision no, unless the memory would not suffice.",
+                stacklevel=5,
+            )
         if config.push_to_hub:
             check_hub_access(config)
         for text in check_dataset(

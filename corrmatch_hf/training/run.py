@@ -19,6 +19,7 @@ from torch import nn
 from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..distributed import succeeded_everywhere
 from ..evaluation.evaluate import evaluate_segmentation
+from ..evaluation.inference import default_batch_size
 from ..hub.push import push_folder
 from ..methods.base import Method
 from ..methods.teacher import Teacher
@@ -29,7 +30,13 @@ from .checkpoint import architecture, deciding_versions, load_checkpoint, write_
 from .config import TrainingConfig
 from .log import Tracker, TrainingLog
 from .non_finite import NonFiniteWatch, SkippedSteps, check_weights
-from .optimizer import build_optimizer, build_schedule, compile_networks, freeze
+from .optimizer import (
+    build_optimizer,
+    build_schedule,
+    compile_networks,
+    freeze,
+    without_cudnn_benchmark,
+)
 from .output_folder import CONFIGURATION, SaveError, write_or_rescue
 from .preflight import check_run, count_steps, estimate_run_memory, make_accelerator
 from .report import RunFacts, read_best, save_model, write_result
@@ -122,22 +129,23 @@ class Run:
         if dataset is None:
             return None
         config = self.config
-        return evaluate_segmentation(
-            self.evaluated_model,
-            EvaluationSet(dataset, self.data),
-            num_labels=self.data.num_labels,
-            id2label=self.data.id2label,
-            ignore_index=self.data.ignore_index,
-            image_mean=self.processor.image_mean,
-            image_std=self.processor.image_std,
-            window=config.eval_window,
-            stride=config.eval_stride,
-            batch_size=config.eval_batch_size,
-            num_workers=config.num_workers or 0,  # with 0, evaluation loads ahead in a thread
-            device=self.accelerator.device,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
+        with without_cudnn_benchmark():
+            return evaluate_segmentation(
+                self.evaluated_model,
+                EvaluationSet(dataset, self.data),
+                num_labels=self.data.num_labels,
+                id2label=self.data.id2label,
+                ignore_index=self.data.ignore_index,
+                image_mean=self.processor.image_mean,
+                image_std=self.processor.image_std,
+                window=config.eval_window,
+                stride=config.eval_stride,
+                batch_size=config.eval_batch_size or default_batch_size(self.accelerator.device),
+                num_workers=config.num_workers or 0,  # with 0, evaluation loads ahead in a thread
+                device=self.accelerator.device,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+            )
 
     def check_finite(self) -> None:
         """Raise `NonFiniteLossError` rather than evaluate or save weights that are not finite."""

@@ -37,7 +37,7 @@ from .interruption import (
     translate_errors,
 )
 from .log import Progress, TrainingLog, unbreakable_output
-from .optimizer import keep_frozen
+from .optimizer import gpu_settings, keep_frozen
 from .output_folder import EvaluationError, SaveError, delete_run, warn_not_saved
 from .output_lock import OutputLock
 from .preflight import prepare_output
@@ -100,7 +100,7 @@ class SemiSupervisedTrainer(Run):
         log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
         batches = run_batches(self.method, self.data, config, self.processor, accelerator, self.step)
-        with StopSignals() as signals:  # until everything is written
+        with StopSignals() as signals, gpu_settings(config):  # until everything is written
             try:
                 self._loop(batches, signals, log, progress)
             finally:

@@ -8,7 +8,7 @@ from torch import nn
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.errors import InputError
-from corrmatch_hf.evaluation import evaluate_segmentation, predict_probabilities
+from corrmatch_hf.evaluation import evaluate_segmentation, optimize, predict_probabilities
 from corrmatch_hf.evaluation.optimize import optimize_for_inference
 
 SMALL = {"depth": 4, "embed_dim": 48, "num_heads": 2}
@@ -98,3 +98,14 @@ def test_compile_hands_the_copy_to_the_compiler(monkeypatch):
     model = network("test_resnet")
     fast = optimize_for_inference(model, compile=True)
     assert compiled == [fast] and fast is not model
+
+
+def test_bfloat16_is_slow_where_an_x86_cpu_has_no_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(optimize.platform, "machine", lambda: "x86_64")
+    for amx, avx, slow in ((False, False, True), (True, False, False), (False, True, False)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx, raising=False)
+        assert optimize.bfloat16_is_slow("cpu") is slow
+        assert not optimize.bfloat16_is_slow("cuda")
+    monkeypatch.setattr(optimize.platform, "machine", lambda: "arm64")
+    assert not optimize.bfloat16_is_slow("cpu")

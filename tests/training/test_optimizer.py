@@ -1,10 +1,14 @@
 """Which weights learn how fast, and with which kernel."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from corrmatch_hf import TrainingConfig
+from corrmatch_hf import SemiSupervisedTrainer, TrainingConfig
+from corrmatch_hf.training import preflight
+from corrmatch_hf.training import run as run_module
 from corrmatch_hf.training.optimizer import build_optimizer
 
 
@@ -73,3 +77,33 @@ def test_norms_and_biases_can_be_spared_the_decay(kind):
         rate = 0.1 if "encoder" in name else 0.5
         kept = 1 - rate * 0.01 if p.ndim > 1 else 1.0
         torch.testing.assert_close(p.detach(), kept * before[name], msg=name)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_settings_of_the_gpu_end_with_the_training(on, make_trainer, monkeypatch):
+    def settings():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+    trainer, before = make_trainer("supervised", max_steps=1, tf32=on, cudnn_benchmark=on), settings()
+    in_training, in_evaluation = [], []
+    monkeypatch.setattr(trainer.method, "after_step", lambda: in_training.append(settings()))
+    module = run_module.evaluate_segmentation
+    monkeypatch.setattr(
+        run_module,
+        "evaluate_segmentation",
+        lambda *args, **kwargs: in_evaluation.append(settings()) or module(*args, **kwargs),
+    )
+    trainer.train()
+    assert in_training == [("high", True) if on else before]
+    assert in_evaluation[-1][1] is False and settings() == before
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_bf16_is_warned_about_where_it_is_slower(slow, make_trainer, monkeypatch):
+    monkeypatch.setattr(preflight, "bfloat16_is_slow", lambda device: slow)
+    monkeypatch.setattr(SemiSupervisedTrainer, "_loop", lambda *_: pytest.fail("the check comes first"))
+    trainer = make_trainer("supervised", mixed_precision="bf16")
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(pytest.fail.Exception):
+        warnings.simplefilter("always")
+        trainer.train()
+    assert any("--mixed_precision no" in str(w.message) for w in caught) is slow
