@@ -118,7 +118,10 @@ class ModelOptions(Options):
 
         try:
             config = self.config(
-                correlation_head=correlation_head, ignore_index=data.ignore_index, id2label=data.id2label
+                correlation_head=correlation_head,
+                ignore_index=data.ignore_index,
+                id2label=data.id2label,
+                label_colors=data.label_colors and [list(color) for color in data.label_colors],
             )
             if self.encoder_weights == "none":
                 model = CorrMatchForSegmentation(config)

@@ -66,18 +66,18 @@ def main(args: Sequence[str]) -> None:
     import torch
 
     from ..data.images import read_photo
-    from ..evaluation.inference import predict_probabilities, refuse_not_finite
+    from ..evaluation.inference import best_device, predict_probabilities, refuse_not_finite
     from ..evaluation.optimize import PRECISIONS, optimize_for_inference
     from ..hub.load import load_saved
     from ..pictures import class_palette, mask_image, overlay
 
     model, processor = load_saved(options.model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     model = optimize_for_inference(
         model.to(device), dtype=PRECISIONS[options.precision], compile=options.compile, in_place=True
     )
     id2label = model.config.id2label
-    palette = class_palette(id2label)
+    palette = class_palette(id2label, getattr(model.config, "label_colors", None))
     polygons = None
     if options.save_as is not None:
         from ..data.annotations.save import PolygonFolder

@@ -179,12 +179,11 @@ class Looking:
     """
 
     def __init__(self, options: SuggestOptions):
-        import torch
-
+        from ..evaluation.inference import best_device
         from ..hub.load import load_saved
 
         self.options = options
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = best_device()
         model, self.processor = load_saved(options.model)
         self.model = model.to(self.device)
         self.unreadable: list[str] = []
@@ -246,7 +245,8 @@ class Looking:
             )
         write_text(output / LIST, "".join(f"{path.absolute()}\n" for path, _ in chosen))
         id2label = self.model.config.id2label
-        contact_sheet(rows, id2label, class_palette(id2label)).save(output / SHEET, quality=88)
+        palette = class_palette(id2label, getattr(self.model.config, "label_colors", None))
+        contact_sheet(rows, id2label, palette).save(output / SHEET, quality=88)
         return printed
 
     def read(self, path: Path) -> Image.Image | None:

@@ -12,6 +12,13 @@ from torch.nn.functional import interpolate
 from ..errors import InputError, refuse
 
 
+def best_device() -> str:
+    """The device to predict on: a GPU of NVIDIA, AMD or Apple where there is one."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module has its own mode again (frozen BatchNorm stays in eval)."""

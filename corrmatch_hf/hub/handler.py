@@ -49,7 +49,9 @@ class EndpointHandler:
         self.max_pixels = _limit("CORRMATCH_MAX_IMAGE_PIXELS", MAX_IMAGE_PIXELS)
         self.max_images = _limit("CORRMATCH_MAX_IMAGES", MAX_IMAGES)
         self.turn = threading.Semaphore(_limit("CORRMATCH_MAX_CONCURRENT", MAX_CONCURRENT))
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
         self.processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
         model = AutoModelForSemanticSegmentation.from_pretrained(path, trust_remote_code=True)
         self.model = model.to(self.device).eval()
@@ -106,10 +108,13 @@ class EndpointHandler:
                 f'The model\'s outputs for "{place}" are not finite: its weights are corrupt, or the '
                 "precision is too low."
             )
-        probability = (highest - logits[0].logsumexp(dim=0)).exp().double()
+        probability = (highest - logits[0].logsumexp(dim=0)).exp()
+        class_ids, probability = (
+            class_ids.cpu(),
+            probability.cpu().double(),
+        )  # Apple's GPU has no double precision
         pixels = torch.bincount(class_ids.flatten(), minlength=logits.shape[1])
         total = torch.bincount(class_ids.flatten(), weights=probability.flatten(), minlength=logits.shape[1])
-        class_ids = class_ids.cpu()
         found = []
         for class_id in pixels.nonzero().flatten().tolist():
             score = min((total[class_id] / pixels[class_id]).item(), 1.0)

@@ -84,6 +84,8 @@ class CorrMatchConfig(PreTrainedConfig):
         ignore_index: label id of pixels without a class; must not be a class id.
         encoder_origin: for information only: the Hub id or file name of the weights that the encoder was initialised
             with; `None` if they were random or are unknown. Never read or downloaded.
+        label_colors: for pictures only: [red, green, blue] of each class, 0 to 255; `None`, or those of another
+            number of classes, means fixed colours.
 
     Raises:
         ValueError: a value outside its bounds; the message names the field.
@@ -112,6 +114,7 @@ class CorrMatchConfig(PreTrainedConfig):
     correlation_scale: str = "scores"
     ignore_index: int = 255
     encoder_origin: str | None = None
+    label_colors: list | tuple | None = None
 
     def __post_init__(self, **kwargs):
         if isinstance(
@@ -127,6 +130,8 @@ class CorrMatchConfig(PreTrainedConfig):
             raise ValueError(" ".join(wrong))
         super().__post_init__(**kwargs)  # sets id2label, and with it num_labels
         self.encoder_name = re.sub(r"^(hf[-_]hub:)?(timm/)?", "", self.encoder_name)
+        if self.label_colors is not None and len(self.label_colors) != self.num_labels:
+            self.label_colors = None  # of other classes, as when a model is loaded for new ones
         if self.label2id is None:
             self.label2id = {name: i for i, name in self.id2label.items()}
         if wrong := self._problems():
@@ -189,6 +194,11 @@ class CorrMatchConfig(PreTrainedConfig):
             wrong.append(
                 f"ignore_index {self.ignore_index} is the id of one of the {self.num_labels} classes; "
                 "use another value, such as -100."
+            )
+        if self.label_colors is not None and not _are_colors(self.label_colors):
+            wrong.append(
+                "label_colors must be [red, green, blue], 0 to 255, for each class, or None, "
+                f"not {_short(self.label_colors)}."
             )
         if reserved := sorted(set(self.encoder_kwargs or ()).intersection(RESERVED_ENCODER_KWARGS)):
             wrong.append(
@@ -269,6 +279,15 @@ def _within(numbers: Sequence[int] | None, fewest: int, most: int, smallest: int
     if numbers is None:
         return True
     return fewest <= len(numbers) <= most and smallest <= min(numbers) and max(numbers) <= largest
+
+
+def _are_colors(colors: Sequence) -> bool:
+    return all(
+        isinstance(color, list | tuple)
+        and len(color) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in color)
+        for color in colors
+    )
 
 
 def _moderate(value, depth: int = 0) -> bool:

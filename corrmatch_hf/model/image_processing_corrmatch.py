@@ -22,6 +22,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
+from .palette_corrmatch import class_palette
 from .picture_corrmatch import refuse_huge_tiles, sixteen_to_eight, tile_pixels, to_rgb, upright
 
 logger = logging.get_logger(__name__)
@@ -100,7 +101,8 @@ class CorrMatchImageProcessor(TorchvisionBackend):
         if wrong := [*_problems(vars(self)), *self._misplaced(kwargs)]:
             raise ValueError(" ".join(wrong))
 
-    # One reader of pictures for everything that has this processor: an endpoint, a Space.
+    # One reader of pictures, and one colour per class, for everything that has this processor: an endpoint, a Space.
+    class_palette = staticmethod(class_palette)
     to_rgb = staticmethod(to_rgb)
     tile_pixels = staticmethod(tile_pixels)
 

@@ -19,6 +19,29 @@ MOST_CLASSES = 10  # lines in one panel
 SELECTION = (
     "threshold", "kept_ratio", "propagated_ratio", "pseudo_label_accuracy", "propagated_accuracy",
 )  # fmt: skip
+# What a line is called in a legend; others are shown as they are logged. The losses are explained in docs/methods.
+WORDS = {
+    "threshold": "confidence threshold",
+    "kept_ratio": "share that is confident",
+    "propagated_ratio": "share after propagation",
+    "pseudo_label_accuracy": "accuracy of these labels",
+    "propagated_accuracy": "accuracy after propagation",
+    "loss/x": "labelled",
+    "loss/x1": "labelled, network 1",
+    "loss/x2": "labelled, network 2",
+    "loss/x_corr": "labelled, propagated",
+    "loss/u": "unlabelled",
+    "loss/s": "strong views",
+    "loss/s1": "strong views 1",
+    "loss/s2": "strong views 2",
+    "loss/fp": "perturbed features",
+    "loss/kl": "soft labels",
+    "loss/corr_s": "strong views, propagated",
+    "loss/corr_w": "weak views, propagated",
+    "loss/cps": "cross supervision",
+    "loss/c": "contrast",
+    "loss/inter_pixel": "between pixels",
+}
 
 
 def training_curves(
@@ -131,7 +154,8 @@ def _draw(
 ) -> None:
     """The lines with their names; long noisy ones faint, with their running median. `colors`: of classes."""
     for number, (key, (steps, values)) in enumerate(lines.items()):
-        color, label = f"C{number % 10}", key.removeprefix("loss/").replace("_", " ")
+        color = f"C{number % 10}"
+        label = WORDS.get(key, key.removeprefix("loss/").replace("_", " "))
         if colors:
             color, label = colors[key], key.strip()
         noisy = bool(colors) or key.startswith("loss") or key.endswith("ratio")

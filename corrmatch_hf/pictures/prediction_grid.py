@@ -1,4 +1,4 @@
-"""A grid of photos with their true labels, predictions and pseudo-labels."""
+"""A grid of photos with their true labels and predictions, each with its IoU in that photo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from ..errors import InputError
 from .legend import TEXT, LegendEntry, class_entry, draw_legend, text_font
 from .overlay import color_map
 
-COLUMNS = {"image": "photo", "label": "truth", "prediction": "prediction", "pseudo_label": "pseudo-label"}
+# Column -> its title; those before "prediction" are shown before it.
+COLUMNS = {
+    "image": "photo",
+    "label": "truth",
+    "supervised": "labelled photos alone",
+    "prediction": "prediction",
+    "pseudo_label": "pseudo-label",
+}
+PREDICTED = ("supervised", "prediction")  # columns with a figure under each cell, where the truth is known
 
 
 def prediction_grid(
@@ -19,15 +27,17 @@ def prediction_grid(
     id2label: Mapping[int, str],
     palette: np.ndarray,
     *,
+    titles: Mapping[str, str] | None = None,
     cell_width: int = 360,
 ) -> Image.Image:
-    """One row per image: photo | truth | prediction | pseudo-label; ignored pixels are white.
+    """One row per image: photo | truth | labelled photos alone | prediction | pseudo-label; ignored pixels are white.
 
     Args:
-        rows: each with "image" (PIL, or uint8 (H, W, 3)) and any of "label", "prediction", "pseudo_label"
-            (integers (H, W)). Columns without any map are left out; a missing map leaves its cell
-            empty.
+        rows: each with "image" (PIL, or uint8 (H, W, 3)) and any of "label", "supervised" (the prediction of a
+            model that learned from labelled photos alone), "prediction", "pseudo_label" (integers (H, W)). Columns
+            without any map are left out; a missing map leaves its cell empty.
         palette: uint8 (K, 3).
+        titles: of columns, where not those of `COLUMNS`.
         cell_width: width in pixels that pictures are scaled to; their height is at most 4/3 of it.
 
     Returns:
@@ -35,32 +45,55 @@ def prediction_grid(
     """
     if not rows:
         raise InputError("There is no image to show: give at least one row.")
+    titles = COLUMNS | dict(titles or {})
     columns = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     font_size = max(12, cell_width // 22)
     gap, title_height = max(4, cell_width // 60), round(font_size * 2)
 
     cells = [[_cell(row.get(key), key, palette, cell_width) for key in columns] for row in rows]
     heights = [max(cell.height for cell in line if cell is not None) for line in cells]
+    figures = [[_figure(row, key, len(palette)) for key in columns] for row in rows]
+    figure_height = round(font_size * 1.5) if any(any(line) for line in figures) else 0
     width = len(columns) * (cell_width + gap) + gap
     legend = draw_legend(_classes_shown(rows, id2label, palette), font_size, max_width=width)
     width = max(width, legend.width)
-    canvas = Image.new("RGB", (width, title_height + sum(heights) + len(rows) * gap + legend.height), "white")
+    canvas = Image.new(
+        "RGB",
+        (width, title_height + sum(heights) + len(rows) * (gap + figure_height) + legend.height),
+        "white",
+    )
 
     draw = ImageDraw.Draw(canvas)
     for i, key in enumerate(columns):
         center = gap + i * (cell_width + gap) + cell_width // 2
-        draw.text(
-            (center, title_height // 2), COLUMNS[key], font=text_font(font_size), fill=TEXT, anchor="mm"
-        )
+        draw.text((center, title_height // 2), titles[key], font=text_font(font_size), fill=TEXT, anchor="mm")
     top = title_height
-    for line, height in zip(cells, heights, strict=True):
+    for line, height, words in zip(cells, heights, figures, strict=True):
         for i, cell in enumerate(line):
             if cell is not None:
                 left = gap + i * (cell_width + gap) + (cell_width - cell.width) // 2
                 canvas.paste(cell, (left, top + (height - cell.height) // 2))
-        top += height + gap
+            place = gap + i * (cell_width + gap) + cell_width // 2, top + height + figure_height // 2
+            draw.text(place, words[i], font=text_font(round(0.85 * font_size)), fill=TEXT, anchor="mm")
+        top += height + figure_height + gap
     canvas.paste(legend, (0, top))
     return canvas
+
+
+def _figure(row: Mapping, key: str, count: int) -> str:
+    """The mean IoU of a predicted map over the classes in it or in the truth, as text; "" where it is not known."""
+    truth, found = row.get("label"), row.get(key)
+    if key not in PREDICTED or truth is None or found is None:
+        return ""
+    truth, found = np.asarray(truth), np.asarray(found)
+    known = (truth >= 0) & (truth < count)
+    pairs = truth[known].astype(np.int64) * count + found[known]
+    matrix = np.bincount(pairs, minlength=count * count)[: count * count].reshape(count, count)
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    present = union > 0
+    if not present.any():
+        return ""
+    return f"IoU {100 * (matrix.diagonal()[present] / union[present]).mean():.0f} %"
 
 
 def _cell(content: object, key: str, palette: np.ndarray, width: int) -> Image.Image | None:

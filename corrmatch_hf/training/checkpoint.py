@@ -14,9 +14,11 @@ import json
 import re
 import sys
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -111,6 +113,18 @@ def write_checkpoint(
         warn_not_saved(f"the checkpoint of step {step}", folder.parent, failure)
     accelerator.wait_for_everyone()
     return None
+
+
+def packed_map(class_ids: np.ndarray) -> dict[str, Any]:
+    """Class ids (H, W) as JSON values: compressed 16-bit numbers, in digits that cannot look like a token."""
+    content = zlib.compress(class_ids.astype("<u2").tobytes())
+    return {"shape": list(class_ids.shape), "zlib": content.hex()}
+
+
+def unpacked_map(packed: dict[str, Any]) -> np.ndarray:
+    """The class ids (H, W) of `packed_map`."""
+    content = zlib.decompress(bytes.fromhex(packed["zlib"]))
+    return np.frombuffer(content, dtype="<u2").reshape(packed["shape"]).astype(np.int64)
 
 
 def write_checksums(path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -49,6 +50,7 @@ class RunFacts:
         device: of this process.
         step, seconds: how long it was trained.
         supervised: "step" and "mean_iou" of the end of the part that saw labelled images alone; None without one.
+        supervised_maps: of the images of predictions.png, by the model at that moment: (H, W) class ids.
         metrics, best: the newest evaluation and that of the weights in `best/`, each with its "step"; None without one.
         skipped: why training images were left out.
         skipped_steps: whose loss or gradient was not finite.
@@ -72,6 +74,7 @@ class RunFacts:
     metrics: dict[str, Any] | None
     best: dict[str, Any] | None
     supervised: dict[str, Any] | None
+    supervised_maps: list[np.ndarray] | None
     skipped: list[str]
     skipped_steps: int
     rows: list[dict[str, Any]]
@@ -222,8 +225,10 @@ def write_report(folder: Path, facts: RunFacts) -> None:
         )
         pictures["curves.png"] = "Losses, threshold and evaluation over the steps."
     if rows := _predictions(facts):
-        samples = _draw_predictions(folder, data, rows)
-        pictures["predictions.png"] = "Photo, truth and prediction on evaluation images (white is ignored)."
+        samples = _draw_predictions(folder, facts, rows)
+        pictures["predictions.png"] = (
+            "Photo, truth and prediction on evaluation images, with the mean IoU in each (white is ignored)."
+        )
     _write_page(folder, facts)
     run = _card_facts(facts) | {key: result[key] for key in ("effect", "starving", "pseudo_labels")}
     provenance: dict[str, Any] = {
@@ -296,8 +301,21 @@ def _card_facts(facts: RunFacts) -> dict[str, Any]:
 def predictions_picture(facts: RunFacts) -> Image.Image | None:
     """A row for each of some evaluation images: photo, truth and prediction; None without such images."""
     rows = _predictions(facts)
+    return _grid(facts, rows) if rows else None
+
+
+def _grid(facts: RunFacts, rows: list[dict[str, Any]]) -> Image.Image:
+    titles = {}
+    if facts.supervised_maps:
+        titles["supervised"] = f"{len(facts.data.labeled)} labelled photos alone"
+        titles["prediction"] = "with unlabelled photos"
     palette = class_palette(facts.data.id2label, facts.data.label_colors)
-    return prediction_grid(rows, facts.data.id2label, palette) if rows else None
+    return prediction_grid(rows, facts.data.id2label, palette, titles=titles)
+
+
+def example_maps(facts: RunFacts) -> list[np.ndarray] | None:
+    """What the model predicts for the images of predictions.png: class ids (H, W); None where there are none."""
+    return [row["prediction"] for row in _predictions(facts)] or None
 
 
 def _predictions(facts: RunFacts) -> list[dict[str, Any]]:
@@ -307,16 +325,21 @@ def _predictions(facts: RunFacts) -> list[dict[str, Any]]:
     try:
         images = EvaluationSet(facts.data.validation, facts.data)
         count = min(EXAMPLES, len(images))
-        return [_predict(facts, images[i * len(images) // count]) for i in range(count)]
+        rows = [_predict(facts, images[i * len(images) // count]) for i in range(count)]
+        for row, supervised in zip(rows, facts.supervised_maps or (), strict=False):
+            if supervised.shape == row["prediction"].shape:  # else of other images, before a resumption
+                row["supervised"] = supervised
+        return rows
     except Exception as error:  # whatever it is, pictures are not worth the rest of the report
         print(f"\nwarning: predictions.png is left out: {failed_evaluation(error)}.", file=sys.stderr)
         return []
 
 
-def _draw_predictions(folder: Path, data: SemiDataset, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _draw_predictions(folder: Path, facts: RunFacts, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Write predictions.png and the files of `samples/`; returns the latter as `write_run_card` expects them."""
+    _grid(facts, rows).save(folder / "predictions.png")
+    data = facts.data
     palette = class_palette(data.id2label, data.label_colors)
-    prediction_grid(rows, data.id2label, palette).save(folder / "predictions.png")
 
     (folder / "samples").mkdir(exist_ok=True)
     samples = []

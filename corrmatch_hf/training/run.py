@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list, gather_object
@@ -26,7 +27,14 @@ from ..methods.teacher import Teacher
 from ..model import CorrMatchImageProcessor
 from ..text import percent, presentable_values, without_tokens
 from .atomic_write import replaced_files, write_text
-from .checkpoint import architecture, deciding_versions, load_checkpoint, write_checkpoint
+from .checkpoint import (
+    architecture,
+    deciding_versions,
+    load_checkpoint,
+    packed_map,
+    unpacked_map,
+    write_checkpoint,
+)
 from .config import TrainingConfig
 from .log import Tracker, TrainingLog
 from .non_finite import NonFiniteWatch, SkippedSteps, check_weights
@@ -53,6 +61,7 @@ class Run:
         step, max_steps: optimiser steps taken, and to take.
         saved_step: the step of the newest checkpoint; None before the first.
         supervised: the evaluation at the end of the supervised part of a method that has one, as "step" and "mean_iou".
+        supervised_maps: what the model predicted then for predictions.png; in the main process only.
         metrics, best: the newest evaluation and that of the weights in `best/`, each with its "step"; None before the
             first.
         failed_evaluation: why the evaluation after the last step failed; None where it did not.
@@ -109,6 +118,7 @@ class Run:
         self.metrics: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.supervised: dict[str, Any] | None = None
+        self.supervised_maps: list[np.ndarray] | None = None
         self.failed_evaluation: str | None = None
         self.seconds = 0.0
         self.skipped: list[str] = []
@@ -182,6 +192,7 @@ class Run:
             "step": self.step,
             "metrics": self.metrics,
             "supervised": self.supervised,
+            "supervised_maps": [packed_map(each) for each in self.supervised_maps or ()],
             "class_statistics": self.method.class_statistics.counts(),
             "seconds": self.seconds,
             "skipped": self.skipped,
@@ -210,6 +221,8 @@ class Run:
         self.method.class_statistics.restore(counts, self.accelerator.device)
         if state.get("data", {}).get("validation") != self.data.identity.get("validation"):
             self.supervised = None  # measured on other images
+        maps = state.get("supervised_maps") if self.supervised else None
+        self.supervised_maps = [unpacked_map(each) for each in maps] if maps else None
         folder = self.output_dir / "best"
         best = read_best(folder)
         if best is None and folder.is_dir():
@@ -288,6 +301,7 @@ class Run:
             metrics=self.metrics,
             best=self.best,
             supervised=self.supervised,
+            supervised_maps=self.supervised_maps,
             skipped=self.skipped,
             skipped_steps=self.skipped_steps.total,
             rows=log.rows,

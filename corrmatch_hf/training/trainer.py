@@ -42,7 +42,7 @@ from .output_folder import EvaluationError, SaveError, delete_run, warn_not_save
 from .output_lock import OutputLock
 from .preflight import prepare_output
 from .publish import publish_or_warn
-from .report import effect_of_unlabeled, predictions_picture, save_best, summary
+from .report import effect_of_unlabeled, example_maps, predictions_picture, save_best, summary
 from .run import Run
 
 
@@ -309,6 +309,8 @@ class SemiSupervisedTrainer(Run):
         self._warn_where_unlabeled_harm(progress)
         if self.step == self.supervised_steps < self.max_steps:
             self.supervised = {"step": self.step, "mean_iou": metrics["mean_iou"]}
+            if self.accelerator.is_main_process:
+                self.supervised_maps = example_maps(self.facts(log))
         # The mean IoU is None where no pixel of the whole split has a label.
         if self.best is None or (metrics["mean_iou"] or 0) > (self.best["mean_iou"] or 0):
             self._save_best()

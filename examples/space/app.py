@@ -4,7 +4,6 @@ The model is named by the variable MODEL_ID, an id on the Hub or a folder. Nothi
 the variable TRUST_REMOTE_CODE to say that the code in it may run.
 """
 
-import colorsys
 import html
 import os
 from pathlib import Path
@@ -55,7 +54,8 @@ def load_model(model_id: str):
                 "if you trust that repository."
             )
         raise ValueError(f"The model {model_id!r} named by MODEL_ID cannot be loaded: {reason}") from error
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return model.eval().to(device), processor
 
 
 def find_samples(model_id: str) -> list[str]:
@@ -76,15 +76,14 @@ def class_names(id2label: dict[int, str]) -> list[str]:
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def class_colors(names: list[str]) -> dict[str, str]:
-    """A hex colour for each class, far from those of its neighbours in hue and lightness; background is grey."""
-    colors = {}
-    for i, name in enumerate(names):
-        rgb = colorsys.hls_to_rgb(0.58 + 0.29 * i, (0.45, 0.7, 0.3)[i % 3], 0.85)
-        colors[name] = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
-        if name.lower() == "background":
-            colors[name] = "#404040"
-    return colors
+def class_colors(names: list[str], palette: np.ndarray) -> dict[str, str]:
+    """A hex colour for each class, from the (K, 3) palette that all pictures of the model share."""
+    return {name: "#" + bytes(color).hex() for name, color in zip(names, palette.tolist(), strict=True)}
+
+
+def tint(name: str) -> float:
+    """How strongly a class covers the photo: the background, which is black, would hide a dark one."""
+    return 0.2 if name.lower() == "background" else 0.55
 
 
 def share_table(share: dict[str, float], colors: dict[str, str]) -> str:
@@ -101,7 +100,8 @@ def share_table(share: dict[str, float], colors: dict[str, str]) -> str:
 def build(model, processor, model_id: str, samples: list[str]) -> gr.Blocks:
     """The page."""
     names = class_names(model.config.id2label)
-    colors = class_colors(names)
+    palette = processor.class_palette(model.config.id2label, getattr(model.config, "label_colors", None))
+    colors = class_colors(names, palette)
     has_head = getattr(model.config, "correlation_head", False)
     hint = HINT if has_head else NO_HEAD
 
@@ -116,7 +116,7 @@ def build(model, processor, model_id: str, samples: list[str]) -> gr.Blocks:
             return *nothing, f"**{error}**", hint
         prediction = segment(model, processor, photo)
         share = shares(prediction.labels, names)
-        masks = [(np.float32(0.55) * (prediction.labels == names.index(name)), name) for name in share]
+        masks = [(np.float32(tint(name)) * (prediction.labels == names.index(name)), name) for name in share]
         shown = ImageOps.scale(photo, enlargement(prediction.photo))
         return prediction, (photo, masks), share_table(share, colors), shown, note, hint
 

@@ -34,6 +34,16 @@ def test_mask_and_overlay_are_those_of_the_model(saved_model, tmp_path):
     assert overlay.width > 50 and overlay.height >= 40
 
 
+def test_masks_have_the_colours_of_the_dataset(saved_model, tmp_path):
+    colors = [[1, 2, 3], [40, 50, 60], [255, 0, 9]]
+    model = CorrMatchForSegmentation.from_pretrained(saved_model, label_colors=colors)
+    model.save_pretrained(tmp_path / "model")
+    CorrMatchImageProcessor().save_pretrained(tmp_path / "model")
+    photo = write_photo(tmp_path / "photo.png")
+    predict.main([str(photo), "--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")])
+    assert Image.open(tmp_path / "out" / "photo_mask.png").getpalette()[:9] == np.ravel(colors).tolist()
+
+
 def test_low_precision_gives_nearly_the_same_mask(saved_model, tmp_path):
     photo, masks = write_photo(tmp_path / "photo.png"), []
     for precision in ("float32", "bf16"):

@@ -38,6 +38,8 @@ def test_saved_and_loaded_unchanged(tmp_path):
         ({"correlation_dim": 0}, "correlation_dim must be at least 1"),
         ({"correlation_dropout": 1.0}, r"correlation_dropout must be in \[0, 1\)"),
         ({"correlation_position": "head"}, "one of encoder, aspp, fusion, classifier, not 'head'"),
+        ({"num_labels": 2, "label_colors": [[0, 0, 0], [0, 0, 256]]}, "label_colors must be"),
+        ({"num_labels": 2, "label_colors": [[0, 0, 0], "red"]}, "label_colors must be"),
         ({"num_labels": 300}, "ignore_index 255 is the id of one of the 300 classes"),
         ({"encoder_kwargs": {"pretrained": True}}, "must not contain pretrained"),
         ({"encoder_kwargs": {"checkpoint_path": "x", "output_stride": 8}}, "checkpoint_path, output_stride"),
@@ -61,3 +63,10 @@ def test_configurations_with_the_old_name_of_decoder_type_load(tmp_path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.decoder_type == "linear" and "decoder" not in config.to_dict()
     assert config.get_text_config() is config
+
+
+def test_colours_of_other_classes_are_dropped(tmp_path):
+    config = CorrMatchConfig(num_labels=2, label_colors=[[0, 0, 0], [255, 0, 0]])
+    config.save_pretrained(tmp_path)
+    assert CorrMatchConfig.from_pretrained(tmp_path).label_colors == [[0, 0, 0], [255, 0, 0]]
+    assert CorrMatchConfig.from_pretrained(tmp_path, num_labels=3).label_colors is None

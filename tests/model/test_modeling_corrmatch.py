@@ -184,7 +184,11 @@ def test_auto_classes(network, tmp_path):
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert type(loaded) is CorrMatchForSegmentation and loaded.config.id2label == {0: "road", 1: "sky"}
     code = {path.name for path in Path(package.__file__).parent.glob("*_corrmatch.py")}
-    code -= {"image_processing_corrmatch.py", "picture_corrmatch.py"}  # which the processor brings
+    code -= {
+        "image_processing_corrmatch.py",
+        "palette_corrmatch.py",
+        "picture_corrmatch.py",
+    }  # which the processor brings
     assert {path.name for path in tmp_path.glob("*.py")} == code
     assert not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))

@@ -31,7 +31,10 @@ def test_every_quantity_has_its_panel(tmp_path):
     figure = training_curves(long_log(), title="a run")
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["Loss", "Loss terms", "Pseudo-labels", "Mean IoU", "Learning rate"]
-    assert {t.get_text() for t in panel(figure, "Loss terms").get_legend().get_texts()} == {"kl", "x"}
+    assert {t.get_text() for t in panel(figure, "Loss terms").get_legend().get_texts()} == {
+        "soft labels",
+        "labelled",
+    }
     assert "42.0%" in [t.get_text() for t in panel(figure, "Mean IoU").texts]
     figure.savefig(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.pictures import class_palette, prediction_grid
@@ -24,7 +24,10 @@ def test_columns_are_those_that_some_row_has():
     four = prediction_grid(
         [row(prediction=1, label=0, pseudo_label=255), row(prediction=1)], ID2LABEL, PALETTE, cell_width=120
     )
-    assert three.width - two.width == four.width - three.width > 120
+    five = prediction_grid(
+        [row(prediction=1, label=0, pseudo_label=255, supervised=2)], ID2LABEL, PALETTE, cell_width=120
+    )
+    assert three.width - two.width == four.width - three.width == five.width - four.width > 120
 
 
 def test_every_map_is_shown_in_its_colours_only():
@@ -44,8 +47,34 @@ def test_the_order_is_photo_truth_prediction_pseudo_label():
     assert found == sorted(found)
 
 
+def test_each_prediction_has_its_iou_where_the_truth_is_known(monkeypatch):
+    written = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, words, **k: [written.append(words), text(self, xy, words, **k)],
+    )
+    truth = np.zeros((30, 40), int)
+    truth[:15] = 1
+    truth[0] = 255
+    half = np.where(np.arange(40) < 20, truth, 2)  # half of both classes is right
+    photo = row()["image"]
+    rows = [{"image": photo, "label": truth, "supervised": half, "prediction": truth}, row(prediction=1)]
+    prediction_grid(rows, ID2LABEL, PALETTE, titles={"supervised": "3 labelled photos alone"})
+    assert [words for words in written if words.startswith("IoU")] == [
+        "IoU 33 %",
+        "IoU 100 %",
+    ]  # 50, 50 and 0
+    assert "3 labelled photos alone" in written and "prediction" in written
+
+
 def test_ignored_pixels_are_white_and_in_the_legend():
-    with_ignored = prediction_grid([row(label=255, prediction=1)], ID2LABEL, PALETTE, cell_width=120)
+    ignored = np.full((30, 40), 255)
+    ignored[0, 0] = 1
+    with_ignored = prediction_grid(
+        [row(prediction=1) | {"label": ignored}], ID2LABEL, PALETTE, cell_width=120
+    )
     without = prediction_grid([row(label=1, prediction=1)], ID2LABEL, PALETTE, cell_width=120)
     assert count_of(with_ignored, (255, 255, 255)) > count_of(without, (255, 255, 255)) + 118 * 88 - 2000
     assert count_of(with_ignored, PALETTE[1]) < count_of(without, PALETTE[1])

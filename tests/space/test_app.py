@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from corrmatch_hf import CorrMatchImageProcessor
+
 from .conftest import NAMES
 
 pytest.importorskip("gradio", reason="gradio is not installed")
@@ -36,14 +38,17 @@ def test_two_classes_of_the_same_name_are_told_apart():
 
 
 def test_every_class_has_a_colour_of_its_own():
-    colors = app.class_colors(["background", *(f"class {i}" for i in range(1, 40))])
-    assert colors["background"] == "#404040"
+    def class_colors(names):
+        return app.class_colors(names, CorrMatchImageProcessor.class_palette(dict(enumerate(names))))
+
+    colors = class_colors(["background", *(f"class {i}" for i in range(1, 40))])
+    assert colors["background"] == "#000000"
     rgb = [tuple(bytes.fromhex(color[1:])) for color in colors.values()]
     distances = [
         sum(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in itertools.combinations(rgb, 2)
     ]
     assert len(rgb) == 40 and min(distances) > 20
-    assert app.class_colors(["a", "b"])["b"] == app.class_colors(["a", "b", "c"])["b"]
+    assert class_colors(["a", "b"])["b"] == class_colors(["a", "b", "c"])["b"]
 
 
 def test_the_table_of_shares_shows_names_as_they_are_and_small_shares_too():

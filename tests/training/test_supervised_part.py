@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,8 @@ def test_a_gain_is_told_without_a_warning(make_trainer, figures, capsys):
     )
     figures(again, [0.4])
     assert again.train()["supervised"] == {"step": 2, "mean_iou": 0.3}  # remembered
+    for maps in zip(trainer.supervised_maps, again.supervised_maps, strict=True):  # for predictions.png, too
+        assert np.array_equal(*maps)
 
 
 def test_figures_of_other_validation_images_are_not_compared(make_trainer, tiny_data, figures):

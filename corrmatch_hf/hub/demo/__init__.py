@@ -105,7 +105,7 @@ def write_demo(
         "title": title,
         "model": model_id,
         "names": [model.config.id2label[i] for i in range(len(model.config.id2label))],
-        "palette": class_palette(model.config.id2label).tolist(),
+        "palette": class_palette(model.config.id2label, model.config.label_colors).tolist(),
         "processor": processor_facts(processor),
         "size_multiple": size_multiple(model),
         "image_size": model.encoder.plan.only_size,
