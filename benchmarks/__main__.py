@@ -3,6 +3,7 @@
     python -m benchmarks                                # all of it, on the CPU and, where there is one, on the GPU
     python -m benchmarks region_propagation data        # some of it
     python -m benchmarks --device cpu --write           # write benchmarks/results/cpu.md
+    python -m benchmarks --gpu                          # all that is promised of a GPU, in nine minutes; see gpu.py
 
 A module of this folder that takes part has `rows(device)`, a generator of `Row`s. References are written here from
 the papers' equations and pseudo-code, never in the package.
@@ -45,7 +46,21 @@ def main() -> None:
     parser.add_argument(
         "--write", action="store_true", help="Write the whole tables to benchmarks/results/; not with MODULE."
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="The groups of gpu.py instead, all or those named."
+    )
+    parser.add_argument("--dry_run", action="store_true", help="With --gpu: on the CPU, as small as can be.")
+    parser.add_argument("--output", type=Path, help="With --gpu: the file to write.")
     args = parser.parse_args()
+    if args.gpu:
+        from . import gpu
+
+        if unknown := sorted(set(args.modules) - set(gpu.GROUPS)):
+            parser.error(f"no such group: {', '.join(unknown)}; choose of {', '.join(gpu.GROUPS)}")
+        output = args.output or Path(__file__).with_name("results") / "gpu.md"
+        raise SystemExit(1 if gpu.main(args.modules, output, args.dry_run) else 0)
+    if args.dry_run or args.output:
+        parser.error("--dry_run and --output belong to --gpu")
     if args.write and args.modules:
         parser.error("--write replaces whole tables; leave out the modules")
     if unknown := sorted(set(args.modules) - set(MODULES)):

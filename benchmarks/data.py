@@ -34,7 +34,7 @@ def rows(device: str) -> Iterator[Row]:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _rows(_data(Path(folder)))
+            yield from _rows(photo_files(Path(folder)))
     finally:
         torch.set_num_threads(threads)
 
@@ -156,10 +156,10 @@ to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAG
 # ------------------------------------------------------------------------------------------------ photos and clock
 
 
-def _data(folder: Path) -> SemiDataset:
+def photo_files(folder: Path, photos: int = PHOTOS) -> SemiDataset:
     """Photos with texture of every fineness as JPEG files, and masks as PNG."""
     rows = []
-    for number in range(PHOTOS):
+    for number in range(photos):
         rng = np.random.default_rng(number)
         pixels = 125 + rng.normal(0, 4, (HEIGHT, WIDTH, 3))
         for cells, strength in ((5, 90), (16, 45), (50, 25), (150, 12)):

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
-from corrmatch_hf.data.load import load_semi_dataset
 from corrmatch_hf.data.semi_dataset import EvaluationSet, SemiDataset
 from corrmatch_hf.evaluation import ConfusionMatrix, evaluate_segmentation
 from corrmatch_hf.evaluation.optimize import optimize_for_inference
@@ -40,9 +40,9 @@ def one_by_one(model: CorrMatchForSegmentation, samples: EvaluationSet, device: 
     return confusion.matrix
 
 
-def rows(device: str) -> Iterator[Row]:
+def rows(device: str, cases: tuple | None = None) -> Iterator[Row]:
     many = device == "cuda"
-    cases = (
+    cases = cases or (
         # encoder, (height, width), images
         ("mobilenetv2_100", (96, 128), 24 if not many else 512),
         ("mobilenetv2_100", (360, 480), 6 if not many else 256),
@@ -95,11 +95,16 @@ def pictures(folder: Path, height: int, width: int, images: int) -> SemiDataset:
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (folder / "validation" / kind).mkdir(parents=True)
+    pairs = []
     for i in range(images):
         size = (height, width) if i % 3 == 0 else (width, height)
         small = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
         photo = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-        photo.save(folder / "validation" / "images" / f"{i:04}.jpg", quality=92)
+        files = [folder / "validation" / name for name in (f"images/{i:04}.jpg", f"masks/{i:04}.png")]
+        photo.save(files[0], quality=92)
         mask = Image.fromarray(rng.integers(0, NUM_LABELS, (12, 12), dtype=np.uint8))
-        mask.resize(size, Image.Resampling.NEAREST).save(folder / "validation" / "masks" / f"{i:04}.png")
-    return load_semi_dataset(data_dir=str(folder), train_split="validation", num_labels=NUM_LABELS)
+        mask.resize(size, Image.Resampling.NEAREST).save(files[1])
+        pairs.append({"image": str(files[0]), "label": str(files[1]), "file": files[0].name})
+    columns = {"image": datasets.Image(), "label": datasets.Image(), "file": datasets.Value("string")}
+    data = datasets.Dataset.from_list(pairs, features=datasets.Features(columns))
+    return SemiDataset(data, None, data, {k: str(k) for k in range(NUM_LABELS)})

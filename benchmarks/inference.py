@@ -20,10 +20,10 @@ SIZE = 512
 TARGET_AMX = 2  # bfloat16 and channels_last, on CPUs with AMX
 
 
-def network() -> CorrMatchForSegmentation:
-    """A ResNet-50 DeepLabV3+ with random weights and running statistics."""
+def network(encoder_name: str = "resnet50") -> CorrMatchForSegmentation:
+    """A DeepLabV3+ with random weights and running statistics."""
     torch.manual_seed(0)
-    model = CorrMatchForSegmentation(CorrMatchConfig(encoder_name="resnet50", num_labels=21)).eval()
+    model = CorrMatchForSegmentation(CorrMatchConfig(encoder_name=encoder_name, num_labels=21)).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
@@ -31,8 +31,9 @@ def network() -> CorrMatchForSegmentation:
     return model
 
 
-def rows(device: str) -> Iterator[Row]:
-    model = network().to(device)
+def rows(device: str, compiled: bool | None = None, encoder_name: str = "resnet50") -> Iterator[Row]:
+    """`compiled`: only the ways with, or without, torch.compile."""
+    model = network(encoder_name).to(device)
     image = torch.randn(1, 3, SIZE, SIZE, device=device)
     repeats = 3 if device == "cpu" else 30
     calls: list[int] = []
@@ -53,6 +54,8 @@ def rows(device: str) -> Iterator[Row]:
         ways["bfloat16, channels_last, torch.compile"] = (torch.bfloat16, {"compile": True})
         ways["float16, channels_last"] = (torch.float16, {})
     for way, (dtype, options) in ways.items():
+        if compiled is not None and compiled != bool(options):
+            continue
         fast = optimize_for_inference(model, dtype=dtype, **options)
         found = run(fast, dtype).float()
         yield Row(
@@ -66,7 +69,7 @@ def rows(device: str) -> Iterator[Row]:
             note="" if dtype == torch.float32 else _agreement(found, expected),
         )
         del fast
-    if device == "cpu" and (session := _onnx_session(model)) is not None:
+    if device == "cpu" and compiled is None and (session := _onnx_session(model)) is not None:
         array = image.numpy()
         found = torch.from_numpy(session.run(None, {"pixel_values": array})[0])
         yield Row(

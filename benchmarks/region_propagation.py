@@ -76,20 +76,20 @@ def painted(labels: Tensor, confident: Tensor, result: tuple[Tensor, Tensor]) ->
     return f"{relabelled:.1%} of the pixels relabelled, {gained:.1%} become confident"
 
 
-def scene(crop: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def scene(crop: int, device: str, classes: int = CLASSES) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Correlation rows (N,S,h,w) at output stride 8, labels, confident and allowed (N,crop,crop)."""
     generator = torch.Generator().manual_seed(0)
     grid = (crop + 7) // 8
 
     def field(channels: int, knots: int, size: int) -> Tensor:
         noise = torch.randn(IMAGES, channels, knots, knots, generator=generator)
-        return F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=True)
+        return F.interpolate(noise.to(device), size=(size, size), mode="bicubic", align_corners=True)
 
-    features = field(CLASSES, 3, grid)
+    features = field(classes, 3, grid)
     index = torch.randint(grid**2 - 1, (SHAPES,), generator=generator)
-    maps = correlation_rows(features.to(device), 0.3 * features.to(device), index.to(device))
+    maps = correlation_rows(features, 0.3 * features, index.to(device))
     logits = F.interpolate(features, size=(crop, crop), mode="bilinear", align_corners=True)
-    labels = (logits + 0.1 * field(CLASSES, 40, crop)).argmax(1)
+    labels = (logits + 0.1 * field(classes, 40, crop)).argmax(1)
     certainty = field(1, 2, crop)[:, 0] + 0.15 * field(1, 40, crop)[:, 0]
     allowed = torch.ones(IMAGES, crop, crop, dtype=torch.bool)
     allowed[:, :, crop - crop // 10 :] = False  # padding

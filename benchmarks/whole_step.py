@@ -126,8 +126,11 @@ def resized(tensor: Tensor, size: tuple[int, int]) -> Tensor:
 class OurStep:
     """The package's step, as the trainer runs it."""
 
-    def __init__(self, method: CorrMatch, bf16: bool = False, compiled: bool = False):
-        self.method, self.bf16 = copy.deepcopy(method).to(memory_format=torch.channels_last).train(), bf16
+    def __init__(
+        self, method: CorrMatch, bf16: bool = False, compiled: bool = False, channels_last: bool = True
+    ):
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.method, self.bf16 = copy.deepcopy(method).to(memory_format=layout).train(), bf16
         if compiled:
             compile_networks(self.method)
         self.optimizer = torch.optim.SGD(self.method.parameters(), lr=1e-4, momentum=0.9, fused=True)
