@@ -1,14 +1,16 @@
 """Endless shuffled sequences of samples, and the random numbers of each sample.
 
-Everything is a function of (seed, stream, pass, index). Results therefore do not depend on the number of workers and
-processes, and a resumed run equals an uninterrupted one.
+Everything is a function of (seed, stream, pass, index). Results therefore do not depend on the number of workers, and a
+resumed run equals an uninterrupted one. They do not depend on the number of processes either, except with a
+`ShardedStream`, of which each process reads its own part.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -84,3 +86,85 @@ class EndlessStream:
             if index == 0:
                 raise InputError("The stream of unlabelled images is empty.")
             number, skip, length = number + 1, max(skip - index, 0), index
+
+
+BLOCK = 256  # rows of a stream that are held and shuffled together
+
+
+class ShardedStream:
+    """An `IterableDataset` repeated without end, of which each process reads its own shards.
+
+    On each pass the shards are dealt to the processes anew, one after the other; a process reads its shards one after
+    the other and shuffles blocks of `block` rows. A start in the middle needs the state of its block and reads no more
+    than that again.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        seed: int,
+        order: Stream,
+        world_size: int = 1,
+        rank: int = 0,
+        block: int = BLOCK,
+    ):
+        self.dataset, self.seed, self.order, self.block = dataset, seed, order, block
+        self.world_size, self.rank = world_size, rank
+        self.states: deque[dict[str, Any]] = deque(maxlen=1024)  # of the blocks read; see `state_at`
+
+    def state_at(self, position: int) -> dict[str, Any]:
+        """Where to go on from `position`, as JSON values; those of earlier positions are forgotten."""
+        while len(self.states) > 1 and self.states[1]["position"] <= position:
+            self.states.popleft()
+        known = self.states and self.states[0]["position"] <= position
+        return self.states[0] if known else {"position": 0}
+
+    def from_position(self, start: int, state: dict[str, Any] | None = None) -> Iterator[Sample]:
+        """This process's samples from its position `start` on; `state` is that of `start`, where there is one."""
+        skip = start - (state or {}).get("position", 0)
+        for samples in self._blocks(state or {}):
+            yield from samples[max(skip, 0) :]
+            skip -= len(samples)
+
+    def _blocks(self, state: dict[str, Any]) -> Iterator[list[Sample]]:
+        position, number, first = (state.get(name, 0) for name in ("position", "number", "index"))
+        shards = self.dataset.num_shards
+        while True:
+            start = position - first  # of the pass
+            dealt = generator(self.seed, self.order, number).permutation(shards)[self.rank :: self.world_size]
+            rows: list[dict] = []
+            where: dict[str, Any] = {}  # of the first of `rows`
+            begin = state.get("shard", 0)
+            for place in range(begin, len(dealt)):
+                shard = self.dataset.shard(num_shards=shards, index=int(dealt[place]))
+                inside = state.get("inside") if place == begin else None
+                if inside is not None:
+                    shard.load_state_dict(inside)
+                before = inside
+                for row in rows_of_stream(shard):
+                    if not rows:
+                        where = {"shard": place, "inside": before}
+                    rows.append(row)
+                    if len(rows) == self.block:
+                        yield self._shuffled(rows, position, number, position - start, where)
+                        position, rows, before = position + len(rows), [], shard.state_dict()
+            if rows:
+                yield self._shuffled(rows, position, number, position - start, where)
+                position += len(rows)
+            if position == start:
+                raise InputError(
+                    f"Process {self.rank} found no image in its shards of the stream of unlabelled images; give "
+                    "--stream_order total."
+                )
+            state, number, first = {}, number + 1, 0
+
+    def _shuffled(
+        self, rows: list[dict], position: int, number: int, first: int, where: dict[str, Any]
+    ) -> list[Sample]:
+        self.states.append({"position": position, "number": number, "index": first, **where})
+        # The samples of all processes have random numbers of their own.
+        samples = [
+            Sample(number, (first + i) * self.world_size + self.rank, row) for i, row in enumerate(rows)
+        ]
+        rng = generator(self.seed, self.order, number, 1 + first * self.world_size + self.rank)
+        return [samples[i] for i in rng.permutation(len(samples))]

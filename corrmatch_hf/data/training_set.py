@@ -21,7 +21,7 @@ from ..distributed import leave_signals_to_the_trainer
 from ..errors import InputError, refuse
 from .augment import Augmentation, Box, random_box
 from .batch import SemiBatch
-from .endless import EndlessList, EndlessStream, Sample, Stream, generator
+from .endless import EndlessList, EndlessStream, Sample, ShardedStream, Stream, generator
 from .images import read_unlabeled
 from .semi_dataset import SemiDataset, undecoded
 
@@ -44,6 +44,8 @@ def training_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     on_bad_sample: str = "error",
+    stream_order: str = "total",
+    stream_progress: StreamProgress | None = None,
 ) -> Iterator[SemiBatch]:
     """The batches of process `rank`, from micro-step `start_step` on, without end.
 
@@ -55,6 +57,9 @@ def training_batches(
         labeled_batch, unlabeled_batch: images per process; unlabeled_batch=0 leaves the unlabelled ones out.
         on_bad_sample: "skip" replaces an unreadable sample by the next one and lists it in the batch's `skipped`;
             "error" raises InputError.
+        stream_order: "shards" lets each process read its own shards of a stream, if it has enough; the batches then
+            depend on `world_size`.
+        stream_progress: keeps how far such a stream is read, and says where a resumed run goes on.
     """
     training_set = TrainingSet(
         semi,
@@ -65,11 +70,12 @@ def training_batches(
         world_size=world_size,
         rank=rank,
         on_bad_sample=on_bad_sample,
+        stream_order=stream_order,
     )
     loader = DataLoader(
         training_set,
         batch_size=None,
-        sampler=StepSampler(training_set, start_step),
+        sampler=StepSampler(training_set, start_step, stream_progress),
         num_workers=num_workers,  # torch runs each with one thread
         worker_init_fn=leave_signals_to_the_trainer,
         prefetch_factor=2 if num_workers else None,
@@ -82,22 +88,45 @@ def training_batches(
         yield item
 
 
+class StreamProgress:
+    """How far this process has read its shards of a stream; what a checkpoint keeps of it.
+
+    Attributes:
+        resumed: what `state` gave at the first step of a resumed run.
+    """
+
+    def __init__(self):
+        self.stream: ShardedStream | None = None
+        self.rows_per_step = 0
+        self.resumed: dict | None = None
+
+    def state(self, step: int) -> dict | None:
+        """Where a run that begins at micro-step `step` goes on, as JSON values; None without such a stream."""
+        return None if self.stream is None else self.stream.state_at(step * self.rows_per_step)
+
+
 class StepSampler(Sampler):
     """Endless keys of a `TrainingSet`: the step and, for a stream, the undecoded unlabelled rows that it needs.
 
     It runs in the main process, so that a stream is read once per process and in order.
     """
 
-    def __init__(self, training_set: TrainingSet, start_step: int):
-        self.training_set, self.start_step = training_set, start_step
+    def __init__(self, training_set: TrainingSet, start_step: int, progress: StreamProgress | None = None):
+        self.training_set, self.start_step, self.progress = training_set, start_step, progress
 
     def __iter__(self) -> Iterator[tuple[int, dict[int, Sample] | None]]:
         owner = self.training_set
         if owner.stream is None:
             yield from ((step, None) for step in count(self.start_step))
-        total = owner.unlabeled_batch * owner.world_size
-        positions = count(self.start_step * total)
-        rows = zip(positions, owner.stream.from_position(self.start_step * total), strict=False)
+        total = owner.unlabeled_batch * owner.sharers
+        start = self.start_step * total
+        if isinstance(owner.stream, ShardedStream):
+            progress = self.progress or StreamProgress()
+            progress.stream, progress.rows_per_step = owner.stream, total
+            samples = owner.stream.from_position(start, progress.resumed)
+        else:
+            samples = owner.stream.from_position(start)
+        rows = zip(count(start), samples, strict=False)
         window: dict[int, Sample] = {}
         for step in count(self.start_step):
             first = step * total
@@ -106,6 +135,11 @@ class StepSampler(Sampler):
                 position, sample = next(rows)
                 window[position] = sample
             yield step, {p: window[p] for p in owner.needed_positions(step)}
+
+
+def reads_shards(pool: datasets.IterableDataset, stream_order: str, world_size: int) -> bool:
+    """Whether each process reads its own shards: it is asked for, and there are enough."""
+    return stream_order == "shards" and pool.num_shards >= world_size
 
 
 class TrainingSet(Dataset):
@@ -125,6 +159,7 @@ class TrainingSet(Dataset):
         world_size: int = 1,
         rank: int = 0,
         on_bad_sample: str = "error",
+        stream_order: str = "total",
     ):
         if not 0 <= rank < world_size:
             raise InputError(
@@ -150,10 +185,15 @@ class TrainingSet(Dataset):
             self.diagnosis = undecoded(semi.diagnosis)
             self.known_masks = {file: row for row, file in enumerate(self.diagnosis["file"][:])}
         self.unlabeled: EndlessList | None = None
-        self.stream: EndlessStream | None = None
+        self.stream: EndlessStream | ShardedStream | None = None
+        # Processes among which the unlabelled positions are counted: with shards of its own, each counts for itself.
+        self.sharers, self.place = world_size, rank
         if unlabeled_batch:
             pool = undecoded(semi.unlabeled)
-            if isinstance(pool, datasets.IterableDataset):
+            if isinstance(pool, datasets.IterableDataset) and reads_shards(pool, stream_order, world_size):
+                self.stream = ShardedStream(pool, seed, Stream.ORDER_UNLABELED, world_size, rank)
+                self.sharers, self.place = 1, 0
+            elif isinstance(pool, datasets.IterableDataset):
                 self.stream = EndlessStream(pool, seed, Stream.ORDER_UNLABELED)
             else:
                 self.unlabeled = EndlessList(pool, seed, Stream.ORDER_UNLABELED)
@@ -178,15 +218,17 @@ class TrainingSet(Dataset):
         return {p + extra for p in needed for extra in range(self.replacements + 1)}
 
     def _positions(self, step: int) -> range:
-        first = (step * self.world_size + self.rank) * self.unlabeled_batch
+        first = (step * self.sharers + self.place) * self.unlabeled_batch
         return range(first, first + self.unlabeled_batch)
 
     def _partner_position(self, step: int, position: int) -> int:
         """The position of the image in the total batch that may be pasted: the next one, cyclic, or the mirrored one.
 
+        With shards of its own, in the batch of this process.
+
         A single image and, if reversed, the middle one of an odd number are their own partners.
         """
-        total = self.world_size * self.unlabeled_batch
+        total = self.sharers * self.unlabeled_batch
         place = position - step * total
         if self.augmentation.cutmix_partner == "reversed":
             return step * total + total - 1 - place

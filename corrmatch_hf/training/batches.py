@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..data.augment import Augmentation
 from ..data.batch import SemiBatch
 from ..data.semi_dataset import SemiDataset
-from ..data.training_set import training_batches
+from ..data.training_set import StreamProgress, training_batches
 from ..methods.base import Method
 from ..model import CorrMatchImageProcessor
 from .config import TrainingConfig
@@ -24,8 +24,12 @@ def run_batches(
     processor: CorrMatchImageProcessor,
     accelerator: Accelerator,
     step: int,
+    stream_progress: StreamProgress | None = None,
 ) -> Iterator[SemiBatch]:
-    """The batches of this process from optimiser step `step` on, without end."""
+    """The batches of this process from optimiser step `step` on, without end.
+
+    `stream_progress`: see `training_batches`.
+    """
     augmentation = Augmentation(
         crop_size=config.crop_size,
         scale_min=config.scale_min,
@@ -52,6 +56,8 @@ def run_batches(
         num_workers=num_workers,
         pin_memory=on_gpu,
         on_bad_sample=config.on_bad_sample,
+        stream_order=config.stream_order,
+        stream_progress=stream_progress,
     )
 
 

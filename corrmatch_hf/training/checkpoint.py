@@ -3,6 +3,7 @@
 checkpoints/step_00000500/
     model.safetensors, optimizer.bin, ...    written by Accelerate: the method, optimiser, schedule, average, seeds
     trainer_state.json                       step, metrics, options, ...
+    stream_0.json, stream_1.json, ...        with a stream: how far each process has read its shards
     checksums.json                           written last: size and SHA-256 of all the others
 """
 
@@ -71,7 +72,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], keep: int
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    stream_state: dict[str, Any] | None = None,
 ) -> Path | None:
     """Write everything that a resumed run needs and delete old checkpoints; all processes call this together.
 
@@ -81,6 +87,7 @@ def write_checkpoint(
         step: after which the checkpoint is written.
         state: the content of `trainer_state.json`.
         keep: how many checkpoints are kept.
+        stream_state: how far this process has read its shards of a stream.
 
     Returns:
         The checkpoint, or None where any process failed to write it: a warning is printed, and older ones stay.
@@ -93,6 +100,8 @@ def write_checkpoint(
     failure = None
     try:
         accelerator.save_state(str(temporary))
+        if stream_state is not None:
+            _stream_file(temporary, accelerator.process_index).write_text(json.dumps(stream_state))
     except Exception as error:  # whatever it is, the model can still be saved in another way
         failure = error
     if succeeded_everywhere(failure, accelerator.device) and accelerator.is_main_process:
@@ -226,6 +235,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
 
 
+def read_stream_state(path: Path, process: int) -> dict[str, Any] | None:
+    """How far a process had read its shards of a stream; None where it read no shards of its own."""
+    file = _stream_file(path, process)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _stream_file(path: Path, process: int) -> Path:
+    return path / f"stream_{process}.json"
+
+
 def load_checkpoint(accelerator: Accelerator, optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
     """Load model, optimiser, schedule and average; returns the content of `trainer_state.json`."""
     try:
@@ -300,6 +319,8 @@ def check_resumable(
             "Resume with the options it was started with."
         )
     # Options that the checkpoint did not record, or that no longer exist, are not compared.
+    if saved.get("data", {}).get("unlabelled") == "a stream":  # earlier versions knew one order
+        saved["config"].setdefault("stream_order", "total")
     before, options = saved["config"], dataclasses.asdict(config) | dataclasses.asdict(method.options)
     if before.get("card_pictures") is False and config.push_to_hub:
         raise InputError(  # the removed option kept the photos private

@@ -241,6 +241,12 @@ class TrainingConfig(Options):
         at_least=0,
         at_most=MOST_WORKERS,
     )
+    stream_order: Literal["shards", "total"] = option(
+        "shards",
+        "With --streaming: each process reads its own shards of the stream, and the run depends on the number of "
+        "processes (shards); or every process reads all of it, as it does where there are too few shards (total).",
+        group="Hardware",
+    )
     on_bad_sample: Literal["error", "skip"] = option(
         "error", "At an unreadable training image: stop, or skip and count it.", group="Reliability"
     )

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from datasets import IterableDataset
 from torch import nn
 
 from ..data.check import check_dataset
@@ -197,6 +198,12 @@ def prepare_output(
         accelerator.wait_for_everyone()
     if main:
         print(data.describe())
+        if isinstance(data.unlabeled, IterableDataset) and config.stream_order == "shards":
+            shards, processes = data.unlabeled.num_shards, accelerator.num_processes
+            if shards < processes:
+                print(
+                    f"Note: the stream has {shards} shards for {processes} processes, so each reads all of it."
+                )
         print(estimate.summary(accelerator.device, folder, config.max_checkpoints))
         if config.mixed_precision == "bf16" and bfloat16_is_slow(accelerator.device):
             warnings.warn(

@@ -18,6 +18,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from ..data.semi_dataset import EvaluationSet, SemiDataset
+from ..data.training_set import StreamProgress
 from ..distributed import succeeded_everywhere
 from ..evaluation.evaluate import evaluate_segmentation
 from ..evaluation.inference import default_batch_size
@@ -32,6 +33,7 @@ from .checkpoint import (
     deciding_versions,
     load_checkpoint,
     packed_map,
+    read_stream_state,
     unpacked_map,
     write_checkpoint,
 )
@@ -124,6 +126,7 @@ class Run:
         self.skipped: list[str] = []
         self.skipped_steps = SkippedSteps(self.method, config.max_skipped_steps)
         self.tracker = Tracker(self.accelerator)
+        self.stream_progress = StreamProgress()
         self.watch = NonFiniteWatch(device, config.logging_steps * config.gradient_accumulation_steps)
 
     # Evaluation
@@ -205,7 +208,8 @@ class Run:
             "versions": deciding_versions(),
         }
         folder, keep = self.output_dir / "checkpoints", self.config.max_checkpoints
-        path = write_checkpoint(self.accelerator, folder, self.step, state, keep)
+        read = self.stream_progress.state(self.step * self.config.gradient_accumulation_steps)
+        path = write_checkpoint(self.accelerator, folder, self.step, state, keep, read)
         if path is not None:
             self.saved_step = self.step
         return path
@@ -213,6 +217,8 @@ class Run:
     def restore(self, checkpoint: Path) -> None:
         """Continue from a checkpoint that fits, as `check_resumable` finds."""
         state = load_checkpoint(self.accelerator, self.optimizer, checkpoint)
+        if state["processes"] == self.accelerator.num_processes:
+            self.stream_progress.resumed = read_stream_state(checkpoint, self.accelerator.process_index)
         self.step = self.saved_step = state["step"]
         self.metrics, self.seconds = state["metrics"], state["seconds"]
         self.supervised = state.get("supervised")  # absent in checkpoints of earlier versions

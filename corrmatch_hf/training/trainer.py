@@ -3,7 +3,8 @@
 The trainer knows `Method`, not methods: it feeds batches, steps the optimiser, logs, evaluates and saves. It promises:
 
 - The sequence of total batches depends on the seed alone, not on the number of processes or workers, nor on whether the
-  run was resumed. Randomness inside a step depends on (seed, step, process).
+  run was resumed. (With shards of a stream, on the number of processes, too.) Randomness inside a step depends on (seed,
+  step, process).
 - Losses are read back at logging steps only (with `on_non_finite="skip"`, at every step).
 - Files are written to a temporary path and renamed: a process killed at any moment leaves none of them half-written.
 """
@@ -99,7 +100,9 @@ class SemiSupervisedTrainer(Run):
         self.write_configuration()
         log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator.is_main_process, self.step)
         progress = Progress(self.max_steps, self.step, accelerator.is_main_process)
-        batches = run_batches(self.method, self.data, config, self.processor, accelerator, self.step)
+        batches = run_batches(
+            self.method, self.data, config, self.processor, accelerator, self.step, self.stream_progress
+        )
         with StopSignals() as signals, gpu_settings(config):  # until everything is written
             try:
                 self._loop(batches, signals, log, progress)

@@ -10,6 +10,7 @@ import torch
 from corrmatch_hf.data import Augmentation, SemiBatch, SemiDataset, training_batches
 from corrmatch_hf.data.endless import Stream, generator
 from corrmatch_hf.data.images import read_photo
+from corrmatch_hf.data.training_set import StreamProgress
 from corrmatch_hf.errors import InputError
 
 SMALL = Augmentation(crop_size=33)
@@ -88,6 +89,33 @@ def test_workers_and_resuming_change_nothing(synthetic, kind):
         for found, batch in zip(batches(semi, 3, start_step=6, num_workers=2), expected[6:], strict=True):
             assert_equal(found, batch)
     for found, batch in zip(batches(semi, 2, start_step=7), expected[7:], strict=True):
+        assert_equal(found, batch)
+
+
+def test_shards_of_a_stream_resume_where_a_checkpoint_left_them(synthetic):
+    semi = streamed(synthetic)
+    files = []
+    for rank in range(2):
+        options = {"stream_order": "shards", "world_size": 2, "rank": rank}
+        progress = StreamProgress()
+        expected = batches(semi, 9, stream_progress=progress, **options)
+        resumed = StreamProgress()
+        resumed.resumed = progress.state(6)
+        for found, batch in zip(
+            batches(semi, 3, start_step=6, stream_progress=resumed, **options), expected[6:], strict=True
+        ):
+            assert_equal(found, batch)
+        files.append({file for batch in expected[:1] for file in batch.unlabeled_files})
+    assert not files[0] & files[1]
+
+
+def test_too_few_shards_are_read_whole(synthetic):
+    options = {"world_size": 3, "rank": 1}
+    for found, batch in zip(
+        batches(streamed(synthetic), 2, stream_order="shards", **options),
+        batches(streamed(synthetic), 2, **options),
+        strict=True,
+    ):
         assert_equal(found, batch)
 
 

@@ -1,5 +1,6 @@
 """Two processes train as one does; where one of them fails, the other ends in time, and nothing is lost."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.training.checkpoint import find_corruption, list_checkpoints
 
@@ -135,3 +137,18 @@ def test_an_evaluation_that_fails_in_one_process_costs_its_figures_only(tmp_path
     ] == [2]
     assert statuses(start_two(folder, **HALF)) == [0, 0]
     assert left_by(folder)["metrics"]["final"] == two["metrics"]["final"]
+
+
+def test_shards_of_a_stream_are_resumed_to_the_bit(tmp_path):
+    data = synthetic_semi_dataset(labeled=4, unlabeled=7, validation=3, image_size=48)
+    data = dataclasses.replace(data, unlabeled=data.unlabeled.to_iterable_dataset(num_shards=3))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert statuses(start_two(whole, data=data, **HALF)) == [0, 0], said_by(whole).read_text()
+    before = partial(in_step_three_of_the_second, action=die)
+    first, second = start_two(stopped, before, data=data, **HALF)
+    assert 0 not in statuses([first, second])
+    (checkpoint,) = list_checkpoints(stopped / "checkpoints")
+    assert {path.name for path in checkpoint.glob("stream_*.json")} == {"stream_0.json", "stream_1.json"}
+    assert statuses(start_two(stopped, data=data, **HALF)) == [0, 0], said_by(stopped).read_text()
+    ours, theirs = left_by(stopped), left_by(whole)
+    assert differences({**ours, "state": 0, "metrics": 0}, {**theirs, "state": 0, "metrics": 0}) == []
