@@ -3,8 +3,8 @@
 The trainer knows `Method`, not methods: it feeds batches, steps the optimiser, logs, evaluates and saves. It promises:
 
 - The sequence of total batches depends on the seed alone, not on the number of processes or workers, nor on whether the
-  run was resumed. (With shards of a stream, on the number of processes, too.) Randomness inside a step depends on (seed,
-  step, process).
+  run was resumed. (With shards of a stream, it depends on the number of processes, too.) Randomness inside a step
+  depends on (seed, step, process).
 - Losses are read back at logging steps only (with `on_non_finite="skip"`, at every step).
 - Files are written to a temporary path and renamed: a process killed at any moment leaves none of them half-written.
 """
