@@ -302,13 +302,11 @@ class Validation:
         half = "AB"[i % 2]
         return [half, *(f"{half}/{group}" for group in self.setting.groups if name.startswith(group))]
 
-    def measure(self, network: nn.Module, halves: str = "AB") -> dict[str, dict]:
-        """mIoU, pixel accuracy and IoU of each class for every part of the named halves."""
+    def measure(self, network: nn.Module) -> dict[str, dict]:
+        """mIoU, pixel accuracy and IoU of each class for every part of both halves."""
         matrices: dict[str, ConfusionMatrix] = {}
         with evaluating(network):
             for batch in self.batches:
-                if batch[0][2][0] not in halves:
-                    continue
                 images = torch.stack([photo for photo, _, _ in batch]).contiguous(
                     memory_format=torch.channels_last
                 )
@@ -551,9 +549,7 @@ def train(run: Run, shared: Path, work: Path) -> dict:
             row = {
                 "step": number + 1,
                 "seconds": round(sum(steps.seconds.values()), 1),
-                "average": validation.measure(
-                    steps.average.network, "AB" if number + 1 == run.steps else "A"
-                ),
+                "average": validation.measure(steps.average.network),
                 "logs": {name: round(float(value), 4) for name, value in logs.items()},
                 "pseudo_labels": unlabelled.measure(method),
                 "on_labelled": labelled.measure(method),
