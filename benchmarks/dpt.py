@@ -1,7 +1,7 @@
 """The DPT head against a plain one, written from UniMatch V2's description: forward and backward, same weights.
 
 The plain head does things in the order of the paper's figure: it resizes before each 1x1 convolution. It keeps torch's
-default memory layout, as published code does; ours runs as the trainer runs it, in channels_last.
+default memory layout, as published code does; ours has the layout that the trainer chooses.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corrmatch_hf.model.convolutions_corrmatch import SLOW_GRADIENTS
 from corrmatch_hf.model.decoders_corrmatch import DPTDecoder
 
 from .measure import Row, clock, milliseconds
@@ -58,7 +59,8 @@ def row(name: str, device: str) -> Row:
     (width, channels, pyramid), grid = HEADS[name], GRID[device]
     head = DPTDecoder([width] * 4, CLASSES, channels, pyramid).to(device)
     weights = {key: value.detach().clone().requires_grad_() for key, value in head.named_parameters()}
-    head.to(memory_format=torch.channels_last)
+    if device != "cpu" or not SLOW_GRADIENTS:
+        head.to(memory_format=torch.channels_last)
     levels = [torch.randn(IMAGES, width, grid, grid, device=device, requires_grad=True) for _ in range(4)]
 
     def step(forward: Callable[[], Tensor]) -> list[Tensor]:
@@ -75,12 +77,14 @@ def row(name: str, device: str) -> Row:
     def reference() -> list[Tensor]:
         return step(lambda: plain(weights, levels))
 
-    equal = all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(ours(), reference(), strict=True))
+    equal = all(
+        (a - b).norm() <= 1e-3 * b.norm() for a, b in zip(ours(), reference(), strict=True)
+    )  # rounding moves a value over ReLU's edge here and there
     return Row(
         f"DPT head of ViT-{name}, forward and backward, {IMAGES} grids of {grid}",
         *milliseconds(reference, ours, device, clock=clock(device)),
         "ms",
         equal,
         1.1,
-        "to 1e-4 of the largest",
+        "to 1e-3 of their norms",
     )

@@ -163,7 +163,8 @@ class TrainingConfig(Options):
     )
     channels_last: bool = option(
         True,
-        "Keep feature maps in channels-last memory format: faster on most hardware, equal results up to rounding.",
+        "Keep feature maps in channels-last memory format where that is faster: everywhere but for networks without "
+        "depthwise convolutions on CPUs without AVX-512. Equal results up to rounding.",
         group="Hardware",
     )
     freeze_encoder: bool = option(

@@ -19,6 +19,7 @@ from transformers import get_polynomial_decay_schedule_with_warmup
 
 from ..errors import InputError
 from ..model import CorrMatchForSegmentation
+from ..model.convolutions_corrmatch import SLOW_GRADIENTS
 from ..model.encoder_corrmatch import CorrMatchEncoder
 from .config import TrainingConfig
 
@@ -120,6 +121,20 @@ def without_cudnn_benchmark() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def memory_format(
+    model: CorrMatchForSegmentation, config: TrainingConfig, device: torch.device
+) -> torch.memory_format:
+    """The layout of feature maps: channels_last, if `channels_last` is on and it is not slower.
+
+    On a CPU without AVX-512, only encoders with depthwise convolutions are faster in it; others and the decoders learn
+    faster in torch's default layout.
+    """
+    layers = model.encoder.modules()
+    depthwise = any(isinstance(each, nn.Conv2d) and each.groups == each.in_channels > 1 for each in layers)
+    slower = device.type == "cpu" and SLOW_GRADIENTS and not depthwise
+    return torch.channels_last if config.channels_last and not slower else torch.contiguous_format
 
 
 def compile_networks(method: nn.Module, **options) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from accelerate.utils import broadcast_object_list, gather_object
 from timm.layers import convert_sync_batchnorm
@@ -45,6 +44,7 @@ from .optimizer import (
     build_schedule,
     compile_networks,
     freeze,
+    memory_format,
     without_cudnn_benchmark,
 )
 from .output_folder import CONFIGURATION, SaveError, write_or_rescue
@@ -88,8 +88,7 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.accelerator = make_accelerator(config)
         device, processes = self.accelerator.device, self.accelerator.num_processes
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        method = method.to(device, memory_format=layout)
+        method = method.to(device, memory_format=memory_format(method.segmentation_model, config, device))
         check_run(method, data, config, processes)
         if processes > 1 and device.type == "cuda":
             method = convert_sync_batchnorm(method)  # timm's keeps the activations that its norms carry

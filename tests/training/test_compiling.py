@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from corrmatch_hf import CorrMatchForSegmentation
+from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.methods import FixMatchOptions
+from corrmatch_hf.training import optimizer
 from corrmatch_hf.training import run as run_module
 from corrmatch_hf.training.memory import blank_batch
 from corrmatch_hf.training.optimizer import compile_networks
@@ -37,9 +38,27 @@ def test_without_the_option_nothing_is_compiled(make_trainer):
     assert network.encoder._compiled_call_impl is None
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_the_layout_of_the_weights(make_trainer, channels_last):
-    trainer = make_trainer("supervised", channels_last=channels_last)
+@pytest.mark.parametrize(
+    ("asked", "slow_cpu", "encoder", "channels_last"),
+    [
+        (True, False, "test_resnet", True),
+        (False, False, "test_resnet", False),
+        (True, True, "test_resnet", False),
+        (True, True, "test_efficientnet", True),  # depthwise convolutions
+    ],
+)
+def test_the_layout_of_the_weights(
+    asked, slow_cpu, encoder, channels_last, make_trainer, monkeypatch, tiny_data
+):
+    monkeypatch.setattr(optimizer, "SLOW_GRADIENTS", slow_cpu)
+    config = CorrMatchConfig(
+        encoder_name=encoder,
+        aspp_channels=8,
+        decoder_channels=8,
+        correlation_head=False,
+        id2label=tiny_data.id2label,
+    )
+    trainer = make_trainer("supervised", model=CorrMatchForSegmentation(config), channels_last=asked)
     weight = next(p for p in trainer.method.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
     assert weight.is_contiguous() != channels_last
