@@ -27,6 +27,7 @@ MODULES = (
     "step_parts",
     "dpt",
     "deeplab",
+    "defaults",
     "data",
     "whole_step",
     "inference",

@@ -18,7 +18,7 @@ from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, TrainingConf
 from corrmatch_hf.model.convolutions_corrmatch import Conv3x3
 from corrmatch_hf.training.optimizer import memory_format
 
-from .measure import Row, clock, milliseconds
+from .measure import Row, least_milliseconds
 
 CLASSES = 11
 ENCODERS = ("mobilenetv2_100", "resnet18", "resnet50")
@@ -49,11 +49,10 @@ def separable(encoder: str, device: str) -> Row:
     ours = network(encoder, output_stride=16, decoder_separable=True)
     ours = ours.to(device, memory_format=layout(ours, device)).train()
     image = torch.randn(IMAGES[device], 3, SIDE[device], SIDE[device], device=device)
-    times = milliseconds(
+    times = least_milliseconds(
         lambda: step(theirs, lambda: theirs(image)),
         lambda: step(ours, lambda: ours(image).logits),
         device,
-        clock=clock(device),
     )
     return Row(
         f"separable DeepLabV3+ with {encoder}, forward and backward, {len(image)} x {SIDE[device]}²",
@@ -78,7 +77,7 @@ def shortcut(device: str, encoder: str = "resnet50") -> Row:
     equal = all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in zip(ours(), reference(), strict=True))
     return Row(
         f"DeepLabV3+ with {encoder}, stride 8, crop {CROP}: without taps in the padding",
-        *milliseconds(reference, ours, device, repeats=3, clock=clock(device)), "ms", equal, 1.05,
+        *least_milliseconds(reference, ours, device, repeats=3), "ms", equal, 1.05,
         "to 1e-2 of their norms",
     )  # fmt: skip
 

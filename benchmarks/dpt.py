@@ -15,7 +15,7 @@ from torch import Tensor
 from corrmatch_hf.model.convolutions_corrmatch import SLOW_GRADIENTS
 from corrmatch_hf.model.decoders_corrmatch import DPTDecoder
 
-from .measure import Row, clock, milliseconds
+from .measure import Row, least_milliseconds
 
 CLASSES, IMAGES = 21, 2
 # encoder width, channels of the head and of its pyramid, of DINOv2-S and -B
@@ -82,7 +82,7 @@ def row(name: str, device: str) -> Row:
     )  # rounding moves a value over ReLU's edge here and there
     return Row(
         f"DPT head of ViT-{name}, forward and backward, {IMAGES} grids of {grid}",
-        *milliseconds(reference, ours, device, clock=clock(device)),
+        *least_milliseconds(reference, ours, device),
         "ms",
         equal,
         1.1,

@@ -10,7 +10,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,28 +40,35 @@ class Row:
         return self.reference / self.ours if self.ours else float("inf")
 
 
-def clock(device: str) -> Callable[[], float]:
-    """Processor time on a CPU, wall time on a GPU: of what computes in this process alone."""
-    return time.process_time if device == "cpu" else time.perf_counter
-
-
 def synchronize(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def milliseconds(
-    reference: Call,
-    ours: Call,
-    device: torch.device | str = "cpu",
-    repeats: int = 5,
-    clock: Callable[[], float] = time.perf_counter,
+    reference: Call, ours: Call, device: torch.device | str = "cpu", repeats: int = 5
 ) -> tuple[float, float]:
-    """Median milliseconds of each, called in turn, after one call of each that does not count.
+    """Median wall milliseconds of each, called in turn, after one call of each that does not count."""
+    first, second = _alternating(reference, ours, device, repeats, time.perf_counter)
+    return statistics.median(first), statistics.median(second)
 
-    `clock`: wall time by default; `time.process_time` is steadier on a busy machine, for what computes in this process.
+
+def least_milliseconds(
+    reference: Call, ours: Call, device: torch.device | str = "cpu", repeats: int = 5
+) -> tuple[float, float]:
+    """As `milliseconds`, for what computes in this process alone: on a CPU the minima of its processor time.
+
+    Other work on the machine only ever adds to it, through the caches.
     """
+    if torch.device(device).type != "cpu":
+        return milliseconds(reference, ours, device, repeats)
+    first, second = _alternating(reference, ours, device, repeats, time.process_time)
+    return min(first), min(second)
 
+
+def _alternating(
+    reference: Call, ours: Call, device: torch.device | str, repeats: int, clock: Callable[[], float]
+) -> Iterator[tuple[float, ...]]:
     def once(call: Call) -> float:
         synchronize(device)
         start = clock()
@@ -69,8 +76,7 @@ def milliseconds(
         synchronize(device)
         return (clock() - start) * 1e3
 
-    times = [(once(reference), once(ours)) for _ in range(repeats + 1)][1:]
-    return statistics.median(t for t, _ in times), statistics.median(t for _, t in times)
+    return zip(*[(once(reference), once(ours)) for _ in range(repeats + 1)][1:], strict=True)
 
 
 def extra_mib(call: Call, device: torch.device | str = "cpu") -> float:
