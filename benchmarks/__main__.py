@@ -33,6 +33,8 @@ MODULES = (
     "inference",
     "evaluation",
     "startup",
+    "streams",
+    "checkpoints",
 )
 HEADER = "| what | reference | ours | ratio | target | identical |\n| --- | ---: | ---: | ---: | ---: | --- |"
 

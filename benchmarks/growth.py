@@ -1,6 +1,7 @@
 """What a CorrMatch step costs as its input grows: crops, classes, shapes, images.
 
     python benchmarks/growth.py                     # writes benchmarks/results/growth.md
+    python benchmarks/growth.py --grow files        # writes results/growth_files.md: pools of up to a million files
 
 One thing grows at a time, the others stay at crop 321, 21 classes, 128 shapes, 2 + 2 images. Beside the whole step the
 correlation parts alone: pixel propagation forward and backward, and shapes with their region propagation.
@@ -10,15 +11,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 
 from benchmarks.__main__ import machine
-from benchmarks.measure import extra_mib, milliseconds
+from benchmarks.measure import extra_mib, milliseconds, process_kib
 from benchmarks.whole_step import OurStep, confident_method, step_batch
 from corrmatch_hf import correlation_rows, pixel_propagation, propagate_rows
 from corrmatch_hf.methods import CorrMatch, CorrMatchOptions
@@ -50,6 +56,60 @@ def sweep(name: str, encoder_name: str, device: str) -> Iterator[str]:
         parts = [*cost(pixel_part(at, device), device), *cost(shape_part(at, device), device)]
         cells = [value, time, time / megapixels, memory, memory / megapixels, *parts]
         yield "| " + " | ".join(f"{cell:.0f}" for cell in cells) + " |"
+
+
+FILES = (10_000, 100_000, 1_000_000)
+FILES_HEADER = (
+    "| files | listed: CPU s | us a file | identity: CPU s | us a file | folder: CPU s | us a file "
+    "| kept, MiB | peak, MiB |\n|" + " ---: |" * 9
+)
+
+
+def files_sweep(counts: tuple[int, ...] = FILES) -> Iterator[str]:
+    """Opening a pool of so many unlabelled files, each in a new process: by a list, and by naming its folder."""
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            make_pool(Path(folder), count)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+                listed, identity, kept, peak = processes.submit(open_pool, folder, True).result()
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+                found, *_ = processes.submit(open_pool, folder, False).result()
+        seconds = (listed, identity, found)
+        each = [f"{part:.2f} | {1e6 * part / count:.1f}" for part in seconds]
+        yield f"| {count} | {' | '.join(each)} | {kept:.0f} | {peak:.0f} |"
+
+
+def make_pool(root: Path, count: int) -> None:
+    """Two photos with masks, and `count` files in folders of ten thousand, with their list."""
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        (root / "train" / kind).mkdir(parents=True)
+        for i in range(2):
+            Image.new(mode, (8, 8)).save(root / "train" / kind / f"{i}.png")
+    names = [f"pool/{i // 10_000:04}/photo_{i:07}.png" for i in range(count)]
+    for i, name in enumerate(names):
+        if i % 10_000 == 0:
+            (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    (root / "unlabeled.txt").write_text("\n".join(names))
+    (root / "labeled.txt").write_text(
+        "\n".join(f"train/images/{i}.png train/masks/{i}.png" for i in range(2))
+    )
+
+
+def open_pool(folder: str, listed: bool) -> tuple[float, float, float, float]:
+    """CPU seconds of loading and of `identity`, and the MiB that the pool keeps and that its loading took."""
+    from corrmatch_hf.data.load import load_semi_dataset
+
+    root = Path(folder)
+    options = {"extra_unlabeled": str(root / "pool")}
+    if listed:
+        options = {"labeled_list": str(root / "labeled.txt"), "unlabeled_list": str(root / "unlabeled.txt")}
+    load_semi_dataset(data_dir=folder, num_labels=2)  # imports
+    before, start = process_kib("VmRSS"), time.process_time()
+    data = load_semi_dataset(data_dir=folder, num_labels=2, **options)
+    loaded, kept, peak = time.process_time(), process_kib("VmRSS"), process_kib("VmHWM")
+    _ = data.identity
+    return loaded - start, time.process_time() - loaded, (kept - before) / 2**10, (peak - before) / 2**10
 
 
 def cost(call, device: str) -> tuple[float, float]:
@@ -94,8 +154,19 @@ def shape_part(at: dict[str, int], device: str):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--encoder_name", default="test_resnet", help="timm name")
-    parser.add_argument("--grow", nargs="+", choices=tuple(SWEEPS), default=list(SWEEPS))
+    parser.add_argument("--grow", nargs="+", choices=(*SWEEPS, "files"), default=list(SWEEPS))
     args = parser.parse_args()
+    if "files" in args.grow:
+        lines = ["# Pools of many files", "", f"`python benchmarks/growth.py --grow files` on {machine('cpu')}.",
+                 "Files in folders of ten thousand, on the disk of the machine. Kept and peak: of the listed pool.", "",
+                 FILES_HEADER]  # fmt: skip
+        print("\n".join(lines), flush=True)
+        for line in files_sweep():
+            lines.append(line)
+            print(line, flush=True)
+        path = Path(__file__).with_name("results") / "growth_files.md"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lines = [
         "# Growth",

@@ -206,7 +206,9 @@ def _read_either(line: str, locate: _Locator, known: Mapping[str, Pair], place: 
 
 def _read_bare(line: str, locate: _Locator, known: Mapping[str, Pair], place: str) -> Pair:
     """A line that must give an image; a mask in it is not read."""
-    names = (line, *(image for image, _ in _splits(line)))
+    names = [line]
+    if len(line.split(None, 1)) > 1:  # most lines of a million are one name
+        names += [image for image, _ in _splits(line)]
     readings = [(name, path) for name in names if _is_file(path := locate(name))]
     if len(readings) > 1:
         choice = " or ".join(name for name, _ in readings)
