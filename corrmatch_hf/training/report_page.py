@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jinja2 import Environment
-from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from ..data.semi_dataset import EvaluationSet
@@ -22,7 +21,7 @@ from ..evaluation.inference import evaluating, predict_probabilities
 from ..model import correlation_rows, resize
 from ..ops.region_propagation import region_propagation
 from ..ops.region_propagation.rows import row_shapes
-from ..pictures import class_palette, training_curves
+from ..pictures import class_palette
 from ..pictures.overlay import blend
 from ..text import percent
 from .atomic_write import write_text
@@ -233,6 +232,8 @@ def _query_and_key(look: Look, facts: RunFacts) -> tuple[torch.Tensor, torch.Ten
 def _correlation(look: Look, facts: RunFacts) -> dict[str, Any]:
     """Where a photo looks like some of its pixels: one in each of its largest classes."""
     query, key, _ = _query_and_key(look, facts)
+    from matplotlib import colormaps  # half a second that the first step need not wait for
+
     h, w = query.shape[-2:]
     height, width = look.label.shape
     ids, counts = np.unique(look.prediction, return_counts=True)
@@ -298,6 +299,8 @@ def _curves(facts: RunFacts, palette: np.ndarray) -> dict[str, str]:
     """The curves for wide screens, and in one column for phones."""
     if not facts.rows:
         return {}
+    from ..pictures import training_curves  # imports matplotlib
+
     return {
         name: _png(training_curves(facts.rows, classes=(facts.data.id2label, palette), columns=columns))
         for name, columns in (("wide", 3), ("narrow", 1))
