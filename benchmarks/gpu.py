@@ -69,6 +69,8 @@ def main(names: list[str], output: Path, dry_run: bool = False, total: float = 5
             if process.exitcode != FAILED:
                 _write(output, f"| {name} | | | | | **ended** with status {process.exitcode} |")
             failures += 1
+        if failures and name == "machine":  # nothing else can work
+            break
         if name == "machine":
             _write(output, "`datasets` is not installed.\n" * stand_in + f"\n{HEADER}")
     _write(output, f"\n{time.monotonic() - start:.0f} seconds; {failures} groups did not end well.")
@@ -82,7 +84,10 @@ FAILED = 3  # exit status of a group whose error is in the table
 def _start_gpu() -> None:
     import torch
 
-    torch.zeros(1, device="cuda")
+    try:
+        torch.zeros(1, device="cuda")
+    except (AssertionError, RuntimeError):
+        os._exit(FAILED)
 
 
 def _ends_well(process) -> bool:
@@ -319,12 +324,16 @@ def _split(device: str, tiny: bool) -> Result:
     """Each part of a step in float32, synchronised before and after."""
     import torch
 
+    from .growth import NARROW
     from .measure import Row
     from .step_time import measure
 
+    config = NARROW if tiny else {}
     case = ("test_resnet", 8, 33, 2, 1) if tiny else ("resnet101s", 8, 321, 8, 5)
     names = ("encoder_name", "output_stride", "crop_size", "batch_size", "steps")
-    parts = measure("corrmatch", Namespace(**dict(zip(names, case, strict=True))), torch.device(device))
+    parts = measure(
+        "corrmatch", Namespace(**dict(zip(names, case, strict=True))), torch.device(device), **config
+    )
     peak = parts.pop("peak MiB")
     whole = 1e3 * (sum(parts.values()) - parts.pop("data"))
     for part, seconds in parts.items():

@@ -54,15 +54,18 @@ class Clock:
         return timed
 
 
-def measure(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Median seconds of each part of a step of the method `name`, and the peak memory in MiB."""
+def measure(name: str, args: argparse.Namespace, device: torch.device, **config) -> dict[str, float]:
+    """Median seconds of each part of a step of the method `name`, and the peak memory in MiB.
+
+    `config`: further fields of the model's configuration.
+    """
     clock = Clock(device)
     cls = method_class(name)
     torch.manual_seed(0)
     model = CorrMatchForSegmentation(
         CorrMatchConfig(
             encoder_name=args.encoder_name, output_stride=args.output_stride, num_labels=5,
-            correlation_head=cls.uses_correlation_head,
+            correlation_head=cls.uses_correlation_head, **config,
         )
     )  # fmt: skip
     method = cls(model).to(device).train()
