@@ -63,6 +63,14 @@ def write_synthetic(root: Path, labeled: int, validation: int) -> None:
             Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / f"{i}.png")
 
 
+@pytest.fixture(scope="session")
+def browser():
+    from .browser import chromium
+
+    with chromium() as opened:
+        yield opened
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

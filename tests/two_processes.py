@@ -1,20 +1,18 @@
 """Runs a function in two processes that form one process group."""
 
 import os
-import socket
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from .ports import free_port
+
 
 def in_two_processes(function, folder, *args) -> list:
     """`function(rank, *args)` of both ranks. The processes are forked: starting them anew would import torch twice."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(_one, (function, port, str(folder), args), nprocs=2, start_method="fork")
+    mp.start_processes(_one, (function, free_port(), str(folder), args), nprocs=2, start_method="fork")
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -16,11 +15,7 @@ from PIL import Image
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.errors import InputError
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-SWITCHES += ["--disable-background-networking", "--disable-component-update"]
-SWITCHES += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # a camera
+from ..browser import CHROMIUM, visitors
 
 NAMES = ["background", "Geschwindigkeitsbeschränkungsschild", "Bäume & <b>Sträucher</b>", "road", "car_2"]
 PROCESSORS = {
@@ -99,31 +94,14 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def visit(browser):
-    """A function that opens an address as a new visitor and waits for the model; nothing may go wrong in the page."""
-    contexts, errors, hosts = [], [], set()
+    """A function that opens an address as a new visitor and waits for the model."""
+    with visitors(browser, {None, ""}) as open_page:
 
-    def open_page(address, width=1280, height=1000, **options):
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        page.goto(address)
-        page.wait_for_selector("body[data-runs-on]", timeout=60_000)
-        return page
+        def open_demo(*args, **options):
+            page = open_page(*args, **options)
+            page.wait_for_selector("body[data-runs-on]", timeout=60_000)
+            return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
-    assert hosts - {None, ""} == {"127.0.0.1"}
+        yield open_demo

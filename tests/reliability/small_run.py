@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
 from corrmatch_hf.methods import method_class
 from corrmatch_hf.training import TrainingInterrupted, report
 from corrmatch_hf.training.checkpoint import list_checkpoints
+
+from ..ports import free_port
 
 STEPS = 6
 TIMES = {"seconds", "images_per_second"}  # the only figures that differ between equal runs
@@ -108,12 +109,9 @@ def finish(folder: Path, before=None, **settings) -> int:
 
 def start_two(folder: Path, before=None, **settings) -> list[multiprocessing.Process]:
     """`train` in two processes that train together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     common = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "ACCELERATE_USE_CPU": "true",
     }

@@ -1,13 +1,13 @@
 """Two machines, here two launchers on the loopback device, train as one process does."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from ..conftest import ROOT
+from ..ports import free_port
 from .small_run import finish, left_by, said_by
 
 SCRIPT = """
@@ -23,12 +23,10 @@ def test_two_nodes_that_meet_by_c10d_have_the_losses_of_one_process(tmp_path):
     script, folder = tmp_path / "script.py", tmp_path / "runs" / "nodes"
     script.write_text(SCRIPT)
     folder.parent.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "test",
-        "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint, "--local_addr", "127.0.0.1", str(script), str(folder),
+        "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1",
+        str(script), str(folder),
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     nodes = [

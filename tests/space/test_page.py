@@ -3,13 +3,10 @@
 import functools
 import io
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from urllib.parse import urlsplit
 
 import analysis
 import numpy as np
@@ -18,15 +15,13 @@ from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 
+from ..browser import CHROMIUM, visitors
+from ..ports import free_port
 from .conftest import NAMES, SPACE, photo
 
 pytest.importorskip("gradio", reason="gradio is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-SWITCHES += ["--disable-background-networking", "--disable-component-update"]
 SHOWN = (
     "selector => { const i = document.querySelector(selector); return i && i.complete && i.naturalWidth > 0 }"
 )
@@ -40,9 +35,7 @@ def start_app(tmp_path_factory):
     @functools.cache
     def start(model_id) -> str:
         folder = tmp_path_factory.mktemp("app")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         environment = {
             **os.environ,
             "MODEL_ID": str(model_id),
@@ -79,33 +72,10 @@ def start_app(tmp_path_factory):
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def visit(browser):
-    """A function that opens an address as a new visitor; at the end nothing may have gone wrong in the page."""
-    contexts, errors, hosts = [], [], set()
-
-    def open_page(address, **options):
-        contexts.append(browser.new_context(viewport={"width": 1280, "height": 1000}, **options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
-    assert hosts - {None} == {"127.0.0.1"}
+    with visitors(browser) as open_page:
+        yield open_page
 
 
 def upload(page, picture, file):
