@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 Result = Iterator  # of `Row`s, and of texts for what is not a comparison
 
@@ -456,13 +457,8 @@ def draws_of_the_cpu() -> Iterator[None]:
 
         return draw
 
-    for name in plain:
-        setattr(torch, name, drawn(name))
-    try:
+    with mock.patch.multiple(torch, **{name: drawn(name) for name in plain}):
         yield
-    finally:
-        for name, function in plain.items():
-            setattr(torch, name, function)
 
 
 def losses(device: str, tiny: bool) -> Result:

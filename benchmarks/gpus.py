@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -140,13 +141,8 @@ def counting(calls: Counter[str]) -> Iterator[None]:
 
         return call
 
-    for name in CALLS:
-        setattr(dist, name, counted(name))
-    try:
+    with mock.patch.multiple(dist, **{name: counted(name) for name in CALLS}):
         yield
-    finally:
-        for name, function in plain.items():
-            setattr(dist, name, function)
 
 
 def summing(size: int, device: str) -> float:

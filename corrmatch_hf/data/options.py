@@ -14,17 +14,9 @@ SOURCES = (
 )  # any of them replaces the synthetic set
 
 NOT_FOR_SYNTHETIC = (
-    *(
-        "data_dir",
-        "train_images",
-        "labeled_list",
-        "labeled_fraction",
-        "hold_out",
-        "validation_images",
-        "validation_list",
-    ),
-    *("id2label", "num_labels", "label_colors"),
-)
+    *SOURCES[1:], "labeled_fraction", "hold_out", "validation_images", "validation_list", "id2label", "num_labels",
+    "label_colors",
+)  # fmt: skip
 
 
 @dataclass

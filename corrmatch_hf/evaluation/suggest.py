@@ -97,8 +97,7 @@ def enlarged_label_map(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
 
     Class by class: all at once would take gigabytes for a large photo and many classes.
     """
-    best, labels = probabilities.new_full(size, -1.0), torch.zeros(size, dtype=torch.long)
-    labels = labels.to(probabilities.device)
+    best, labels = probabilities.new_full(size, -1.0), probabilities.new_zeros(size, dtype=torch.long)
     for number, plane in enumerate(probabilities[0]):
         plane = F.interpolate(plane[None, None], size=size, mode="bilinear", align_corners=True)[0, 0]
         higher = plane > best
@@ -129,18 +128,18 @@ def choose(
         count: how many; at most N.
         seed: of k-means.
     """
-    rest = len(score) - count
-    if not rest:
-        return np.argsort(-score, kind="stable").tolist()
+    order = np.argsort(-score, kind="stable").tolist()
+    if count == len(order):
+        return order
     cluster_of, covered = _clusters(features, labeled, count, seed)
     best: dict[int, int] = {}  # cluster -> its photo of highest score
-    order = np.argsort(-score, kind="stable").tolist()
     for photo in order:
         if cluster_of[photo] not in covered:
             best.setdefault(cluster_of[photo], photo)
     chosen = list(best.values())[:count]  # in the order of their scores
     # Fewer where photos are equal, or where labelled ones lie in most clusters.
-    others = [photo for photo in order if photo not in set(chosen)]
+    taken = set(chosen)
+    others = [photo for photo in order if photo not in taken]
     return chosen + others[: count - len(chosen)]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from ..errors import InputError
+from ..evaluation.confusion_matrix import ConfusionMatrix
 from .legend import TEXT, LegendEntry, class_entry, draw_legend, text_font
 from .overlay import color_map
 
@@ -86,14 +88,11 @@ def _figure(row: Mapping, key: str, count: int) -> str:
     if key not in PREDICTED or truth is None or found is None:
         return ""
     truth, found = np.asarray(truth), np.asarray(found)
-    known = (truth >= 0) & (truth < count)
-    pairs = truth[known].astype(np.int64) * count + found[known]
-    matrix = np.bincount(pairs, minlength=count * count)[: count * count].reshape(count, count)
-    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
-    present = union > 0
-    if not present.any():
-        return ""
-    return f"IoU {100 * (matrix.diagonal()[present] / union[present]).mean():.0f} %"
+    known = (truth >= 0) & (truth < count) & (found >= 0) & (found < count)
+    matrix = ConfusionMatrix(count)
+    matrix.update(*(torch.from_numpy(ids[known].astype(np.int64)) for ids in (found, truth)))
+    mean_iou = matrix.compute()["mean_iou"]
+    return "" if mean_iou is None else f"IoU {100 * mean_iou:.0f} %"
 
 
 def _cell(content: object, key: str, palette: np.ndarray, width: int) -> Image.Image | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,25 @@ class RunFacts:
             for values in (self.processor.image_mean, self.processor.image_std)
         )
         return ((image.float() / 255 - mean) / std)[None].to(self.device)
+
+    def predict(self, image: torch.Tensor) -> torch.Tensor:
+        """The model's classes (H, W) int64, on the CPU, of a photo (3, H, W) uint8."""
+        with evaluating(self.model):  # training may go on afterwards
+            probabilities = predict_probabilities(
+                self.model,
+                self.normalized(image),
+                window=self.options["eval_window"],
+                stride=self.options["eval_stride"],
+            )
+        return probabilities[0].argmax(0).cpu()
+
+    def examples(self, most: int) -> Iterator[dict[str, Any]]:
+        """At most so many samples of the evaluation set, evenly spread; none without one."""
+        if self.data.validation is None:
+            return
+        images = EvaluationSet(self.data.validation, self.data)
+        count = min(most, len(images))
+        yield from (images[i * len(images) // count] for i in range(count))
 
     def pseudo_label_rows(self) -> list[dict[str, Any]]:
         """The per-class figures of the newest rows of the log: a quarter of those that have any."""
@@ -320,12 +340,15 @@ def example_maps(facts: RunFacts) -> list[np.ndarray] | None:
 
 def _predictions(facts: RunFacts) -> list[dict[str, Any]]:
     """Some evaluation images, their labels and predictions; none where a photo was damaged or memory is too small."""
-    if facts.data.validation is None:
-        return []
     try:
-        images = EvaluationSet(facts.data.validation, facts.data)
-        count = min(EXAMPLES, len(images))
-        rows = [_predict(facts, images[i * len(images) // count]) for i in range(count)]
+        rows = [
+            {
+                "image": sample["image"].permute(1, 2, 0).numpy(),  # (H, W, 3) uint8
+                "label": sample["label"].numpy(),
+                "prediction": facts.predict(sample["image"]).numpy(),
+            }
+            for sample in facts.examples(EXAMPLES)
+        ]
         for row, supervised in zip(rows, facts.supervised_maps or (), strict=False):
             if supervised.shape == row["prediction"].shape:  # else of other images, before a resumption
                 row["supervised"] = supervised
@@ -356,22 +379,6 @@ def _draw_predictions(folder: Path, facts: RunFacts, rows: list[dict[str, Any]])
 def _sample(i: int) -> tuple[str, str]:
     """The files of a photo and of its prediction."""
     return f"samples/{i}.jpg", f"samples/{i}_overlay.png"
-
-
-def _predict(facts: RunFacts, sample: dict[str, Any]) -> dict[str, Any]:
-    """Image (H, W, 3) uint8, label (H, W) and predicted classes (H, W) of a sample of the evaluation set."""
-    with evaluating(facts.model):  # training may go on afterwards
-        probabilities = predict_probabilities(
-            facts.model,
-            facts.normalized(sample["image"]),
-            window=facts.options["eval_window"],
-            stride=facts.options["eval_stride"],
-        )
-    return {
-        "image": sample["image"].permute(1, 2, 0).numpy(),
-        "label": sample["label"].numpy(),
-        "prediction": probabilities[0].argmax(0).cpu().numpy(),
-    }
 
 
 def summary(result: dict[str, Any], folder: Path) -> str:

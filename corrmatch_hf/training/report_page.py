@@ -15,9 +15,8 @@ import torch
 from jinja2 import Environment
 from PIL import Image, ImageDraw
 
-from ..data.semi_dataset import EvaluationSet
 from ..evaluation.confusion_matrix import ConfusionMatrix
-from ..evaluation.inference import evaluating, predict_probabilities
+from ..evaluation.inference import evaluating
 from ..model import correlation_rows, resize
 from ..ops.region_propagation import region_propagation
 from ..ops.region_propagation.rows import row_shapes
@@ -64,7 +63,7 @@ def write_report_page(folder: Path, facts: RunFacts) -> None:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
     template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text("utf-8"))
-    examined = [*best[:1], *worst[:1]]
+    correlations, propagations = _examined([*best[:1], *worst[:1]], facts, palette)
     page = template.render(
         title=f"{facts.method} on {facts.data.name}",
         result=result,
@@ -83,8 +82,8 @@ def write_report_page(folder: Path, facts: RunFacts) -> None:
         looked_at=len(looks),
         matrix=_matrix(confusion, facts.data.id2label),
         confusions=_confusions(confusion, facts.data.id2label),
-        correlations=[_correlation(look, facts) for look in examined if _has_correlation(facts)],
-        propagation=_propagation(facts, examined, palette),
+        correlations=correlations,
+        propagation=propagations,
     )
     write_text(folder / PAGE, page)
 
@@ -96,15 +95,11 @@ def _look(facts: RunFacts) -> tuple[list[Look], ConfusionMatrix]:
     """Some evaluation photos with predictions, and the confusion matrix over them."""
     data = facts.data
     total = ConfusionMatrix(data.num_labels, data.ignore_index)
-    if data.validation is None:
-        return [], total
-    images, looks, started = EvaluationSet(data.validation, data), [], time.monotonic()
-    count = min(LOOKED_AT, len(images))
-    for i in range(count):
-        if time.monotonic() - started > SECONDS:
+    looks, end = [], time.monotonic() + SECONDS
+    for sample in facts.examples(LOOKED_AT):
+        if time.monotonic() > end:
             break
-        sample = images[i * len(images) // count]
-        prediction = _predict(facts, sample["image"])
+        prediction = facts.predict(sample["image"])
         own = ConfusionMatrix(data.num_labels, data.ignore_index)
         own.update(prediction, sample["label"])
         total += own
@@ -114,18 +109,6 @@ def _look(facts: RunFacts) -> tuple[list[Look], ConfusionMatrix]:
             small, label, predicted = _small(photo, sample["label"].numpy(), prediction.numpy())
             looks.append(Look(name, small, label, predicted, mean_iou))
     return looks, total
-
-
-def _predict(facts: RunFacts, image: torch.Tensor) -> torch.Tensor:
-    """Predicted classes (H, W) int64 of a photo (3, H, W) uint8."""
-    with evaluating(facts.model):  # training may go on afterwards
-        probabilities = predict_probabilities(
-            facts.model,
-            facts.normalized(image),
-            window=facts.options["eval_window"],
-            stride=facts.options["eval_stride"],
-        )
-    return probabilities[0].argmax(0).cpu()
 
 
 def _small(photo: np.ndarray, *maps: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -212,8 +195,27 @@ def _confusions(confusion: ConfusionMatrix, id2label: dict[int, str]) -> list[tu
 # Correlation and propagation
 
 
-def _has_correlation(facts: RunFacts) -> bool:
-    return facts.model.config.correlation_head and facts.uses_unlabeled
+def _examined(
+    looks: list[Look], facts: RunFacts, palette: np.ndarray
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Correlation maps of some photos, and what region propagation does to their labels, where a method has them."""
+    correlations: list[dict[str, Any]] = []
+    propagations: list[dict[str, Any]] = []
+    if not facts.model.config.correlation_head or not facts.uses_unlabeled:
+        return correlations, propagations
+    threshold = _propagation_threshold(facts)
+    for look in looks:
+        query, key, logits = _query_and_key(look, facts)
+        correlations.append(_correlation(look, query, key, facts.data.id2label))
+        if threshold is not None:
+            propagations.append(_propagation(look, query, key, logits, threshold, palette))
+    return correlations, propagations
+
+
+def _propagation_threshold(facts: RunFacts) -> float | None:
+    """The last threshold of the log; None where the method propagates no regions."""
+    rows = [row for row in facts.rows if "threshold" in row and "propagated_ratio" in row]
+    return rows[-1]["threshold"] if rows and facts.options.get("propagation") == "region" else None
 
 
 @torch.no_grad()
@@ -229,9 +231,10 @@ def _query_and_key(look: Look, facts: RunFacts) -> tuple[torch.Tensor, torch.Ten
     return query, key, resize(decoded.logits, pixel_values.shape[-2:]).float()
 
 
-def _correlation(look: Look, facts: RunFacts) -> dict[str, Any]:
+def _correlation(
+    look: Look, query: torch.Tensor, key: torch.Tensor, id2label: dict[int, str]
+) -> dict[str, Any]:
     """Where a photo looks like some of its pixels: one in each of its largest classes."""
-    query, key, _ = _query_and_key(look, facts)
     from matplotlib import colormaps  # half a second that the first step need not wait for
 
     h, w = query.shape[-2:]
@@ -249,7 +252,7 @@ def _correlation(look: Look, facts: RunFacts) -> dict[str, Any]:
         radius = max(3, width // 60)
         for r, fill in ((radius + 2, "black"), (radius, "white")):
             ImageDraw.Draw(picture).ellipse((x - r, y - r, x + r, y + r), fill=fill)
-        shown.append((facts.data.id2label[number], _jpeg(picture)))
+        shown.append((id2label[number], _jpeg(picture)))
     return {"file": look.file, "photo": _jpeg(Image.fromarray(look.photo)), "maps": shown}
 
 
@@ -261,35 +264,35 @@ def _inside(region: np.ndarray) -> tuple[int, int]:
     return int(y), int(x)
 
 
-def _propagation(facts: RunFacts, looks: list[Look], palette: np.ndarray) -> list[dict[str, Any]]:
-    """Confident pseudo-labels before and after region propagation, at the last threshold of the log."""
-    rows = [row for row in facts.rows if "threshold" in row and "propagated_ratio" in row]
-    if not rows or not _has_correlation(facts) or facts.options.get("propagation") != "region":
-        return []
-    threshold, found = rows[-1]["threshold"], []
-    for look in looks:
-        query, key, logits = _query_and_key(look, facts)
-        confidence, labels = logits.softmax(1).max(1)
-        size = tuple(labels.shape[-2:])
-        positions = query.shape[-2] * query.shape[-1]
-        index = torch.linspace(0, positions - 1, SHAPES, device=query.device).long()
-        shapes = row_shapes(correlation_rows(query, key, index), size)
-        confident = confidence >= threshold
-        after = region_propagation(labels, confident, shapes, threshold, logits.shape[1])
-        photo = np.asarray(Image.fromarray(look.photo).resize(size[::-1]))
-        entry: dict[str, Any] = {
-            "file": look.file,
-            "photo": _jpeg(Image.fromarray(photo)),
-            "threshold": threshold,
-        }
-        for name, (ids, counted) in {"before": (labels, confident), "after": after}.items():
-            shown = torch.where(counted, ids, -1)[0].cpu().numpy()
-            picture = np.asarray(blend(photo, shown, palette, 0.75)).copy()
-            picture[shown < 0] = UNKNOWN
-            entry[name] = _jpeg(Image.fromarray(picture))
-            entry[f"{name}_ratio"] = counted.float().mean().item()
-        found.append(entry)
-    return found
+def _propagation(
+    look: Look,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    logits: torch.Tensor,
+    threshold: float,
+    palette: np.ndarray,
+) -> dict[str, Any]:
+    """Confident pseudo-labels before and after region propagation."""
+    confidence, labels = logits.softmax(1).max(1)
+    size = tuple(labels.shape[-2:])
+    positions = query.shape[-2] * query.shape[-1]
+    index = torch.linspace(0, positions - 1, SHAPES, device=query.device).long()
+    shapes = row_shapes(correlation_rows(query, key, index), size)
+    confident = confidence >= threshold
+    after = region_propagation(labels, confident, shapes, threshold, logits.shape[1])
+    photo = np.asarray(Image.fromarray(look.photo).resize(size[::-1]))
+    entry: dict[str, Any] = {
+        "file": look.file,
+        "photo": _jpeg(Image.fromarray(photo)),
+        "threshold": threshold,
+    }
+    for name, (ids, counted) in {"before": (labels, confident), "after": after}.items():
+        shown = torch.where(counted, ids, -1)[0].cpu().numpy()
+        picture = np.asarray(blend(photo, shown, palette, 0.75)).copy()
+        picture[shown < 0] = UNKNOWN
+        entry[name] = _jpeg(Image.fromarray(picture))
+        entry[f"{name}_ratio"] = counted.float().mean().item()
+    return entry
 
 
 # Pictures

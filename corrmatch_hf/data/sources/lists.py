@@ -113,8 +113,7 @@ def files_in_list(path: str | os.PathLike, files: list[str], option: str) -> set
         line = line.replace("\\", "/")
         for image in {line, *(image for image, _ in _splits(line))}:
             for number in by_stem.get(Path(image).stem, ()):
-                here, there = Path(files[number].replace("\\", "/")), Path(image)
-                folders = zip(reversed(here.parent.parts), reversed(there.parent.parts), strict=False)
+                folders = _folders_of_both(files[number].replace("\\", "/"), image)
                 if all(one == other or other == ".." for one, other in folders):
                     found.add(number)
     return found
@@ -127,8 +126,12 @@ def _row(image: str, rows: Mapping[str, int | None], files: list[str]) -> int | 
     row = rows.get(Path(image).name) if Path(image).suffix else rows.get(Path(image).stem)
     if row is None:
         return None
-    folders = zip(reversed(Path(image).parent.parts), reversed(Path(files[row]).parent.parts), strict=False)
-    return row if all(one == other for one, other in folders) else None
+    return row if all(one == other for one, other in _folders_of_both(image, files[row])) else None
+
+
+def _folders_of_both(one: str, other: str) -> Iterable[tuple[str, str]]:
+    """The folders that two paths give, in pairs from the innermost outwards, as far as both go."""
+    return zip(reversed(Path(one).parent.parts), reversed(Path(other).parent.parts), strict=False)
 
 
 def _splits(line: str) -> Iterable[tuple[str, str]]:
