@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from . import fork_server
 from .ports import free_port
 
 
 def in_two_processes(function, folder, *args) -> list:
-    """`function(rank, *args)` of both ranks. The processes are forked: starting them anew would import torch twice."""
-    mp.start_processes(_one, (function, free_port(), str(folder), args), nprocs=2, start_method="fork")
+    """`function(rank, *args)` of both ranks; the function is one of a test module's own, which each imports."""
+    method = fork_server.CONTEXT.get_start_method()
+    mp.start_processes(_one, (function, free_port(), str(folder), args), nprocs=2, start_method=method)
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
 
 

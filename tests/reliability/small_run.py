@@ -18,6 +18,7 @@ from corrmatch_hf.methods import method_class
 from corrmatch_hf.training import TrainingInterrupted, report
 from corrmatch_hf.training.checkpoint import list_checkpoints
 
+from .. import fork_server
 from ..ports import free_port
 
 STEPS = 6
@@ -78,19 +79,15 @@ def train(folder: Path, before=None, env=None, **settings) -> None:
 
 
 def start(folder: Path, before=None, env=None, **settings) -> multiprocessing.Process:
-    """`train` in a process forked from one that has done nothing but import, and so starts in no time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=train, args=(folder, before, env), kwargs=settings)
+    """`train` in a process of its own."""
+    process = fork_server.CONTEXT.Process(target=train, args=(folder, before, env), kwargs=settings)
     process.start()
     return process
 
 
 def start_command(output: Path, *args: str) -> multiprocessing.Process:
     """The command `corrmatch ARGS` in such a process; `output` gets all that it prints."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_command, args=(output, args))
+    process = fork_server.CONTEXT.Process(target=_command, args=(output, args))
     process.start()
     return process
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from corrmatch_hf import CorrMatchForSegmentation, load_semi_dataset
 from corrmatch_hf.commands import run
@@ -488,7 +487,6 @@ def test_a_disk_without_locks_is_told(folder, monkeypatch, capsys):
 def with_separate_disks(rank, folder, same):
     output_lock.LOOK = 0.5
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
     accelerator = Accelerator()
     assert accelerator.num_processes == 2
     try:
