@@ -1,4 +1,4 @@
-"""Draw docs/images/synthetic.png: photo, ground truth, supervised prediction and CorrMatch prediction.
+"""Draw docs/images/synthetic.png: photo, ground truth, and predictions without and with unlabelled photos.
 
     corrmatch train
     corrmatch train --method supervised --output_dir outputs/supervised
@@ -32,8 +32,8 @@ def main() -> None:
     columns = {
         "photo": [np.asarray(images[i]) for i in rows],
         "ground truth": palette[truth[rows]],
-        "supervised": palette[supervised[rows]],
-        "CorrMatch": palette[ours[rows]],
+        "12 labelled photos": palette[supervised[rows]],
+        "+ 400 unlabelled": palette[ours[rows]],
     }
     size = (len(columns) * (CELL + GAP) - GAP, TITLE + ROWS * (CELL + GAP) - GAP)
     canvas = Image.new("RGB", size, "white")

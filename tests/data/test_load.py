@@ -554,8 +554,7 @@ def test_nothing_is_the_synthetic_set():
     semi = load_semi_dataset(labeled_count=5)
     assert counts(semi) == (5, 400, 100) and semi.name == "synthetic"
     assert semi.describe() == (
-        "synthetic: 5 labelled, 400 unlabelled, 100 validation; 5 classes "
-        "(background, disc, square, triangle, cross)"
+        "synthetic: 5 labelled, 400 unlabelled, 100 validation; 5 classes (water, field, house, road, tree)"
     )
 
 

@@ -26,7 +26,7 @@ def test_the_page_shows_the_run_and_needs_nothing_from_elsewhere(make_trainer):
 
     card = (trainer.output_dir / "README.md").read_text(encoding="utf-8")
     assert "| Class | Share | Confidence | Counted | Counted after propagation |" in card
-    figures = json.loads((trainer.output_dir / "metrics.json").read_text())["pseudo_labels"]["triangle"]
+    figures = json.loads((trainer.output_dir / "metrics.json").read_text())["pseudo_labels"]["house"]
     assert set(figures) == {"labeled_share", "share", "confidence", "kept_ratio", "propagated_ratio"}
 
 

@@ -43,7 +43,7 @@ def test_a_run_leaves_everything(make_trainer, capsys):
         f"after step {result['best']['step']}" in best and f"{100 * result['best']['mean_iou']:.2f}" in best
     )
     out = capsys.readouterr().out
-    assert "mean IoU" in out and "triangle" in out
+    assert "mean IoU" in out and "house" in out
 
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     AutoImageProcessor.from_pretrained(folder)
