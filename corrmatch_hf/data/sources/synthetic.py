@@ -21,13 +21,7 @@ from PIL import Image
 from ...errors import InputError
 from ..semi_dataset import SemiDataset
 
-ID2LABEL = {
-    0: "water",
-    1: "field",
-    2: "house",
-    3: "road",
-    4: "tree",
-}  # in this order, their colours suit them
+ID2LABEL = {0: "water", 1: "field", 2: "house", 3: "road", 4: "tree"}  # in the palette's order of colours
 WATER, FIELD, HOUSE, ROAD, TREE = ID2LABEL
 SPLITS = ("labeled", "unlabeled", "validation")
 # Hue, saturation and value of two shades of the ground, and of leaves: spring, summer, autumn, winter.
@@ -226,9 +220,8 @@ def _houses(scene: _Scene) -> None:
         scene.shade(place, outside(dy + away[0], dx + away[1]), HOUSE)
         along, across = _turned(angle, dy, dx)
         tiles = 0.04 * np.sign(np.sin(2 * np.pi * across / 0.03))
-        lit = (
-            roof * (1 + 0.28 * np.sign(across) * sunny + tiles)[..., None]
-        )  # the side towards the sun is brighter
+        slope = 1 + 0.28 * np.sign(across) * sunny  # the side towards the sun is brighter
+        lit = roof * (slope + tiles)[..., None]
         scene.paint(place, outside(dy, dx), lit, HOUSE)
         ridge = np.maximum(abs(across) - 0.006, abs(along) - half_length)
         scene.paint(place, ridge, np.clip(roof + 0.25, 0, 1))
