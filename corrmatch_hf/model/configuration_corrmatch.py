@@ -228,6 +228,8 @@ class CorrMatchConfig(PreTrainedConfig):
         try:
             if not isinstance(config_dict, dict):
                 raise TypeError(f"it must be a JSON object, not {_short(config_dict)}")
+            if "decoder" in kwargs:  # the old name, which transformers would take for somebody else's
+                kwargs["decoder_type"] = kwargs.pop("decoder")
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, AttributeError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split()).rstrip(".")

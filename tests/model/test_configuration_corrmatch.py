@@ -62,6 +62,7 @@ def test_configurations_with_the_old_name_of_decoder_type_load(tmp_path):
     file.write_text(file.read_text().replace('"decoder_type"', '"decoder"'))
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.decoder_type == "linear" and "decoder" not in config.to_dict()
+    assert CorrMatchConfig.from_pretrained(tmp_path, decoder="deeplabv3plus").decoder_type == "deeplabv3plus"
     assert config.get_text_config() is config
 
 
