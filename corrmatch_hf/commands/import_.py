@@ -18,14 +18,16 @@ DESCRIPTION = f"""{COMMANDS["import"]} The format is detected: COCO (also of Rob
 and segmentation masks, Roboflow's semantic masks, YOLO segmentation, Label Studio JSON, Supervisely, VIA.
 
 Photos are copied unchanged to train/images, validation/images, test/images, or, without annotation, unlabeled/images;
-masks are drawn to train/masks and so on. Where nothing is annotated is the class background, with id 0. Crowds are
-ignored (255). What cannot be used is counted, with its reason.
+masks are drawn to train/masks and so on. Where nothing is annotated is the class background, with id 0; with
+--id2label, it is that file's background, or ignored where it names none. Crowds are ignored (255). What cannot be used
+is counted, with its reason.
 
 It needs pycocotools: `pip install corrmatch-hf[formats]`."""
 EXAMPLES = """
 corrmatch import export photos
 corrmatch import labelme_folder photos --validation_fraction 0.2
 corrmatch import export photos --format coco
+corrmatch import corrected photos2 --id2label photos/id2label.json
 """
 
 
@@ -58,6 +60,13 @@ class ImportOptions(Options):
         above=0,
         below=1,
     )
+    id2label: str | None = option(
+        None,
+        "JSON file of class names, such as id2label.json of other photos: the masks get its numbers; by default, the "
+        "classes are numbered as they are found.",
+        common=True,
+        metavar="FILE",
+    )
     seed: int = option(
         0, "Seed of the choice of validation photos.", common=True, at_least=0, at_most=LARGEST_SEED
     )
@@ -69,24 +78,31 @@ def main(args: Sequence[str]) -> None:
     source, destination = Path(options.source), Path(options.destination)
     name = options.format or _detected(source)
 
+    from ..data.annotations.draw import IGNORED
     from ..data.annotations.folder import check_destination, write_folder
     from ..data.annotations.form import Files, Report, require_pycocotools
     from ..data.annotations.readers import READERS
+    from ..data.classes import read_names
 
     check_destination(source, destination)
     check_writable_folder("DESTINATION", destination)
     require_pycocotools()
+    given = read_names(options.id2label, IGNORED, ignored_given=True)
     print(f"{source}: {FORMATS[name]}")
     report, files = Report(), Files(source)
     annotations = READERS[name](files, report)
-    written = write_folder(annotations, files, destination, report, options.validation_fraction, options.seed)
+    written = write_folder(
+        annotations, files, destination, report, options.validation_fraction, options.seed,
+        None if given is None else given.names_in_masks,
+    )  # fmt: skip
     for split, count in written.labeled.items():
         chosen = split == "validation" and options.validation_fraction is not None
         note = f", chosen at random (--seed {options.seed})" if chosen else ""
         print(f"{split}: {count} photos with masks{note}")
     print(f"unlabeled: {written.unlabeled} photos without annotation")
     names = ", ".join(f"{number} {label}" for number, label in written.id2label.items())
-    print(f"{len(written.id2label)} classes: {names} (0 is also where nothing is annotated)")
+    also = "ignored (255)" if written.uncovered == IGNORED else written.uncovered
+    print(f"{len(written.id2label)} classes: {names}; where nothing is annotated is {also}")
     if report.reasons:
         print("not used, or worth a look:", *report.lines(), sep="\n  ")
     print(f"written to {destination}")

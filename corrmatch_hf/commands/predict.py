@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass
@@ -107,10 +106,7 @@ def main(args: Sequence[str]) -> None:
             polygons.add(path, name, label_map)
         print(f"{path} -> {mask}, {picture}")
     if polygons is not None:
-        folder = polygons.close()
-        print(
-            f"polygons: {folder}; after correcting them: {shlex.join(['corrmatch', 'import', str(folder), 'NEW'])}"
-        )
+        print(polygons.close())
     if unreadable:
         raise InputError("\n".join(unreadable))
 

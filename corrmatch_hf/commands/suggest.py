@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -128,10 +127,7 @@ def main(args: Sequence[str]) -> None:
     print("\n".join(rows))
     print(f"written: {output / LIST}, {output / SHEET}")
     if polygons is not None:
-        folder = polygons.close()
-        print(
-            f"polygons: {folder}; after correcting them: {shlex.join(['corrmatch', 'import', str(folder), 'NEW'])}"
-        )
+        print(polygons.close())
     if looking.unreadable:
         raise InputError("\n".join(looking.unreadable))
 

@@ -28,6 +28,11 @@ class Classes:
         shown = {i: visible(name) for i, name in self.id2label.items()}
         object.__setattr__(self, "id2label", shown)
 
+    @property
+    def names_in_masks(self) -> dict[int, str]:
+        """{number in the masks: name}."""
+        return dict(zip(self.label_ids or self.id2label, self.id2label.values(), strict=True))
+
 
 def read_names(
     value: Mapping | Sequence | str | None, ignore_index: int, ignored_given: bool

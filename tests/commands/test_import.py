@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -258,6 +259,38 @@ def test_the_order_of_shapes_and_names_with_a_meaning(source, imported):
     }
     assert "1 classes without annotation: bird" in out
     assert "all of them is background: empty.jpg" in out and mask_of(folder, "empty.jpg").max() == 0
+
+
+def test_the_class_numbers_of_other_photos(source, imported, tmp_path, capsys):
+    write_photos(source, ["a.jpg", "empty.jpg"])
+    labelme_file(
+        source / "a.json", "a.jpg", [("cat", SQUARE), ("dog", DOG), ("__ignore__", [[5, 5], [9, 5], [9, 9]])]
+    )
+    labelme_file(source / "empty.json", "empty.jpg", [])
+    names = tmp_path / "id2label.json"
+    without = {"4": "bird", "7": "cat", "9": "dog"}
+    names.write_text(json.dumps(without))
+    folder, out = imported("--id2label", str(names))
+    assert set(np.unique(mask_of(folder, "a.jpg"))) == {7, 9, 255} and mask_of(folder, "a.jpg")[0, 0] == 255
+    assert json.loads((folder / "id2label.json").read_text()) == without
+    assert "where nothing is annotated is ignored (255)" in out
+    assert "photos whose annotation is empty, kept as unlabelled: empty.jpg" in out
+
+    names.write_text(json.dumps(without | {"2": "Background"}))
+    shutil.rmtree(folder)
+    folder, out = imported("--id2label", str(names))
+    assert (
+        set(np.unique(mask_of(folder, "a.jpg"))) == {2, 7, 9, 255} and mask_of(folder, "empty.jpg").min() == 2
+    )
+
+    for wrong, message in (
+        ({"0": "cat"}, "does not name dog, which is annotated; it names cat"),
+        ({"0": "cat", "1": "dog", "2": "cat"}, "two classes the same name"),
+        ({"0": "cat", "300": "dog"}, "class 300, but masks hold at most 254"),
+    ):
+        names.write_text(json.dumps(wrong))
+        assert run("import", [str(source), str(tmp_path / "new"), "--id2label", str(names)]) == 1
+        assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_shapes_other_than_polygons(source, imported):

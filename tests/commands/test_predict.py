@@ -1,6 +1,7 @@
 """The command in this process, with a tiny model of random weights."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -84,7 +85,18 @@ def test_polygons_for_annotation_tools_can_be_imported_again(tool, saved_model, 
     options = ["--model", str(saved_model), "--output_dir", str(tmp_path / "out"), "--save_as", tool]
     predict.main([str(tmp_path / "in"), *options])
     folder = tmp_path / "out" / tool
-    assert f"corrmatch import {folder} NEW" in capsys.readouterr().out
+    _, _, command = capsys.readouterr().out.rstrip().rpartition("corrmatch import ")
+    source, new, *rest = shlex.split(command)
+    assert (source, new) == (str(folder), "NEW")
+    same = tmp_path / "same"
+    assert run("import", [source, str(same), *rest]) == 0  # with the model's numbers
+    assert "where nothing is annotated is ignored (255)" in capsys.readouterr().out
+    for name in ("ü 1", "2"):
+        predicted, again = (
+            np.array(Image.open(path))
+            for path in (tmp_path / "out" / f"{name}_mask.png", same / "train" / "masks" / f"{name}.png")
+        )
+        assert (again == predicted).mean() > 0.999
     assert run("import", [str(folder), str(tmp_path / "again")]) == 0
     names = ["background", "sky", "road", "car"]  # what no polygon covers has a class of its own
     assert "not used" not in (printed := capsys.readouterr().out) or "classes without annotation" in printed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .form import Region, Report, Unusable
+from .form import BACKGROUND, Region, Report, Unusable
 
 IGNORED = 255
 
@@ -12,7 +12,7 @@ IGNORED = 255
 def draw(
     regions: list[Region], width: int, height: int, ids: dict[str, int], report: Report, name: str
 ) -> tuple[np.ndarray, set[str | None]]:
-    """(H, W) uint8 class ids: 0 where no region is, 255 to ignore; and the labels of the regions that were drawn.
+    """(H, W) uint8 class ids: background's where no region is, 255 to ignore; and the labels of the regions drawn.
 
     Args:
         ids: the class id of each label.
@@ -26,7 +26,7 @@ def draw(
             if area == 0:
                 raise Unusable("annotations that cover no pixel of their photo")
             patches.append((region.layer, -area, patch, x, y, region.label))
-    mask = np.zeros((height, width), dtype=np.uint8)
+    mask = np.full((height, width), ids[BACKGROUND], dtype=np.uint8)
     for _, _, patch, x, y, label in sorted(patches, key=lambda entry: entry[:2]):
         part = mask[y : y + patch.shape[0], x : x + patch.shape[1]]
         part[patch] = IGNORED if label is None else ids[label]

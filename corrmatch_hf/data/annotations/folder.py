@@ -39,11 +39,13 @@ TURNED = (
 
 @dataclass
 class Written:
-    """What a folder holds: the photos with masks of each split, those without, and the names of the classes."""
+    """What a folder holds: the photos with masks of each split, those without, the names of the classes, and the
+    number of the pixels without annotation: that of the class background, or 255."""
 
     labeled: dict[str, int]
     unlabeled: int
     id2label: dict[int, str]
+    uncovered: int
 
 
 def check_destination(source: Path, destination: Path) -> None:
@@ -62,13 +64,15 @@ def write_folder(
     report: Report,
     validation_fraction: float | None = None,
     seed: int = 0,
+    id2label: dict[int, str] | None = None,
 ) -> Written:
     """Draws the masks and copies the photos unchanged; the destination appears when everything is done.
 
     Args:
         validation_fraction: the share of the photos with masks that become validation photos, at random by `seed`.
+        id2label: the numbers that the masks shall have; by default the classes are numbered as they are found.
     """
-    ids = class_ids(annotations.classes)
+    ids = class_ids(annotations.classes) if id2label is None else given_ids(annotations.classes, id2label)
     photos = []
     for photo in annotations.photos:
         with report.skip(photo.file):
@@ -81,7 +85,8 @@ def write_folder(
         masks = _write_masks(photos, files, aside, ids, report)
         splits = _choose_splits(photos, masks, validation_fraction, seed)
         _place(photos, splits, masks, files, aside, report)
-        id2label = {0: BACKGROUND} | {number: name for name, number in ids.items() if number > 0}
+        if id2label is None:
+            id2label = {0: BACKGROUND} | {number: name for name, number in ids.items() if number > 0}
         text = json.dumps(id2label, indent=1, ensure_ascii=False)
         (aside / "id2label.json").write_text(f"{text}\n", encoding="utf-8")
         (aside / "drawn").rmdir()
@@ -93,7 +98,7 @@ def write_folder(
         raise
     labeled = Counter(split for split, photo in zip(splits, photos, strict=True) if photo.file in masks)
     ordered = {split: labeled[split] for split in ("train", "validation", "test") if labeled[split]}
-    return Written(ordered, sum(split == "unlabeled" for split in splits), id2label)
+    return Written(ordered, sum(split == "unlabeled" for split in splits), id2label, ids[BACKGROUND])
 
 
 def class_ids(names: list[str]) -> dict[str, int]:
@@ -110,6 +115,27 @@ def class_ids(names: list[str]) -> dict[str, int]:
             f"The annotations have {max(ids.values())} classes, but masks hold at most {IGNORED - 1} and background."
         )
     return ids
+
+
+def given_ids(names: list[str], id2label: dict[int, str]) -> dict[str, int]:
+    """{class: id} of numbers that are given; what no region covers is ignored if background is none of them."""
+    ids = {name: number for number, name in id2label.items()}
+    if len(ids) < len(id2label):
+        raise InputError("--id2label gives two classes the same name; give each its own.")
+    if max(id2label) >= IGNORED:
+        raise InputError(f"--id2label names the class {max(id2label)}, but masks hold at most {IGNORED - 1}.")
+    background = next((n for name, n in ids.items() if name.lower() in BACKGROUND_NAMES), None)
+    if background is not None:
+        ids = dict.fromkeys(BACKGROUND_NAMES, background) | ids
+        ids |= {name: background for name in names if name.lower() in BACKGROUND_NAMES}
+    if unknown := [
+        name for name in dict.fromkeys(names) if name not in ids and name.lower() not in IGNORE_NAMES
+    ]:
+        raise InputError(
+            f"--id2label does not name {', '.join(unknown)}, which is annotated; it names "
+            f"{', '.join(id2label.values())}. Add the missing names, or leave out --id2label."
+        )
+    return {BACKGROUND: IGNORED} | ids
 
 
 def _umask() -> int:
@@ -132,6 +158,8 @@ def _write_masks(
             regions = photo.regions() if callable(photo.regions) else photo.regions
             regions = [_normalized(region, ids) for region in regions]
             mask, drawn = _draw_upright(photo, regions, files, ids, report)
+            if not regions and ids[BACKGROUND] == IGNORED:
+                raise Unusable("photos whose annotation is empty, kept as unlabelled")
             if not regions:
                 report.add("photos whose annotation is empty: all of them is background", photo.file)
             if regions and not drawn - {None}:
@@ -141,17 +169,19 @@ def _write_masks(
             seen |= drawn
     if not seen - {None, *BACKGROUND_NAMES}:
         raise InputError("\n".join([f"No photo of {files.root} has a usable annotation.", *report.lines()]))
-    for name, number in ids.items():
-        if number > 0 and name not in seen:
+    for name in ids:
+        if name.lower() not in BACKGROUND_NAMES and name not in seen:
             report.add("classes without annotation", name)
     return masks
 
 
 def _normalized(region: Region, ids: dict[str, int]) -> Region:
     label = region.label
+    if label in ids:
+        return region
     if label is not None and label.lower() in IGNORE_NAMES:
         region.label = None
-    elif label is not None and label not in ids:
+    elif label is not None:
         raise Unusable("annotations of an unknown class")
     return region
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ class PolygonFolder:
             )
         self.folder, self.format = folder, format
         self.names = {i: name for i, name in id2label.items() if name.lower() not in BACKGROUND_NAMES}
+        self._id2label = dict(id2label)
         self._first = 0 if 0 not in self.names else 1  # COCO's categories start at 1
         self.images: list[dict] = []
         self.annotations: list[dict] = []
@@ -82,14 +84,17 @@ class PolygonFolder:
                 }
             )
 
-    def close(self) -> Path:
-        """Writes what concerns all photos; returns the folder."""
+    def close(self) -> str:
+        """Writes what concerns all photos, and beside the folder the numbers of the classes; says what comes next."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.format == "coco":
             categories = [{"id": i + self._first, "name": name} for i, name in self.names.items()]
             content = {"images": self.images, "annotations": self.annotations, "categories": categories}
             _write(self.folder / "annotations.json", content)
-        return self.folder
+        names = self.folder.with_name("id2label.json")
+        _write(names, self._id2label)
+        command = ["corrmatch", "import", str(self.folder), "NEW", "--id2label", str(names)]
+        return f"polygons: {self.folder}; after correcting them: {shlex.join(command)}"
 
     def _polygons(self, label_map: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(class id, polygon), the largest polygon first, as tools show later ones on top."""
