@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -58,8 +59,7 @@ def said_by(folder: Path) -> Path:
 
 def train(folder: Path, before=None, env=None, **settings) -> None:
     """Run to the end, or resume what is there; `before(trainer)` may break things first."""
-    os.environ.update(env or {})
-    sys.stdout = sys.stderr = open(said_by(folder), "a", buffering=1)  # noqa: SIM115
+    _as_from_a_terminal(said_by(folder), env)
     if list_checkpoints(folder / "checkpoints"):
         settings["resume_from_checkpoint"] = "latest"
     elif folder.exists():
@@ -85,16 +85,24 @@ def start(folder: Path, before=None, env=None, **settings) -> multiprocessing.Pr
     return process
 
 
-def start_command(output: Path, *args: str) -> multiprocessing.Process:
+def start_command(output: Path, *args: str, env: dict | None = None) -> multiprocessing.Process:
     """The command `corrmatch ARGS` in such a process; `output` gets all that it prints."""
-    process = fork_server.CONTEXT.Process(target=_command, args=(output, args))
+    process = fork_server.CONTEXT.Process(target=_command, args=(output, env, args))
     process.start()
     return process
 
 
-def _command(output: Path, args: tuple[str, ...]) -> None:
-    sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
+def _command(output: Path, env: dict | None, args: tuple[str, ...]) -> None:
+    _as_from_a_terminal(output, env)
     sys.exit(main(list(args)))
+
+
+def _as_from_a_terminal(output: Path, env: dict | None) -> None:
+    """Signals end this process also where pytest ignores them (under nohup), and `output` gets all it prints."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.environ.update(env or {})
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
 
 
 def finish(folder: Path, before=None, **settings) -> int:
@@ -104,16 +112,20 @@ def finish(folder: Path, before=None, **settings) -> int:
     return process.exitcode
 
 
-def start_two(folder: Path, before=None, **settings) -> list[multiprocessing.Process]:
-    """`train` in two processes that train together."""
+def of_two_processes() -> list[dict[str, str]]:
+    """The environment of two processes that train together."""
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "ACCELERATE_USE_CPU": "true",
     }
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    return [start(folder, before, common | rank, **settings) for rank in ranks]
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def start_two(folder: Path, before=None, **settings) -> list[multiprocessing.Process]:
+    """`train` in two processes that train together."""
+    return [start(folder, before, env, **settings) for env in of_two_processes()]
 
 
 def statuses(processes: list[multiprocessing.Process]) -> list[int]:
