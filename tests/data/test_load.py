@@ -1,5 +1,6 @@
 import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_other_names_of_the_same_layout(tmp_path, train, validation, split_first
         else:
             write_split(tmp_path / "images" / split, tmp_path / "annotations" / split, count)
     assert counts(load_semi_dataset(data_dir=str(tmp_path))) == (4, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["animals", "photos"]
+)  # the second is a usual name of a folder of photos, too
+def test_a_folder_one_too_high_names_the_right_one(tmp_path, name):
+    inner = tmp_path / "unzipped here" / name
+    write_split(inner / "train" / "images", inner / "train" / "masks", 2)
+    with pytest.raises(InputError, match=f"{name} in it has images and masks") as error:
+        load_semi_dataset(data_dir=str(inner.parent))
+    (given,) = shlex.split(str(error.value).partition("give --data_dir ")[2].rstrip("."))
+    assert counts(load_semi_dataset(data_dir=given))[0] == 2
 
 
 def test_a_validation_split_may_be_named(folder):

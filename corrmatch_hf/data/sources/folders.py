@@ -307,6 +307,7 @@ class Folder:
             raise unknown_name(f"split ({option}) of {self.root}", name, self.splits())
         if not any(pair.mask for pair in found.pairs):
             self._refuse_annotations()
+            self._refuse_outer_folder()
         return found
 
     def _refuse_annotations(self) -> None:
@@ -320,8 +321,18 @@ class Folder:
                 f"{shlex.quote(str(self.root))} {place}, then give --data_dir {place}."
             )
 
+    def _refuse_outer_folder(self) -> None:
+        """Raise InputError if the images and masks lie one folder deeper."""
+        for child in _subfolders(self.root):
+            if split_kind(child.name) is None and Folder(child).has_masks():
+                raise InputError(
+                    f"{self.root} (--data_dir) has no masks itself, but the folder {child} in it has images and masks: "
+                    f"give --data_dir {shlex.quote(str(child))}."
+                )
+
     def _unknown_layout(self) -> InputError:
         self._refuse_annotations()
+        self._refuse_outer_folder()
         return InputError(
             f"{self.root} (--data_dir) contains no known layout of images: expected "
             "train/images + train/masks, images + masks, or JPEGImages + SegmentationClass. Otherwise "
