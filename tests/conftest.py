@@ -1,5 +1,7 @@
 """Shared fixtures. Nothing in the tests touches the network."""
 
+import functools
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -71,6 +73,38 @@ def browser():
         yield opened
 
 
+def pytest_collection_finish():
+    """Half a million objects of imported modules stay until the end: collecting garbage need not look at them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_curves():
+    """The function that draws the curves of reports, in place of which most tests get an empty figure.
+
+    A report has three pictures of curves, which take longer than all else of a small training.
+    """
+    from matplotlib.figure import Figure
+
+    from corrmatch_hf import pictures
+
+    drawn = pictures.training_curves
+    pictures.training_curves = lambda rows, title=None, **options: Figure(figsize=(1, 1))
+    yield drawn
+    del pictures.training_curves
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_synthetic_set():
+    """The five hundred pictures of the built-in set are painted once."""
+    from corrmatch_hf.data.sources import synthetic
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_dataset", functools.cache(synthetic._dataset))
+        yield

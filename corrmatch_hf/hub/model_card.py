@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from ..errors import InputError
 from ..methods.citations import citation_of
@@ -257,6 +257,14 @@ def _presentable(facts: dict[str, Any]) -> dict[str, Any]:
     return presentable_values(facts) | {"command": command and visible(command)}
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"cell": markdown_cell, "code": markdown_code, "quoted": _quoted}
+    environment.filters["percent"] = partial(percent, digits=2)
+    return environment.from_string(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
+
+
 def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
     """The card of these facts (JSON values), for a model that is loaded by `name`."""
     run = {key: value for key, value in facts["run"].items() if value is not None}
@@ -270,11 +278,7 @@ def _render(facts: Mapping[str, Any], name: str, title: str) -> str:
         {"name": label, "iou": values["iou"]} for label, values in per_class.items() if values["frequency"]
     ]
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"cell": markdown_cell, "code": markdown_code, "quoted": _quoted}
-    environment.filters["percent"] = partial(percent, digits=2)
-    template = environment.from_string(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
-    text = template.render(
+    text = _template().render(
         dict(facts)
         | {
             "front_matter": _front_matter(run, facts["metrics"], facts["samples"], title).to_yaml(),

@@ -100,7 +100,7 @@ def activation_bytes(method: Method, batch: SemiBatch) -> int:
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     modes = [(module, module.training) for module in method.modules()]
     devices = [method.segmentation_model.device] if method.segmentation_model.device.type == "cuda" else []
-    shapes = _FastShapes() if batch.image.is_meta else nullcontext()
+    shapes = FastShapes() if batch.image.is_meta else nullcontext()
     method.train()
     try:
         with (
@@ -124,7 +124,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-class _FastShapes(TorchDispatchMode):
+class FastShapes(TorchDispatchMode):
     """Torch finds the shapes of these results on the meta device in Python, in milliseconds."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -23,11 +23,10 @@ from ..errors import InputError
 from ..evaluation.inference import evaluating
 from ..evaluation.optimize import bfloat16_is_slow
 from ..methods.base import Method
-from ..model import CorrMatchForSegmentation
 from .checkpoint import check_resumable, clean_up, find_checkpoint
 from .config import TrainingConfig
 from .interruption import translate_errors
-from .memory import MemoryEstimate, blank_batch, estimate_memory, on_meta
+from .memory import FastShapes, MemoryEstimate, blank_batch, estimate_memory, on_meta
 from .output_folder import check_output_folder, repair_output_folder
 from .output_lock import OutputLock
 from .publish import check_hub_access
@@ -61,8 +60,12 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def check_run(method: Method, data: SemiDataset, config: TrainingConfig, processes: int) -> None:
-    """Refuse data, model, method and options that do not fit each other."""
+def check_run(method: Method, data: SemiDataset, config: TrainingConfig, processes: int) -> tuple[int, int]:
+    """Refuse data, model, method and options that do not fit each other.
+
+    Returns:
+        `feature_size` of the run's crops.
+    """
     if method.uses_unlabeled:
         if data.unlabeled is None:
             raise InputError(
@@ -81,10 +84,10 @@ def check_run(method: Method, data: SemiDataset, config: TrainingConfig, process
             f"The model ignores label {model.ignore_index} and the dataset marks ignored pixels with "
             f"{data.ignore_index}; give both the same ignore_index."
         )
-    _check_crop_size(method, config)
+    return _check_crop_size(method, config)
 
 
-def _check_crop_size(method: Method, config: TrainingConfig) -> None:
+def _check_crop_size(method: Method, config: TrainingConfig) -> tuple[int, int]:
     """Refuse crops that the encoder cannot work on, or whose features BatchNorm cannot train on."""
     crop, model = config.crop_size, method.segmentation_model
     name, plan = model.config.encoder_name, model.encoder.plan
@@ -111,19 +114,21 @@ def _check_crop_size(method: Method, config: TrainingConfig) -> None:
             f"--crop_size {crop} gives a single feature of a single image, on which BatchNorm cannot train; "
             "give a larger --crop_size or --per_device_batch_size."
         )
+    return features
 
 
 def feature_size(method: Method, crop: int) -> tuple[int, int]:
     """Height and width of the encoder's last features of a crop."""
 
-    def run(model: CorrMatchForSegmentation) -> tuple[int, int]:
-        with evaluating(model):
-            return tuple(model.encode(torch.zeros(1, 3, crop, crop, device=model.device)).high.shape[-2:])
+    def run(encoder: nn.Module, device: torch.device) -> tuple[int, int]:
+        with evaluating(encoder), FastShapes():
+            return tuple(encoder(torch.zeros(1, 3, crop, crop, device=device))[-1].shape[-2:])
 
+    model = method.segmentation_model
     try:
-        return run(on_meta(method.segmentation_model))
+        return run(on_meta(model.encoder), torch.device("meta"))
     except Exception:  # where it is not the meta device that fails, the next line raises the reason
-        return run(method.segmentation_model)
+        return run(model.encoder, model.device)
 
 
 def count_steps(data: SemiDataset, config: TrainingConfig, processes: int) -> int:
@@ -138,11 +143,16 @@ def count_steps(data: SemiDataset, config: TrainingConfig, processes: int) -> in
     return max(1, math.ceil(config.num_epochs * len(images) / batch))
 
 
-def estimate_run_memory(method: Method, config: TrainingConfig, accelerator: Accelerator) -> MemoryEstimate:
-    """Memory of a step and of a checkpoint, found with the smallest batch of the run's proportions."""
+def estimate_run_memory(
+    method: Method, config: TrainingConfig, accelerator: Accelerator, features: tuple[int, int]
+) -> MemoryEstimate:
+    """Memory of a step and of a checkpoint, found with the smallest batch of the run's proportions.
+
+    features: `feature_size` of a crop.
+    """
     labeled, unlabeled = config.per_device_batch_size, config.unlabeled_batch
     times = math.gcd(labeled, unlabeled) if method.uses_unlabeled else labeled
-    if feature_size(method, config.crop_size) == (1, 1) and _has_batch_norm(method):
+    if features == (1, 1) and _has_batch_norm(method):
         times = 1  # BatchNorm needs more than one value
     try:
         if method.uses_unlabeled:

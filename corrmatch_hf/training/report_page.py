@@ -7,12 +7,13 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from PIL import Image, ImageDraw
 
 from ..evaluation.confusion_matrix import ConfusionMatrix
@@ -60,11 +61,8 @@ def write_report_page(folder: Path, facts: RunFacts) -> None:
     few = min(SHOWN, len(looks) // 2 or len(looks))
     worst, best = looks[:few], looks[::-1][: min(SHOWN, len(looks) - few)]
     result = facts.result()
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    template = environment.from_string(Path(__file__).with_name("report.html.jinja").read_text("utf-8"))
     correlations, propagations = _examined([*best[:1], *worst[:1]], facts, palette)
-    page = template.render(
+    page = _template().render(
         title=f"{facts.method} on {facts.data.name}",
         result=result,
         data=facts.data,
@@ -86,6 +84,13 @@ def write_report_page(folder: Path, facts: RunFacts) -> None:
         propagation=propagations,
     )
     write_text(folder / PAGE, page)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = percent
+    return environment.from_string(Path(__file__).with_name("report.html.jinja").read_text("utf-8"))
 
 
 # Evaluation photos

