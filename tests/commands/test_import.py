@@ -286,11 +286,29 @@ def test_the_class_numbers_of_other_photos(source, imported, tmp_path, capsys):
     for wrong, message in (
         ({"0": "cat"}, "does not name dog, which is annotated; it names cat"),
         ({"0": "cat", "1": "dog", "2": "cat"}, "two classes the same name"),
-        ({"0": "cat", "300": "dog"}, "class 300, but masks hold at most 254"),
+        ({"0": "cat", "300": "dog"}, "class 300, but masks hold 0 to 254"),
+        ({"-1": "cat", "1": "dog"}, "class -1, but masks hold 0 to 254"),
     ):
         names.write_text(json.dumps(wrong))
         assert run("import", [str(source), str(tmp_path / "new"), "--id2label", str(names)]) == 1
         assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_tools_background_and_unused_classes_need_no_number(source, imported, tmp_path):
+    write_photos(source / "JPEGImages", ["a.png", "b.png"])
+    (source / "SegmentationClass").mkdir()
+    colors = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(colors).save(source / "SegmentationClass" / "b.png")
+    colors[:3] = 250, 0, 0
+    Image.fromarray(colors).save(source / "SegmentationClass" / "a.png")
+    (source / "labelmap.txt").write_text("background:0,0,0::\nroad:250,0,0::\nunused:0,9,0::\n")
+    names = tmp_path / "id2label.json"
+    names.write_text(json.dumps({"0": "car", "1": "road"}))
+    folder, out = imported("--id2label", str(names))
+    mask = mask_of(folder, "a.png")
+    assert (mask[:3] == 1).all() and (mask[3:] == 255).all()
+    assert photo_names(folder, "unlabeled") == {"b.png"}
+    assert "photos without any usable annotation, kept as unlabelled: JPEGImages/b.png" in out
 
 
 def test_shapes_other_than_polygons(source, imported):

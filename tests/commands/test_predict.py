@@ -10,6 +10,7 @@ from PIL import Image
 
 from corrmatch_hf import CorrMatchForSegmentation, CorrMatchImageProcessor
 from corrmatch_hf.commands import predict, run
+from corrmatch_hf.data.annotations.save import PolygonFolder
 from corrmatch_hf.errors import InputError
 
 
@@ -110,6 +111,24 @@ def test_polygons_for_annotation_tools_can_be_imported_again(tool, saved_model, 
         assert (tmp_path / "again" / "train" / "images" / photo.name).read_bytes() == photo.read_bytes()
     with pytest.raises(InputError, match="may hold corrections"):
         predict.main([str(tmp_path / "in"), *options])
+
+
+def test_polygons_never_lose_the_names_or_numbers_of_the_classes(tmp_path):
+    photo = write_photo(tmp_path / "a.png")
+    strange = {0: "ro\u202ead", 1: "<b>"}
+    polygons = PolygonFolder(tmp_path / "out" / "labelme", "labelme", strange)
+    polygons.add(photo, "a", np.zeros((40, 50), dtype=np.uint8))
+    command = shlex.split(
+        polygons.close().rpartition("corrmatch import ")[2].replace("NEW", str(tmp_path / "new"))
+    )
+    assert run("import", command) == 0  # both files have the escaped name
+    assert np.array(Image.open(tmp_path / "new" / "train" / "masks" / "a.png")).max() == 0
+
+    PolygonFolder(tmp_path / "out" / "coco", "coco", strange)  # the same model again
+    with pytest.raises(InputError, match="holds other class numbers"):
+        PolygonFolder(tmp_path / "out" / "coco", "coco", {0: "<b>", 1: "road"})
+    with pytest.raises(InputError, match="calls 2 classes 'road'"):
+        PolygonFolder(tmp_path / "other" / "coco", "coco", {0: "road", 1: "road"})
 
 
 def test_a_failure_at_the_first_photo_leaves_no_folder_that_refuses_the_next_try(

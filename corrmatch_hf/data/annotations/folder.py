@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ...errors import InputError
+from ...text import visible
 from .draw import IGNORED, draw
 from .form import (
     BACKGROUND,
@@ -82,7 +83,7 @@ def write_folder(
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         aside.chmod(0o777 & ~_umask())
-        masks = _write_masks(photos, files, aside, ids, report)
+        masks = _write_masks(photos, files, aside, ids, report, id2label)
         splits = _choose_splits(photos, masks, validation_fraction, seed)
         _place(photos, splits, masks, files, aside, report)
         if id2label is None:
@@ -118,24 +119,19 @@ def class_ids(names: list[str]) -> dict[str, int]:
 
 
 def given_ids(names: list[str], id2label: dict[int, str]) -> dict[str, int]:
-    """{class: id} of numbers that are given; what no region covers is ignored if background is none of them."""
+    """{class: id} of numbers that are given, without those classes of the annotations that have none.
+
+    What no region covers, or one of the class background, is ignored if background is none of the given classes.
+    """
     ids = {name: number for number, name in id2label.items()}
     if len(ids) < len(id2label):
         raise InputError("--id2label gives two classes the same name; give each its own.")
-    if max(id2label) >= IGNORED:
-        raise InputError(f"--id2label names the class {max(id2label)}, but masks hold at most {IGNORED - 1}.")
-    background = next((n for name, n in ids.items() if name.lower() in BACKGROUND_NAMES), None)
-    if background is not None:
-        ids = dict.fromkeys(BACKGROUND_NAMES, background) | ids
-        ids |= {name: background for name in names if name.lower() in BACKGROUND_NAMES}
-    if unknown := [
-        name for name in dict.fromkeys(names) if name not in ids and name.lower() not in IGNORE_NAMES
-    ]:
-        raise InputError(
-            f"--id2label does not name {', '.join(unknown)}, which is annotated; it names "
-            f"{', '.join(id2label.values())}. Add the missing names, or leave out --id2label."
-        )
-    return {BACKGROUND: IGNORED} | ids
+    for number in id2label:
+        if not 0 <= number < IGNORED:
+            raise InputError(f"--id2label names the class {number}, but masks hold 0 to {IGNORED - 1}.")
+    background = next((n for name, n in ids.items() if name.lower() in BACKGROUND_NAMES), IGNORED)
+    also = (name for name in names if name.lower() in BACKGROUND_NAMES)
+    return dict.fromkeys((*BACKGROUND_NAMES, *also), background) | ids
 
 
 def _umask() -> int:
@@ -145,11 +141,17 @@ def _umask() -> int:
 
 
 def _write_masks(
-    photos: list[Photo], files: Files, aside: Path, ids: dict[str, int], report: Report
+    photos: list[Photo],
+    files: Files,
+    aside: Path,
+    ids: dict[str, int],
+    report: Report,
+    given: dict[int, str] | None,
 ) -> dict[str, Path]:
     """{photo: its mask, drawn into a folder aside}."""
     masks: dict[str, Path] = {}
     seen: set[str | None] = set()
+    unknown: set[str] = set()
     (aside / "drawn").mkdir()
     for photo in tqdm(photos, desc="drawing masks", unit="photo", disable=None):
         if photo.regions is None:
@@ -157,16 +159,24 @@ def _write_masks(
         with report.skip(photo.file):
             regions = photo.regions() if callable(photo.regions) else photo.regions
             regions = [_normalized(region, ids) for region in regions]
+            if new := {region.label for region in regions if region.label is not None} - ids.keys():
+                unknown |= new
+                raise Unusable("annotations of an unknown class")
             mask, drawn = _draw_upright(photo, regions, files, ids, report)
             if not regions and ids[BACKGROUND] == IGNORED:
                 raise Unusable("photos whose annotation is empty, kept as unlabelled")
             if not regions:
                 report.add("photos whose annotation is empty: all of them is background", photo.file)
-            if regions and not drawn - {None}:
+            if regions and all(label is None or ids[label] == IGNORED for label in drawn):
                 raise Unusable("photos without any usable annotation, kept as unlabelled")
             masks[photo.file] = aside / "drawn" / f"{len(masks)}.png"
             Image.fromarray(mask).save(masks[photo.file])
             seen |= drawn
+    if unknown and given is not None:
+        raise InputError(
+            f"--id2label does not name {visible(', '.join(sorted(unknown)))}, which is annotated; it names "
+            f"{', '.join(given.values())}. Add the missing names, or leave out --id2label."
+        )
     if not seen - {None, *BACKGROUND_NAMES}:
         raise InputError("\n".join([f"No photo of {files.root} has a usable annotation.", *report.lines()]))
     for name in ids:
@@ -176,13 +186,10 @@ def _write_masks(
 
 
 def _normalized(region: Region, ids: dict[str, int]) -> Region:
+    """The region with the label None if it is to be ignored."""
     label = region.label
-    if label in ids:
-        return region
-    if label is not None and label.lower() in IGNORE_NAMES:
+    if label is not None and label not in ids and label.lower() in IGNORE_NAMES:
         region.label = None
-    elif label is not None:
-        raise Unusable("annotations of an unknown class")
     return region
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...text import visible
 from .form import BACKGROUND_NAMES
 from .outlines import outlines
 
@@ -29,9 +31,23 @@ class PolygonFolder:
             raise InputError(
                 f"{folder} exists and may hold corrections; move it, or give another --output_dir."
             )
+        # As `corrmatch import` reads them from id2label.json: without characters that steer a terminal.
+        id2label = {i: visible(name) for i, name in id2label.items()}
+        for name, count in Counter(id2label.values()).items():
+            if count > 1:
+                raise InputError(
+                    f"The model calls {count} classes {name!r}, which polygons cannot tell apart: give each its own "
+                    "name in id2label and label2id of its config.json."
+                )
+        self._numbers = folder.with_name("id2label.json")
+        if self._numbers.exists() and self._numbers.read_text(encoding="utf-8") != _text(id2label):
+            raise InputError(
+                f"{self._numbers} holds other class numbers, which earlier corrections may need; move it, or give "
+                "another --output_dir."
+            )
         self.folder, self.format = folder, format
         self.names = {i: name for i, name in id2label.items() if name.lower() not in BACKGROUND_NAMES}
-        self._id2label = dict(id2label)
+        self._id2label = id2label
         self._first = 0 if 0 not in self.names else 1  # COCO's categories start at 1
         self.images: list[dict] = []
         self.annotations: list[dict] = []
@@ -91,9 +107,8 @@ class PolygonFolder:
             categories = [{"id": i + self._first, "name": name} for i, name in self.names.items()]
             content = {"images": self.images, "annotations": self.annotations, "categories": categories}
             _write(self.folder / "annotations.json", content)
-        names = self.folder.with_name("id2label.json")
-        _write(names, self._id2label)
-        command = ["corrmatch", "import", str(self.folder), "NEW", "--id2label", str(names)]
+        _write(self._numbers, self._id2label)
+        command = ["corrmatch", "import", str(self.folder), "NEW", "--id2label", str(self._numbers)]
         return f"polygons: {self.folder}; after correcting them: {shlex.join(command)}"
 
     def _polygons(self, label_map: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -108,4 +123,8 @@ class PolygonFolder:
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    path.write_text(_text(content), encoding="utf-8")
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False)
