@@ -110,7 +110,13 @@ def main(args: Sequence[str]) -> None:
         print(
             "It has no validation photos; import into a new folder with --validation_fraction 0.2 to choose some."
         )
-    print(f"Next:\n  {shlex.join(['corrmatch', 'train', '--data_dir', str(destination)])}")
+    command = ["corrmatch", "train", "--data_dir", str(destination)]
+    if not written.unlabeled:
+        print(
+            "It has no unlabelled photos; name a folder of them as --extra_unlabeled, or train on the labels alone:"
+        )
+        command += ["--method", "supervised"]
+    print(f"Next:\n  {shlex.join(command)}")
 
 
 def _detected(source: Path) -> str:

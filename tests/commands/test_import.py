@@ -101,6 +101,14 @@ def test_the_result_is_a_dataset_that_trains(source, imported):
     assert len(data.labeled) == 1 and len(data.unlabeled) == 1 and len(data.validation) == 1
 
 
+def test_without_unlabelled_photos_the_next_command_trains_on_the_labels_alone(source, imported):
+    write_photos(source, ["a.jpg"])
+    labelme_file(source / "a.json", "a.jpg", [("cat", SQUARE)])
+    folder, out = imported()
+    assert out.endswith(f"corrmatch train --data_dir {folder} --method supervised\n")
+    assert "no unlabelled photos; name a folder of them as --extra_unlabeled" in out
+
+
 @pytest.mark.parametrize("name", [name for name in FORMATS if not name.endswith("_masks")])
 def test_an_export_as_data_dir_is_answered_with_the_command(name, source):
     EXPORTS[name](source)
