@@ -195,13 +195,17 @@ def small_method(name: str, device: str, tiny: bool):
     for module in method.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-    method.plan(SMALL_STEPS)
+    method.plan(_steps(tiny))
     images, crop = (2, 49) if tiny else (4, 129)
     return method, filled(blank_batch(method, images, images, crop, torch.device(device)))
 
 
 # Of `small_method`: some with labelled images alone, where a method begins so, and some with both.
 SMALL_STEPS = 6
+
+
+def _steps(tiny: bool) -> int:
+    return 3 if tiny else SMALL_STEPS
 
 
 def _methods(tiny: bool) -> list[str]:
@@ -411,7 +415,7 @@ def synchronisations(device: str, tiny: bool) -> Result:
         optimizer = torch.optim.SGD(method.parameters(), lr=1e-3, momentum=0.9, fused=True)
         problem = ""
         try:
-            for number in range(SMALL_STEPS):
+            for number in range(_steps(tiny)):
                 batch.step = number
                 # The first step with labelled images alone, and the first with both, allocate and compile.
                 strict = device == "cuda" and number not in (0, 1, method.supervised_passes)
@@ -468,7 +472,7 @@ def losses(device: str, tiny: bool) -> Result:
         other, other_batch = copy.deepcopy(method).to(device), batch.to(device)
         worst, where = 0.0, ""
         with float32(), draws_of_the_cpu():
-            for number in range(SMALL_STEPS):
+            for number in range(_steps(tiny)):
                 batch.step = other_batch.step = number
                 (loss, logs), (other_loss, other_logs) = method(batch), other(other_batch)
                 pairs = {"loss": (loss, other_loss)} | {k: (v, other_logs[k]) for k, v in logs.items()}

@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,15 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def library_versions() -> dict[str, str]:
     """{"python": "3.11.7", "corrmatch_hf": "0.2.0", "torch": ...}, without libraries that are not installed."""
+    return dict(_installed())
+
+
+@cache  # looking them up takes a tenth of a second, and every checkpoint records them
+def _installed() -> tuple[tuple[str, str], ...]:
     versions = {"python": platform.python_version(), "corrmatch_hf": __version__}
     for name in LIBRARIES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return versions
+    return tuple(versions.items())

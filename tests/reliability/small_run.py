@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation, SemiSupervisedTrainer, TrainingConfig
 from corrmatch_hf.commands import main
 from corrmatch_hf.data.sources.synthetic import synthetic_semi_dataset
-from corrmatch_hf.methods import method_class
+from corrmatch_hf.methods import CorrMatch, method_class
 from corrmatch_hf.training import TrainingInterrupted, report
 from corrmatch_hf.training.checkpoint import list_checkpoints
 
@@ -26,13 +27,11 @@ STEPS = 6
 TIMES = {"seconds", "images_per_second"}  # the only figures that differ between equal runs
 
 
-def make(
-    folder: Path, method: str = "corrmatch", options: dict | None = None, data=None, **config
-) -> SemiSupervisedTrainer:
-    data = data or synthetic_semi_dataset(labeled=4, unlabeled=6, validation=3, image_size=48)
-    torch.manual_seed(0)
-    cls = method_class(method)
-    model = CorrMatchForSegmentation(
+DATA = synthetic_semi_dataset(labeled=4, unlabeled=6, validation=3, image_size=48)
+
+
+def network(cls=CorrMatch, data=DATA) -> CorrMatchForSegmentation:
+    return CorrMatchForSegmentation(
         CorrMatchConfig(
             encoder_name="test_resnet",
             output_stride=16,
@@ -44,6 +43,19 @@ def make(
             id2label=data.id2label,
         )
     )
+
+
+# The fork server imports this module, so that its processes need not do again what is done at first use.
+network()
+Image.init()
+
+
+def make(
+    folder: Path, method: str = "corrmatch", options: dict | None = None, data=DATA, **config
+) -> SemiSupervisedTrainer:
+    torch.manual_seed(0)
+    cls = method_class(method)
+    model = network(cls, data)
     settings = {
         "output_dir": str(folder), "per_device_batch_size": 2, "crop_size": 33, "learning_rate": 0.01,
         "logging_steps": 1, "max_steps": STEPS, "eval_steps": 2, "save_steps": 2, "ema_decay": 0.9,
