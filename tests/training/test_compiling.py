@@ -12,7 +12,6 @@ from corrmatch_hf.training import run as run_module
 from corrmatch_hf.training.memory import blank_batch
 from corrmatch_hf.training.optimizer import compile_networks
 
-
 # As fast to trace as can be. Other encoders and decoders: test_modeling_corrmatch.py, test_transformers_corrmatch.py.
 SMALL_VIT = {
     "encoder_name": "test_vit",
