@@ -67,13 +67,14 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
     chosen = _as_options(dataset_name, options)
     chosen.check()
     if chosen.synthetic:
-        semi = synthetic_semi_dataset(labeled=chosen.labeled_count or 12, seed=chosen.split_seed)
+        semi = synthetic_semi_dataset(
+            labeled=chosen.labeled_count or 12, seed=chosen.split_seed, diagnosis=chosen.diagnose_with_masks
+        )
         notes: list[str] = []
         pool = [semi.unlabeled, *_extra_unlabeled(chosen, notes)]
         return dataclasses.replace(
             semi,
             unlabeled=_join(pool, chosen.streaming),
-            diagnosis=_diagnosis(pool[:1]) if chosen.diagnose_with_masks else None,
             notes=tuple(notes),
         )
 

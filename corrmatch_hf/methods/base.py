@@ -73,7 +73,7 @@ class Method(nn.Module):
     # What to try where unlabelled images made the model worse: options, as one phrase.
     advice: ClassVar[str] = ""
     # What to try for a class that the pseudo-labels nearly lack.
-    advice_for_starving: ClassVar[str] = "more labelled photos that show it (corrmatch suggest finds some)"
+    advice_for_starving: str = "more labelled photos that show it (corrmatch suggest finds some)"
     strong_views: int = 1  # of each unlabelled image in a batch
 
     options: Any  # an instance of `Options`

@@ -162,6 +162,8 @@ class CorrMatch(Method):
         self.threshold = DynamicThreshold(
             model.config.num_labels, o.threshold_initial, o.threshold_momentum, o.threshold_update
         )
+        if o.threshold_update == "per_class":
+            self.advice_for_starving = Method.advice_for_starving
         if o.teacher == "ema":
             self.teacher = Teacher(model, o.teacher_decay)
 

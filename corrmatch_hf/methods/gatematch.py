@@ -169,6 +169,8 @@ class GateMatch(Method):
         # Accuracy of the pixels that propagation adds, on labelled images: 0 until it is measured.
         self.register_buffer("added_accuracy", torch.zeros(()))
         self.total_steps: int | None = None
+        if options.threshold == "class_mean" or options.class_weight_power:
+            self.advice_for_starving = Method.advice_for_starving
 
     @classmethod
     def needs_correlation_head(cls, options: Any) -> bool:

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from corrmatch_hf.methods import CorrMatch, CorrMatchOptions, GateMatch, GateMatchOptions
 from corrmatch_hf.methods.class_statistics import STEP, ClassStatistics, starving_classes
+
+from .tiny import tiny_model
 
 
 def maps(seed, classes=4, shape=(3, 17, 22)):
@@ -86,3 +89,12 @@ def test_a_class_that_pseudo_labels_nearly_lack_starves():
     }  # 2 is too rare to judge
     assert starving_classes([row | {"propagated_ratio": [0.9, 0.9, None]}]) == {}
     assert starving_classes([]) == {}
+
+
+@pytest.mark.parametrize("method, options", [
+    (CorrMatch, CorrMatchOptions(threshold_update="per_class")),
+    (GateMatch, GateMatchOptions(threshold="class_mean")),
+])  # fmt: skip
+def test_what_is_set_already_is_not_advised(method, options):
+    assert method(tiny_model()).advice_for_starving.startswith("--threshold")
+    assert method(tiny_model(), options).advice_for_starving.startswith("more labelled photos")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from corrmatch_hf.data import load_semi_dataset
+from corrmatch_hf.data.sources.synthetic import synthetic_image
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import METHODS
 
@@ -74,6 +75,14 @@ def test_masks_of_an_unlabelled_list_are_read_where_it_names_them(folder, tmp_pa
     data = load_semi_dataset(data_dir=str(folder), diagnose_with_masks=True, **lists)
     assert [np.asarray(row["label"]).max() > 0 for row in data.diagnosis] == [True] * 3
     assert load_semi_dataset(data_dir=str(folder), **lists).diagnosis is None
+
+
+def test_the_built_in_set_knows_its_masks():
+    data = load_semi_dataset(labeled_count=4, diagnose_with_masks=True)
+    assert (
+        data.diagnosis["file"][:] == data.unlabeled["file"][:] and "label" not in data.unlabeled.column_names
+    )
+    assert np.array_equal(data.diagnosis[7]["label"], synthetic_image("unlabeled", 7)[1])
 
 
 def test_without_any_mask_it_is_refused(folder):

@@ -39,10 +39,15 @@ SHADOW = 0.72  # of the light
 
 
 def synthetic_semi_dataset(
-    labeled: int = 12, unlabeled: int = 400, validation: int = 100, image_size: int = 96, seed: int = 0
+    labeled: int = 12,
+    unlabeled: int = 400,
+    validation: int = 100,
+    image_size: int = 96,
+    seed: int = 0,
+    diagnosis: bool = False,
 ) -> SemiDataset:
     """The built-in dataset, in memory. The validation images are the same for every `seed`; four or more labelled
-    images contain every class."""
+    images contain every class. With `diagnosis`, the masks of the unlabelled images are there for counting."""
     if min(labeled, unlabeled, validation) < 0 or labeled == 0:
         raise InputError(
             f"The synthetic set cannot have {labeled} labelled, {unlabeled} unlabelled and {validation} "
@@ -50,9 +55,11 @@ def synthetic_semi_dataset(
         )
     if image_size < 32:
         raise InputError(f"The synthetic images cannot be {image_size} pixels wide: give at least 32.")
+    pool = range(unlabeled)
     return SemiDataset(
         labeled=_dataset("labeled", range(labeled), image_size, seed),
-        unlabeled=_dataset("unlabeled", range(unlabeled), image_size, seed) if unlabeled else None,
+        unlabeled=_dataset("unlabeled", pool, image_size, seed, masks=False) if pool else None,
+        diagnosis=_dataset("unlabeled", pool, image_size, seed) if pool and diagnosis else None,
         validation=_dataset("validation", range(validation), image_size, 0) if validation else None,
         id2label=dict(ID2LABEL),
         name="synthetic",
@@ -246,7 +253,9 @@ def _trees(scene: _Scene) -> None:
         scene.paint(place, outside, scene.color(scene.leaves) * lit[..., None], TREE)
 
 
-def _dataset(split: str, indices: Iterable[int], size: int, seed: int) -> datasets.Dataset:
+def _dataset(
+    split: str, indices: Iterable[int], size: int, seed: int, masks: bool = True
+) -> datasets.Dataset:
     columns: dict[str, list] = {"image": [], "label": [], "file": []}
     for index in indices:
         image, label = synthetic_image(split, index, size, seed)
@@ -255,7 +264,7 @@ def _dataset(split: str, indices: Iterable[int], size: int, seed: int) -> datase
         columns["label"].append({"bytes": _png(label), "path": f"{name}-mask.png"})
         columns["file"].append(f"{name}.png")
     features = {"image": datasets.Image(), "label": datasets.Image(), "file": datasets.Value("string")}
-    if split == "unlabeled":
+    if not masks:
         del columns["label"], features["label"]
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
