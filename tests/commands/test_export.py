@@ -24,8 +24,7 @@ MODELS = {
     "resnet": RESNET | {"decoder_separable": True},  # with a correlation head, which the file does not need
     "dinov3": {
         "encoder_name": "vit_small_patch16_dinov3",
-        "encoder_kwargs": {"depth": 2, "embed_dim": 48, "num_heads": 2},
-        "out_indices": [0, 1],
+        "encoder_kwargs": {"depth": 3, "embed_dim": 48, "num_heads": 2},
         "decoder_type": "linear",
     },
     "dinov2": {
@@ -35,8 +34,7 @@ MODELS = {
     },
     "beit": {
         "encoder_name": "beit_base_patch16_224",
-        "encoder_kwargs": {"depth": 2, "embed_dim": 48, "num_heads": 2, "img_size": [64, 96]},
-        "out_indices": [0, 1],
+        "encoder_kwargs": {"depth": 3, "embed_dim": 48, "num_heads": 2, "img_size": [64, 96]},
         "decoder_type": "linear",
     },
 }

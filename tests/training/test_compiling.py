@@ -12,32 +12,16 @@ from corrmatch_hf.training import run as run_module
 from corrmatch_hf.training.memory import blank_batch
 from corrmatch_hf.training.optimizer import compile_networks
 
-# As fast to trace as can be. Other encoders and decoders: test_modeling_corrmatch.py, test_transformers_corrmatch.py.
-SMALL_VIT = {
-    "encoder_name": "test_vit",
-    "encoder_kwargs": {"depth": 1},
-    "out_indices": [0],
-    "output_stride": None,
-    "decoder_type": "linear",
-    "correlation_channels": 8,
-}
 
-
-def test_a_compiled_run_is_the_same(make_trainer, tmp_path, monkeypatch, tiny_data):
+def test_a_compiled_run_is_the_same(make_trainer, tmp_path, monkeypatch):
     # All of dynamo and of autograd's tracing, without the minutes of the compiler itself.
     monkeypatch.setattr(run_module, "compile_networks", partial(compile_networks, backend="aot_eager"))
-
-    def run(name, **config):
-        torch.manual_seed(0)
-        network = CorrMatchConfig(id2label=tiny_data.id2label, correlation_head=False, **SMALL_VIT)
-        options, folder = FixMatchOptions(teacher="ema"), str(tmp_path / name)
-        settings = {"ema_decay": 0.9, "max_steps": 2, "crop_size": 32, "output_dir": folder}
-        model = CorrMatchForSegmentation(network)
-        return make_trainer("fixmatch", options=options, model=model, **settings, **config)
-
-    plain = run("plain")
+    run = partial(
+        make_trainer, "fixmatch", options=FixMatchOptions(teacher="ema"), ema_decay=0.9, max_steps=2
+    )
+    plain = run(output_dir=str(tmp_path / "plain"))
     expected = plain.train()
-    compiled = run("compiled", compile=True)
+    compiled = run(output_dir=str(tmp_path / "compiled"), compile=True)
     found = compiled.train()
     assert found["final"]["pixel_accuracy"] == pytest.approx(expected["final"]["pixel_accuracy"], abs=0.01)
     ours, theirs = compiled.method.state_dict(), plain.method.state_dict()
@@ -81,11 +65,10 @@ def test_the_layout_of_the_weights(
 
 
 @pytest.mark.parametrize("name", ["corrmatch", "unimatch", "unimatch_v2"])  # the others call no other parts
-def test_no_graph_break_in_what_is_compiled(name, make_trainer, tiny_data):
+def test_no_graph_break_in_what_is_compiled(name, make_trainer):
     """`fullgraph` makes a break an error. What a method does between its networks is not compiled."""
     torch._dynamo.reset()
-    config = CorrMatchConfig(id2label=tiny_data.id2label, correlation_head=name == "corrmatch", **SMALL_VIT)
-    trainer = make_trainer(name, model=CorrMatchForSegmentation(config), crop_size=32)
+    trainer = make_trainer(name)
     compile_networks(trainer.method, backend="eager", fullgraph=True)
     trainer.method.train()
     loss, _ = trainer.method(blank_batch(trainer.method, 2, 2, 64, torch.device("cpu")))
