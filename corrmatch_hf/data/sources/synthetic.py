@@ -2,7 +2,7 @@
 trees and water.
 
 The class follows from shape and texture (strips with a dashed line, roofs with a ridge, round crowns, waves). Colours
-are a hint that changes from picture to picture: five seasons, several roofs, waters and road surfaces, the sun's
+are a hint that changes from picture to picture: four seasons, several roofs, waters and road surfaces, the sun's
 direction, light, colour cast, gamma and noise. A dozen labelled pictures show few of these; many unlabelled ones with
 strong colour augmentation teach a small network the rest.
 """
