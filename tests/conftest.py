@@ -85,19 +85,24 @@ def _seeded():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def drawn_curves():
-    """The function that draws the curves of reports, in place of which most tests get an empty figure.
-
-    A report has three pictures of curves, which take longer than all else of a small training.
-    """
+def _empty_curves():
+    """A report has three pictures of curves, which take longer than all else of a small training."""
     from matplotlib.figure import Figure
 
     from corrmatch_hf import pictures
 
-    drawn = pictures.training_curves
-    pictures.training_curves = lambda rows, title=None, **options: Figure(figsize=(1, 1))
-    yield drawn
-    del pictures.training_curves
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "training_curves", lambda rows, title=None, **options: Figure(figsize=(1, 1)))
+        yield
+
+
+@pytest.fixture
+def drawn_curves(monkeypatch):
+    """Reports have their curves, for a test that looks at them."""
+    from corrmatch_hf import pictures
+    from corrmatch_hf.pictures.curves import training_curves
+
+    monkeypatch.setattr(pictures, "training_curves", training_curves)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,6 @@ import corrmatch_hf
 from corrmatch_hf.commands import run
 
 from ..conftest import write_synthetic
-from ..reliability.small_run import of_two_processes, start_command, statuses
 
 SMALL = [
     "--encoder_name", "test_resnet", "--encoder_weights", "none", "--aspp_channels", "8", "--decoder_channels", "8",
@@ -43,31 +42,20 @@ def status_of(*args):
         return stopped.code
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_in_one_and_in_two_processes(processes, folder, tmp_path):
-    """Two find each other as those that the launcher starts."""
+@pytest.mark.parametrize(("launcher", "batch"), [([], "2"), (ON_TWO, "1")], ids=["one", "two"])
+def test_a_run_in_one_and_in_two_processes(launcher, batch, folder, tmp_path, capfd):
     out = tmp_path / "out"
-    args = [
-        "--data_dir",
-        str(folder),
-        "--output_dir",
-        str(out),
-        "--per_device_batch_size",
-        str(2 // processes),
-    ]
-    started = [
-        start_command(tmp_path / "printed", "train", *args, *SMALL, env=env)
-        for env in ([{}] if processes == 1 else of_two_processes())
-    ]
-    assert set(statuses(started)) == {0}, (tmp_path / "printed").read_text()[-3000:]
-    printed = (tmp_path / "printed").read_text()
+    data = ["--data_dir", str(folder), "--output_dir", str(out), "--per_device_batch_size", batch]
+    status = status_of(*launcher, *data, *SMALL)
+    printed = capfd.readouterr()
+    assert status == 0, printed.err[-3000:]
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["final"]["num_images"] == 5, "no validation image is counted twice"
     assert set(metrics["final"]["per_class"]) == {"ground", "a", "b", "c", "d"}
     rows = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
-    assert printed.count("share %") == 1, "the summary is printed by one process"
-    assert "4 labelled, 6 unlabelled" in printed
+    assert printed.out.count("share %") == 1, "the summary is printed by one process"
+    assert "4 labelled, 6 unlabelled" in printed.out
 
 
 @pytest.mark.parametrize(

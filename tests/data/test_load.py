@@ -70,9 +70,8 @@ def test_other_names_of_the_same_layout(tmp_path, train, validation, split_first
     assert counts(load_semi_dataset(data_dir=str(tmp_path))) == (4, 0, 2)
 
 
-@pytest.mark.parametrize(
-    "name", ["animals", "photos"]
-)  # the second is a usual name of a folder of photos, too
+# The second is a usual name of a folder of photos, too.
+@pytest.mark.parametrize("name", ["animals", "photos"])
 def test_a_folder_one_too_high_names_the_right_one(tmp_path, name):
     inner = tmp_path / "unzipped here" / name
     write_split(inner / "train" / "images", inner / "train" / "masks", 2)

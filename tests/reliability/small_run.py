@@ -71,7 +71,8 @@ def said_by(folder: Path) -> Path:
 
 def train(folder: Path, before=None, env=None, **settings) -> None:
     """Run to the end, or resume what is there; `before(trainer)` may break things first."""
-    _as_from_a_terminal(said_by(folder), env)
+    os.environ.update(env or {})
+    _as_from_a_terminal(said_by(folder))
     if list_checkpoints(folder / "checkpoints"):
         settings["resume_from_checkpoint"] = "latest"
     elif folder.exists():
@@ -97,23 +98,22 @@ def start(folder: Path, before=None, env=None, **settings) -> multiprocessing.Pr
     return process
 
 
-def start_command(output: Path, *args: str, env: dict | None = None) -> multiprocessing.Process:
+def start_command(output: Path, *args: str) -> multiprocessing.Process:
     """The command `corrmatch ARGS` in such a process; `output` gets all that it prints."""
-    process = fork_server.CONTEXT.Process(target=_command, args=(output, env, args))
+    process = fork_server.CONTEXT.Process(target=_command, args=(output, args))
     process.start()
     return process
 
 
-def _command(output: Path, env: dict | None, args: tuple[str, ...]) -> None:
-    _as_from_a_terminal(output, env)
+def _command(output: Path, args: tuple[str, ...]) -> None:
+    _as_from_a_terminal(output)
     sys.exit(main(list(args)))
 
 
-def _as_from_a_terminal(output: Path, env: dict | None) -> None:
+def _as_from_a_terminal(output: Path) -> None:
     """Signals end this process also where pytest ignores them (under nohup), and `output` gets all it prints."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    os.environ.update(env or {})
     sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115
 
 
@@ -124,20 +124,16 @@ def finish(folder: Path, before=None, **settings) -> int:
     return process.exitcode
 
 
-def of_two_processes() -> list[dict[str, str]]:
-    """The environment of two processes that train together."""
+def start_two(folder: Path, before=None, **settings) -> list[multiprocessing.Process]:
+    """`train` in two processes that train together."""
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "ACCELERATE_USE_CPU": "true",
     }
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-
-
-def start_two(folder: Path, before=None, **settings) -> list[multiprocessing.Process]:
-    """`train` in two processes that train together."""
-    return [start(folder, before, env, **settings) for env in of_two_processes()]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [start(folder, before, common | rank, **settings) for rank in ranks]
 
 
 def statuses(processes: list[multiprocessing.Process]) -> list[int]:

@@ -79,9 +79,8 @@ def test_masks_of_an_unlabelled_list_are_read_where_it_names_them(folder, tmp_pa
 
 def test_the_built_in_set_knows_its_masks():
     data = load_semi_dataset(labeled_count=4, diagnose_with_masks=True)
-    assert (
-        data.diagnosis["file"][:] == data.unlabeled["file"][:] and "label" not in data.unlabeled.column_names
-    )
+    assert data.diagnosis["file"][:] == data.unlabeled["file"][:]
+    assert "label" not in data.unlabeled.column_names
     assert np.array_equal(data.diagnosis[7]["label"], synthetic_image("unlabeled", 7)[1])
 
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-from corrmatch_hf import pictures
 from corrmatch_hf.training import report as report_module
 from corrmatch_hf.training import report_page
 
@@ -14,8 +13,7 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def test_the_page_shows_the_run_and_needs_nothing_from_elsewhere(make_trainer, monkeypatch, drawn_curves):
-    monkeypatch.setattr(pictures, "training_curves", drawn_curves)
+def test_the_page_shows_the_run_and_needs_nothing_from_elsewhere(make_trainer, drawn_curves):
     trainer = make_trainer(eval_steps=2, report=True)
     result = trainer.train()
     page = (trainer.output_dir / "report.html").read_text(encoding="utf-8")
