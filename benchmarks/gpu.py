@@ -201,11 +201,8 @@ def small_method(name: str, device: str, tiny: bool):
 
 
 # Of `small_method`: some with labelled images alone, where a method begins so, and some with both.
-SMALL_STEPS = 6
-
-
 def _steps(tiny: bool) -> int:
-    return 3 if tiny else SMALL_STEPS
+    return 3 if tiny else 6
 
 
 def _methods(tiny: bool) -> list[str]:

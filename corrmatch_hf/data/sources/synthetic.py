@@ -55,11 +55,11 @@ def synthetic_semi_dataset(
         )
     if image_size < 32:
         raise InputError(f"The synthetic images cannot be {image_size} pixels wide: give at least 32.")
-    pool = range(unlabeled)
+    pool = _dataset("unlabeled", range(unlabeled), image_size, seed) if unlabeled else None
     return SemiDataset(
         labeled=_dataset("labeled", range(labeled), image_size, seed),
-        unlabeled=_dataset("unlabeled", pool, image_size, seed, masks=False) if pool else None,
-        diagnosis=_dataset("unlabeled", pool, image_size, seed) if pool and diagnosis else None,
+        unlabeled=pool and pool.remove_columns("label"),
+        diagnosis=pool if diagnosis else None,
         validation=_dataset("validation", range(validation), image_size, 0) if validation else None,
         id2label=dict(ID2LABEL),
         name="synthetic",
@@ -253,9 +253,7 @@ def _trees(scene: _Scene) -> None:
         scene.paint(place, outside, scene.color(scene.leaves) * lit[..., None], TREE)
 
 
-def _dataset(
-    split: str, indices: Iterable[int], size: int, seed: int, masks: bool = True
-) -> datasets.Dataset:
+def _dataset(split: str, indices: Iterable[int], size: int, seed: int) -> datasets.Dataset:
     columns: dict[str, list] = {"image": [], "label": [], "file": []}
     for index in indices:
         image, label = synthetic_image(split, index, size, seed)
@@ -264,8 +262,6 @@ def _dataset(
         columns["label"].append({"bytes": _png(label), "path": f"{name}-mask.png"})
         columns["file"].append(f"{name}.png")
     features = {"image": datasets.Image(), "label": datasets.Image(), "file": datasets.Value("string")}
-    if not masks:
-        del columns["label"], features["label"]
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
