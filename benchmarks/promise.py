@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -85,8 +86,11 @@ class Setting:
     weight_decay: float = 0.01
     frozen_stages: int = 5  # first stages of the encoder that are not trained (EfficientNet and MobileNet)
     teacher_decay: float = 0.99
-    restart: float = 0.0  # above 0: two schedules, the second one starts at this share of the learning rates
+    restart: float = (
+        0.0  # above 0: a schedule for the first steps, then `cycles` that start at this share of its rates
+    )
     restart_at: float = 0.4  # the share of the steps that the first one takes
+    cycles: int = 1
     evaluations: int = 4  # a run
     groups: tuple[str, ...] = ()  # prefixes of file names that are reported apart
 
@@ -129,6 +133,7 @@ CANDIDATES: dict[str, Candidate] = {
     "mean_thresholds": recipe(threshold="class_mean"),
     "soft": recipe(threshold="soft"),
     "all_pixels": recipe(confidence_threshold=0.0),
+    "soft_labels": recipe(confidence_threshold=0.0, soft_labels=True, teacher_flip=True),
 }
 
 
@@ -257,15 +262,17 @@ def optimizer_of(method: Method, setting: Setting) -> torch.optim.Optimizer:
 def schedule_of(
     optimizer: torch.optim.Optimizer, setting: Setting, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Polynomial decay to zero, once, or twice where the setting restarts: a settled teacher after the burn-in."""
+    """Polynomial decay to zero, once, or again where the setting restarts: a settled teacher after the burn-in."""
     if not setting.restart:
         return torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     first = round(setting.restart_at * steps)
+    starts = [first + round((steps - first) * i / setting.cycles) for i in range(setting.cycles + 1)]
 
     def share(step: int) -> float:
         if step < first:
             return (1 - step / first) ** 0.9
-        return setting.restart * max(1 - (step - first) / (steps - first), 0) ** 0.9
+        start, end = next(((a, b) for a, b in itertools.pairwise(starts) if step < b), (first, step))
+        return setting.restart * (1 - (step - start) / (end - start)) ** 0.9
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
@@ -381,7 +388,8 @@ def pseudo_labels(
     valid = torch.ones_like(images[:, 0], dtype=torch.bool)
     if isinstance(method, GateMatch):
         before, after = method.targets(images, valid, step=0, gated=False)
-        return tuple(before), tuple(after) if method.options.region_propagation else None
+        propagated = (after.labels, after.weight) if method.options.region_propagation else None
+        return (before.labels, before.weight), propagated
     network = method.segmentation_model
     with evaluating(network):
         features = network.encode(images)
@@ -559,6 +567,7 @@ def train(run: Run, shared: Path, work: Path) -> dict:
             save(steps.state() | {"curve": curve, "step": number + 1}, checkpoint)
             print(f"{run.name} {number + 1}: {summary(row['average'])} {row['logs']}", flush=True)
     last = validation.measure(method.model)
+    save(steps.average.network.state_dict(), work / "models" / run.data / f"{run.name}.pt")
     checkpoint.unlink(missing_ok=True)
     return {
         "run": dataclasses.asdict(run),

@@ -116,6 +116,11 @@ class Method(nn.Module):
         """How many forward passes at the start of the run see labelled images alone; known after `plan`."""
         return 0
 
+    @property
+    def renewals(self) -> set[int]:
+        """Forward passes before which pseudo-labels begin to come from another teacher; known after `plan`."""
+        return {self.supervised_passes}
+
     def check_batch(self, unlabeled: int) -> None:
         """Raise `InputError` if `unlabeled` images, those of one forward pass over all processes, are too few."""
 

@@ -17,6 +17,9 @@ With f the network, g its moving average, t the share of the run that is done an
     L_x = sum of w_y CE(f(x), y) / sum of w_y                        w: class weights frequency^-p (class_weights.py)
     L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
 
+With `soft_labels`, CE(f(u_s), Y) is the cross-entropy with p itself, which CutMix pastes as well: what the teacher
+holds possible is taught, too, so that pixels that it is unsure of need not be left out (`confidence_threshold` 0).
+
 With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, first at the end of the burn-in:
 self-training in rounds, where wrong labels cannot feed on themselves within a round.
 
@@ -76,6 +79,9 @@ class GateMatchOptions(MethodOptions):
         at_least=0,
     )
     teacher_flip: bool = option(False, "Average the teacher's prediction with that of the mirror image.")
+    soft_labels: bool = option(
+        False, "Teach the teacher's probabilities of all classes instead of its label of each pixel."
+    )
     labeled_weight: float = option(1.0, "Weight of the labelled loss.", at_least=0)
     unlabeled_weight: float = option(1.0, "Weight of the unlabelled loss.", at_least=0)
     ramp_up: float = option(
@@ -131,18 +137,32 @@ class GateMatchOptions(MethodOptions):
             found.append(
                 "--region_propagation needs a trained correlation head: give --correlation_weight, e.g. 0.5"
             )
+        if self.region_propagation and self.soft_labels:
+            found.append("--region_propagation spreads whole labels: leave out --soft_labels")
         return found
 
 
 class Targets(NamedTuple):
-    """Pseudo-labels of N views: labels (N, H, W) int64, and how much each pixel counts, (N, H, W) float32."""
+    """Pseudo-labels of N views: labels (N, H, W) int64, how much each pixel counts, (N, H, W) float32, and with
+    `soft_labels` the probabilities that are taught, (N, K, H, W) float32."""
 
     labels: Tensor
     weight: Tensor
+    probability: Tensor | None = None
+
+    def of(self, views: slice | Tensor) -> Targets:
+        """Those of some of the views."""
+        return Targets(*(part if part is None else part[views] for part in self))
 
     def pasted(self, other: Targets, box: Tensor) -> Targets:
         """These with `other`'s inside the box (N, H, W)."""
-        return Targets(*(torch.where(box, theirs, own) for own, theirs in zip(self, other, strict=True)))
+        labels, weight = (
+            torch.where(box, other.labels, self.labels),
+            torch.where(box, other.weight, self.weight),
+        )
+        if self.probability is None:
+            return Targets(labels, weight)
+        return Targets(labels, weight, torch.where(box.unsqueeze(1), other.probability, self.probability))
 
 
 class GateMatch(Method):
@@ -186,9 +206,8 @@ class GateMatch(Method):
 
     @property
     def renewals(self) -> set[int]:
-        """Steps at whose start the copy of the teacher that gives the labels is renewed: the burn-in's end, and evenly
-        over the rest of the run."""
-        start, rounds = self.supervised_passes, self.options.teacher_rounds
+        """The burn-in's end, and evenly over the rest of the run: when the copy of the teacher is renewed."""
+        start, rounds = self.supervised_passes, max(self.options.teacher_rounds, 1)
         rest = (self.total_steps or 0) - start
         return {start + round(rest * i / rounds) for i in range(rounds)}
 
@@ -239,7 +258,8 @@ class GateMatch(Method):
 
     def unlabeled_loss(self, logits: Tensor, target: Targets, valid: Tensor) -> Tensor:
         """Weighted cross-entropy of logits (N, K, H, W) against pseudo-labels, over all valid pixels (N, H, W)."""
-        loss = F.cross_entropy(logits.float(), target.labels, reduction="none")
+        taught = target.labels if target.probability is None else target.probability
+        loss = F.cross_entropy(logits.float(), taught, reduction="none")
         weight = valid.float()
         if self.options.unlabeled_class_weights:
             weight = weight * self.class_weights.weights()[target.labels]
@@ -259,8 +279,7 @@ class GateMatch(Method):
         for i, row in enumerate(batch.partner_rows):
             place[row] = seen[i] if seen[i] >= 0 else count + unseen.index(i)
         place = torch.tensor(place).to(views.device, non_blocking=True)
-        own = Targets(*(part[:count] for part in propagated))
-        partner = Targets(*(part[place] for part in propagated))
+        own, partner = propagated.of(slice(count)), propagated.of(place)
 
         views_strong, mixed_targets = [], []
         for view, box in enumerate(batch.box.unbind(1)):
@@ -269,7 +288,7 @@ class GateMatch(Method):
             if o.paste_probability:
                 object_pixels, rows = self.pasted_objects(batch, view)
                 image = torch.where(object_pixels.unsqueeze(1), batch.image[rows], image)
-                true = Targets(batch.label[rows], torch.ones_like(mixed.weight))
+                true = self.true_targets(batch.label[rows])
                 mixed, mixed_valid = mixed.pasted(true, object_pixels), mixed_valid | object_pixels
             views_strong.append(image)
             mixed_targets.append((mixed, mixed_valid))
@@ -293,6 +312,15 @@ class GateMatch(Method):
             logs["propagated_ratio"] = (propagated.weight * views_valid).sum() / pixels
             logs["added_accuracy"] = self.added_accuracy.clone()
         return unlabeled, logs
+
+    def true_targets(self, labels: Tensor) -> Targets:
+        """Labels (N, H, W) that all count. Ignored pixels have class 0: they are pasted nowhere."""
+        classes = self.model.config.num_labels
+        labels = torch.where((labels >= 0) & (labels < classes), labels, 0)
+        weight = torch.ones_like(labels, dtype=torch.float32)
+        if not self.options.soft_labels:
+            return Targets(labels, weight)
+        return Targets(labels, weight, F.one_hot(labels, classes).movedim(-1, 1).float())
 
     def pasted_objects(self, batch: SemiBatch, view: int) -> tuple[Tensor, Tensor]:
         """Pixels of strong view `view` that show objects of labelled images: (B_u, H, W) bool, and the row of the
@@ -378,7 +406,7 @@ class GateMatch(Method):
             if update:
                 self._follow(confidence, labels, valid)
             weight = self.weight(confidence, labels) * valid
-            plain = Targets(labels, weight)
+            plain = Targets(labels, weight, probability if o.soft_labels else None)
             if not o.region_propagation or (gated and not self.gate_is_open):
                 self._observe(batch, confidence, plain, plain, valid)
                 return plain, plain

@@ -7,7 +7,8 @@ all of them       * (1 - t / T) ** lr_power at step t of T, after a linear warm-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import timm
@@ -75,27 +76,28 @@ def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int)
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int, supervised_steps: int = 0
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int, renewals: Collection[int] = ()
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """lr(t) = lr (1 - t / T) ** power, after a linear warm-up of `config.warmup_steps`.
 
-    With `config.lr_restart` r, this is done twice: over the `supervised_steps`, so that a teacher has settled when it
-    begins to teach, and from r times the rate over the rest.
+    With `config.lr_restart` r, the rate decays to zero by the first step of `renewals`, at which a teacher begins to
+    teach and should have settled, and from r times the rate by every other and by the end.
     """
-    first = supervised_steps if config.lr_restart and supervised_steps < steps else 0
-    if first:
+    starts = [0, *sorted(step for step in renewals if 0 < step < steps)]
+    if not config.lr_restart or len(starts) == 1:
+        return get_polynomial_decay_schedule_with_warmup(
+            optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power
+        )
 
-        def share(step: int) -> float:
-            if step < config.warmup_steps:
-                return step / config.warmup_steps
-            if step < first:
-                return (1 - (step - config.warmup_steps) / (first - config.warmup_steps)) ** config.lr_power
-            return config.lr_restart * max(1 - (step - first) / (steps - first), 0) ** config.lr_power
+    def share(step: int) -> float:
+        if step < config.warmup_steps:
+            return step / config.warmup_steps
+        part = bisect_right(starts, step) - 1
+        start, end = (starts[part] or config.warmup_steps), (*starts, steps)[part + 1]
+        decayed = max(1 - (step - start) / max(end - start, 1), 0) ** config.lr_power
+        return decayed * (config.lr_restart if part else 1)
 
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-    return get_polynomial_decay_schedule_with_warmup(
-        optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power
-    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
 @contextmanager

@@ -100,7 +100,8 @@ class Run:
         optimizer = build_optimizer(method, config, self.total_batch)
         # Whole optimiser steps at the start that see labelled images alone.
         self.supervised_steps = method.supervised_passes // config.gradient_accumulation_steps
-        self.schedule = build_schedule(optimizer, config, self.max_steps, self.supervised_steps)
+        renewals = [passes // config.gradient_accumulation_steps for passes in method.renewals]
+        self.schedule = build_schedule(optimizer, config, self.max_steps, renewals)
         self.memory_estimate = estimate_run_memory(method, config, self.accelerator, features)
         if config.compile:
             compile_networks(method)

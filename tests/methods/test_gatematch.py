@@ -101,6 +101,36 @@ def test_the_unlabelled_loss_pixel_by_pixel(weighted):
     )
 
 
+def test_soft_labels_pixel_by_pixel():
+    """Cross-entropy with the teacher's probabilities, mirror image averaged; the partner's inside the box."""
+    ours = method(soft_labels=True, teacher_flip=True, confidence_threshold=0.0).eval()
+    batch = random_batch(unlabeled=2, rows=(1,))
+    batch.partner_places = [0]  # the first image's pixels are pasted into the second
+    batch.partner_weak[0], batch.partner_valid[0] = batch.weak[0], batch.valid[0]
+    teacher, model = ours.teacher.network, ours.model
+    with torch.no_grad():
+        p = teacher(batch.weak).logits.softmax(1)
+        p = (p + teacher(batch.weak.flip(-1)).logits.softmax(1).flip(-1)) / 2
+        q = model(batch.strong[:, 0]).logits.log_softmax(1)
+    total = counted = 0
+    for i, y, x in itertools.product(range(2), *map(range, batch.weak.shape[-2:])):
+        source = 0 if i == 1 and batch.box[1, 0, y, x] else i
+        if batch.valid[source, y, x]:
+            counted += 1
+            total -= float(p[source, :, y, x] @ q[i, :, y, x])
+    assert ours(batch)[1]["loss/u"].item() == pytest.approx(total / counted, rel=1e-4)
+
+
+def test_soft_labels_of_a_sure_teacher_are_labels():
+    probability = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 4, 4)), 3).movedim(-1, 1).float()
+    labels, weight = probability.argmax(1), torch.rand(2, 4, 4)
+    logits, valid = torch.randn(2, 3, 4, 4), torch.rand(2, 4, 4) < 0.7
+    soft = method(num_labels=3).unlabeled_loss(logits, Targets(labels, weight, probability), valid)
+    torch.testing.assert_close(
+        soft, method(num_labels=3).unlabeled_loss(logits, Targets(labels, weight), valid)
+    )
+
+
 def test_thresholds_follow_each_class():
     """Two batches of class 0; class 1 is not predicted and keeps its statistics."""
     confidence, labels = torch.tensor([[[0.5, 0.7, 0.9]]]), torch.zeros(1, 1, 3, dtype=torch.long)
@@ -205,6 +235,8 @@ def test_the_mirror_image_is_averaged():
 def test_options_that_cannot_work():
     with pytest.raises(InputError, match="--correlation_weight"):
         GateMatchOptions(region_propagation=True).check()
+    with pytest.raises(InputError, match="leave out --soft_labels"):
+        GateMatchOptions(region_propagation=True, correlation_weight=0.5, soft_labels=True).check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
 
@@ -230,9 +262,12 @@ def test_objects_of_labelled_images_are_pasted_with_their_labels():
     none = method(num_labels=3, paste_probability=0.0)
     assert not none.pasted_objects(batch, 0)[0].any()
     # Everything pasted, and no pseudo-label kept: the unlabelled loss is that of the true labels.
-    ours = method(num_labels=3, paste_probability=1.0, confidence_threshold=1.0).eval()
-    ours.class_weights.update(batch.label)
+    options = {"num_labels": 3, "paste_probability": 1.0, "confidence_threshold": 1.0}
+    ours, soft = method(**options).eval(), method(**options, soft_labels=True).eval()
+    for each in (ours, soft):
+        each.class_weights.update(batch.label)
     loss = ours(batch)[1]["loss/u"]
+    torch.testing.assert_close(soft(batch)[1]["loss/u"], loss)
     pixels, rows = ours.pasted_objects(batch, 0)
     image = torch.where(pixels.unsqueeze(1), batch.image[rows], batch.strong[:, 0])
     each = torch.nn.functional.cross_entropy(

@@ -87,15 +87,24 @@ def test_other_methods_have_no_such_part(make_trainer, method):
     assert result["supervised"] is None and result["effect"] is None
 
 
-def test_the_rate_decays_twice():
+@pytest.mark.parametrize(
+    ("renewals", "expected"),
+    [
+        ({6}, [0, 0.5, 1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]),
+        ({8, 4}, [0, 0.5, 1, 0.5, 0.5, 0.375, 0.25, 0.125, 0.5, 0.25]),  # in each of two rounds
+        ({0, 5}, [0, 0.5, 1, 2 / 3, 1 / 3, 0.5, 0.4, 0.3, 0.2, 0.1]),  # without a supervised part
+        ({1}, [0, 0.5, *(0.5 * rest / 9 for rest in range(8, 0, -1))]),  # inside the warm-up
+    ],
+)  # fmt: skip
+def test_the_rate_decays_again(renewals, expected):
     config = TrainingConfig(lr_restart=0.5, warmup_steps=2, lr_power=1.0)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = build_schedule(optimizer, config, steps=10, supervised_steps=6)
+    schedule = build_schedule(optimizer, config, steps=10, renewals=renewals)
     rates = []
     for _ in range(10):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125])
+    assert rates == pytest.approx(expected)
     once = build_schedule(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), config, 10)
     assert type(once).__name__ == "LambdaLR" and once.get_last_lr() == [0]
