@@ -69,6 +69,10 @@ OPTIONS = {  # name and options of a method
             threshold="class_mean", confidence_threshold=0.22, class_weight_power=0.5, teacher_decay=0.7
         ),
     ),
+    "gatematch soft": (
+        "gatematch",
+        GateMatchOptions(soft_labels=True, teacher_flip=True, confidence_threshold=0.22, teacher_decay=0.7),
+    ),
     "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
     "unimatch_v2, encoder frozen": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22)),
     "fixmatch": ("fixmatch", FixMatchOptions(confidence_threshold=0.22)),

@@ -157,7 +157,7 @@ def test_lists_from_any_system(root, content, monkeypatch):
     [
         ("\n".join(pairs(0)).encode() + "\ncafé.png".encode("latin-1"), "line 2 holds the byte 0xE9. Save"),
         ("\n".join(pairs(0)).encode("utf-16"), "line 1 holds the byte 0xFF. Save it as UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0", "line 1 holds the byte 0x89"),
+        (b"\x89PNG\r\n\x1a\n\0", "is not a text file; give one"),
         (b"", "is empty"),
         (b" \r\n\n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),

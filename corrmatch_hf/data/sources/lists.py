@@ -24,7 +24,7 @@ def read_lines(path: str | os.PathLike, option: str) -> list[tuple[int, str]]:
     """The non-empty lines of a list file, numbered from 1, without surrounding white space.
 
     The file is UTF-8, with or without a byte order mark, with the line ends of any system. Raises InputError, naming
-    the file and the option, if it is missing, empty, or not UTF-8 text.
+    the file and the option, if it is missing, empty, a picture or the like, or not UTF-8 text.
     """
     try:
         with open(path, "rb") as file:
@@ -41,6 +41,10 @@ def read_lines(path: str | os.PathLike, option: str) -> list[tuple[int, str]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):  # those begin UTF-16
+            raise InputError(
+                f"The list {path} ({option}) is not a text file; give one with an image in each line."
+            ) from None
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(
             f"The list {path} ({option}) is not UTF-8 text: line {line} holds the byte "
