@@ -5,6 +5,7 @@
     python benchmarks/promise.py --shared ../shared --work WORK cost voc31       # CPU seconds a step
     python benchmarks/promise.py table voc31                                             # results/promise/voc31.md
     python benchmarks/promise.py curves voc31 --candidates supervised fixmatch_ema       # results/promise/voc31.png
+    python benchmarks/promise.py --shared ../shared --work WORK picture voc31 --candidates supervised fixmatch_ema
 
 A queue is a text file with the arguments of one run a line (`voc31 --candidate supervised --steps 600 --seed 0`);
 a line that starts with # is skipped. The file is read again after every run, so lines can be added, moved and removed
@@ -52,6 +53,7 @@ from corrmatch_hf.methods.teacher import Teacher
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.model.correlation_corrmatch import correlation_rows
 from corrmatch_hf.ops.region_propagation import propagate_rows
+from corrmatch_hf.pictures import class_palette, prediction_grid
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from benchmarks.depthwise import fast_depthwise
@@ -286,13 +288,7 @@ class Validation:
     def __init__(self, data: SemiDataset, setting: Setting, batch: int = 8):
         self.data, self.setting = data, setting
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALISATION[setting.encoder])
-        samples = sorted(
-            iter_samples(EvaluationSet(data.validation, data)), key=lambda sample: sample["file"]
-        )
-        chosen = (
-            torch.linspace(0, len(samples) - 1, min(setting.validation_photos, len(samples))).long().tolist()
-        )
-        samples = [samples[i] for i in chosen]
+        samples = validation_samples(data, setting)
         alike: dict[
             tuple, list[tuple[Tensor, Tensor, list[str]]]
         ] = {}  # by half and size: predicted together
@@ -326,8 +322,15 @@ class Validation:
         return {part: figures(matrix, self.data.id2label) for part, matrix in sorted(matrices.items())}
 
 
-def iter_samples(samples: EvaluationSet) -> Iterator[dict]:
-    return (samples[i] for i in range(len(samples)))
+def validation_samples(data: SemiDataset, setting: Setting) -> list[dict]:
+    """The validation photos with their labels, evenly drawn from the sorted ones; half A has the even places."""
+    photos = EvaluationSet(data.validation, data)
+    samples = sorted((photos[i] for i in range(len(photos))), key=lambda sample: sample["file"])
+    return [samples[i] for i in evenly(len(samples), setting.validation_photos)]
+
+
+def evenly(length: int, count: int) -> list[int]:
+    return torch.linspace(0, length - 1, min(count, length)).long().tolist()
 
 
 def figures(matrix: ConfusionMatrix, id2label: dict[int, str]) -> dict:
@@ -502,6 +505,11 @@ def checkpoint_file(run: Run, work: Path) -> Path:
     return work / "checkpoints" / run.data / f"{run.name}.pt"
 
 
+def weights_file(run: Run, work: Path) -> Path:
+    """The averaged weights at the end."""
+    return work / "models" / run.data / f"{run.name}.pt"
+
+
 def burn_in_file(run: Run, work: Path) -> Path | None:
     """Where the state after the burn-in is shared between runs that only differ in what comes later; else None."""
     setting, candidate = run.resolved
@@ -567,7 +575,7 @@ def train(run: Run, shared: Path, work: Path) -> dict:
             save(steps.state() | {"curve": curve, "step": number + 1}, checkpoint)
             print(f"{run.name} {number + 1}: {summary(row['average'])} {row['logs']}", flush=True)
     last = validation.measure(method.model)
-    save(steps.average.network.state_dict(), work / "models" / run.data / f"{run.name}.pt")
+    save(steps.average.network.state_dict(), weights_file(run, work))
     checkpoint.unlink(missing_ok=True)
     return {
         "run": dataclasses.asdict(run),
@@ -808,6 +816,34 @@ def curves(data: str, names: list[str], path: Path, labels: list[str] | None = N
     figure.savefig(path)
 
 
+def picture(
+    data: str, recipes: list[str], steps: int, seed: int, shared: Path, work: Path, path: Path, count: int = 8
+) -> None:
+    """Photos of half B, evenly drawn, with the truth and the predictions of a supervised run and of another one."""
+    torch.set_num_threads(1)
+    rows: list[dict] = []
+    for column, recipe in zip(("supervised", "prediction"), recipes, strict=True):
+        run = dataclasses.replace(named_run(data, recipe, steps), seed=seed)
+        setting, candidate = run.resolved
+        semi, _ = load(setting, shared, work)
+        network = build(setting, candidate, semi, shared, seed, steps).model
+        network.load_state_dict(torch.load(weights_file(run, work)))
+        if not rows:
+            samples = validation_samples(semi, setting)[1::2]
+            rows = [
+                {"image": each["image"].byte().permute(1, 2, 0).numpy(), "label": each["label"]}
+                for each in (samples[i] for i in evenly(len(samples), count))
+            ]
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALISATION[setting.encoder])
+        with evaluating(network):
+            for row in rows:
+                photo = (torch.from_numpy(row["image"]).permute(2, 0, 1) / 255 - mean) / std
+                row[column] = network(photo[None]).logits.argmax(1)[0]
+    titles = {"supervised": recipes[0].split()[0], "prediction": recipes[1].split()[0]}
+    grid = prediction_grid(rows, semi.id2label, class_palette(semi.id2label), titles=titles)
+    grid.save(path)
+
+
 def control_of(result: dict) -> str:
     """The recipe of supervised training with the same setting."""
     run = Run(**result["run"])
@@ -877,15 +913,21 @@ def main() -> None:
         "--once", action="store_true", help="Stop after one run; exit status 1 if none was left."
     )
     commands.add_parser("one", parents=[run_parser()])
-    for name in ("cost", "table", "curves"):
+    for name in ("cost", "table", "curves", "picture"):
         command = commands.add_parser(name)
         command.add_argument("data", choices=list(SETTINGS))
         command.add_argument(
-            "--candidates", nargs="+", default=["supervised"], help="curves: as the table names them."
+            "--candidates",
+            nargs="+",
+            default=["supervised"],
+            help="curves and picture: as the table names them.",
         )
         if name == "curves":
             command.add_argument("--labels", nargs="+", help="Their names in the legend.")
             command.add_argument("--output", type=Path, help="The picture; by default beside the results.")
+        if name == "picture":
+            command.add_argument("--steps", type=int, default=1200)
+            command.add_argument("--seed", type=int, default=0)
     args, _ = parser.parse_known_args()
     if args.command == "run":
         sys.exit(not work_through(args.queue, args.shared, args.work, args.once) and args.once)
@@ -900,6 +942,10 @@ def main() -> None:
         print(text)
     elif args.command == "curves":
         curves(args.data, args.candidates, args.output or RESULTS / f"{args.data}.png", args.labels)
+    elif args.command == "picture":
+        path = args.work / f"{args.data}.png"  # of photos that may not be published
+        picture(args.data, args.candidates, args.steps, args.seed, args.shared, args.work, path)
+        print(path)
     else:
         perform(parse_run(sys.argv[sys.argv.index("one") + 1 :]), args.shared, args.work)
 
