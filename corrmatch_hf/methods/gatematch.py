@@ -169,7 +169,7 @@ class GateMatch(Method):
     """GateMatch's training step. See the file's head for the equations."""
 
     name = "gatematch"
-    advice = "--teacher_rounds 2 --teacher_flip, a higher --confidence_threshold, a lower --unlabeled_weight"
+    advice = "a higher --confidence_threshold, a lower --unlabeled_weight"
     advice_for_starving = "--threshold class_mean, or --class_weight_power 0.5"
     Options = GateMatchOptions
     options: GateMatchOptions
@@ -189,6 +189,11 @@ class GateMatch(Method):
         # Accuracy of the pixels that propagation adds, on labelled images: 0 until it is measured.
         self.register_buffer("added_accuracy", torch.zeros(()))
         self.total_steps: int | None = None
+        if options.soft_labels:
+            self.advice = "more --max_steps, a lower --unlabeled_weight"
+        elif not options.region_propagation:
+            rounds = "--soft_labels --confidence_threshold 0 --teacher_rounds 2 --teacher_flip --lr_restart 1"
+            self.advice = f"{rounds}, {GateMatch.advice}"
         if options.threshold == "class_mean" or options.class_weight_power:
             self.advice_for_starving = Method.advice_for_starving
 
