@@ -93,6 +93,7 @@ class Setting:
     )
     restart_at: float = 0.4  # the share of the steps that the first one takes
     cycles: int = 1
+    cutmix: float = 0.5  # chance of a strong view
     evaluations: int = 4  # a run
     groups: tuple[str, ...] = ()  # prefixes of file names that are reported apart
 
@@ -197,6 +198,7 @@ def augmentation(setting: Setting, strong_views: int) -> Augmentation:
         scale_max=setting.scales[1],
         strong_views=strong_views,
         cutmix_partner="batch",
+        cutmix_probability=setting.cutmix,
         image_mean=mean,
         image_std=std,
     )
@@ -943,6 +945,8 @@ def main() -> None:
     elif args.command == "curves":
         curves(args.data, args.candidates, args.output or RESULTS / f"{args.data}.png", args.labels)
     elif args.command == "picture":
+        if len(args.candidates) != 2:
+            parser.error("picture needs two --candidates: a supervised run and another one")
         path = args.work / f"{args.data}.png"  # of photos that may not be published
         picture(args.data, args.candidates, args.steps, args.seed, args.shared, args.work, path)
         print(path)

@@ -71,7 +71,7 @@ class Method(nn.Module):
     uses_unlabeled: ClassVar[bool] = True
     uses_correlation_head: ClassVar[bool] = False
     # What to try where unlabelled images made the model worse: options, as one phrase.
-    advice: ClassVar[str] = ""
+    advice: str = ""
     # What to try for a class that the pseudo-labels nearly lack.
     advice_for_starving: str = "more labelled photos that show it (corrmatch suggest finds some)"
     strong_views: int = 1  # of each unlabelled image in a batch
@@ -117,8 +117,8 @@ class Method(nn.Module):
         return 0
 
     @property
-    def renewals(self) -> set[int]:
-        """Forward passes before which pseudo-labels begin to come from another teacher; known after `plan`."""
+    def rate_restarts(self) -> set[int]:
+        """Forward passes before which the learning rate starts anew, with `lr_restart`; known after `plan`."""
         return {self.supervised_passes}
 
     def check_batch(self, unlabeled: int) -> None:

@@ -18,7 +18,7 @@ With f the network, g its moving average, t the share of the run that is done an
     L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
 
 With `soft_labels`, CE(f(u_s), Y) is the cross-entropy with p itself, which CutMix pastes as well: what the teacher
-holds possible is taught, too, so that pixels that it is unsure of need not be left out (`confidence_threshold` 0).
+holds possible is taught, too, so that pixels that it is unsure of need not be left out (tau is 0 unless given).
 
 With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, first at the end of the burn-in:
 self-training in rounds, where wrong labels cannot feed on themselves within a round.
@@ -96,8 +96,11 @@ class GateMatchOptions(MethodOptions):
     threshold: Literal["fixed", "global", "class_mean", "soft"] = option(
         "fixed", "Which pseudo-labels count; see the method's description."
     )
-    confidence_threshold: float = option(
-        0.95, "fixed: the threshold; class_mean: its largest value.", at_least=0, at_most=1
+    confidence_threshold: float | None = option(
+        None,
+        "fixed: the threshold; class_mean: its largest value (0.95; fixed with soft_labels: 0).",
+        at_least=0,
+        at_most=1,
     )
     statistics_momentum: float = option(
         0.99, "class_mean, soft, alignment: share of old statistics kept by a step.", at_least=0, below=1
@@ -127,6 +130,13 @@ class GateMatchOptions(MethodOptions):
     gate_interval: int = option(10, "Steps between measurements of that accuracy.", at_least=1)
 
     @property
+    def tau(self) -> float:
+        """`confidence_threshold` or, where it is not given, its default."""
+        if self.confidence_threshold is not None:
+            return self.confidence_threshold
+        return 0.0 if self.soft_labels and self.threshold == "fixed" else 0.95
+
+    @property
     def needs_correlation(self) -> bool:
         """Whether the correlation head is trained."""
         return self.correlation_weight > 0 or self.region_propagation
@@ -138,7 +148,7 @@ class GateMatchOptions(MethodOptions):
                 "--region_propagation needs a trained correlation head: give --correlation_weight, e.g. 0.5"
             )
         if self.region_propagation and self.soft_labels:
-            found.append("--region_propagation spreads whole labels: leave out --soft_labels")
+            found.append("--region_propagation spreads whole labels: give --soft_labels False")
         return found
 
 
@@ -183,17 +193,21 @@ class GateMatch(Method):
         self.labeler = copy.deepcopy(self.teacher.network) if options.teacher_rounds else None
         self.class_weights = ClassWeights(classes, options.class_weight_power)
         self.dynamic = DynamicThreshold(classes)  # at CorrMatch's values; used by threshold "global" alone
-        self.register_buffer("confidence_mean", torch.full((classes,), options.confidence_threshold))
+        self.register_buffer("confidence_mean", torch.full((classes,), options.tau))
         self.register_buffer("confidence_variance", torch.full((classes,), 0.01))
         self.register_buffer("prediction_mean", torch.zeros(classes))  # zero until it is measured
         # Accuracy of the pixels that propagation adds, on labelled images: 0 until it is measured.
         self.register_buffer("added_accuracy", torch.zeros(()))
+        if self.labeler is not None:
+            self.register_buffer("labeler_is_taught", torch.zeros((), dtype=torch.bool))
+        self._labeler_is_taught = False  # what is known of it on the host
         self.total_steps: int | None = None
         if options.soft_labels:
-            self.advice = "more --max_steps, a lower --unlabeled_weight"
+            self.advice = "a longer training, a lower --unlabeled_weight"
         elif not options.region_propagation:
-            rounds = "--soft_labels --confidence_threshold 0 --teacher_rounds 2 --teacher_flip --lr_restart 1"
-            self.advice = f"{rounds}, {GateMatch.advice}"
+            rounds = "--threshold fixed --soft_labels --teacher_rounds 2 --teacher_flip --lr_restart 1"
+            heard = options.threshold in ("fixed", "class_mean")
+            self.advice = f"{rounds}, {GateMatch.advice if heard else 'a lower --unlabeled_weight'}"
         if options.threshold == "class_mean" or options.class_weight_power:
             self.advice_for_starving = Method.advice_for_starving
 
@@ -208,6 +222,11 @@ class GateMatch(Method):
     def supervised_passes(self) -> int:
         """The burn-in."""
         return round(self.options.burn_in * (self.total_steps or 0))
+
+    @property
+    def rate_restarts(self) -> set[int]:
+        """The burn-in's end, and each round of soft labels: a student must be able to leave where its teacher is."""
+        return self.renewals if self.options.soft_labels else {self.supervised_passes}
 
     @property
     def renewals(self) -> set[int]:
@@ -232,14 +251,23 @@ class GateMatch(Method):
             logs["loss/x_corr"] = correlation.detach()
         if batch.step < self.supervised_passes:
             return labeled, logs | self._nothing_unlabeled()
-        if self.labeler is not None and batch.step in self.renewals:
+        if self.labeler is not None and (batch.step in self.renewals or not self._knows_labels()):
             self.labeler.load_state_dict(self.teacher.network.state_dict())
+            self.labeler_is_taught.fill_(True)
         if self.options.propagation_accuracy and batch.step % self.options.gate_interval == 0:
             self._measure_propagation(batch)
         unlabeled, more = self._unlabeled(batch)
         total = self.options.labeled_weight * labeled
         total = total + self.options.unlabeled_weight * self.ramp(batch.step) * unlabeled
         return total, logs | more
+
+    def _knows_labels(self) -> bool:
+        """Whether the labelling copy was ever renewed: not where a run is resumed with an earlier end of the burn-in.
+
+        Read from the device once.
+        """
+        self._labeler_is_taught = self._labeler_is_taught or bool(self.labeler_is_taught)
+        return self._labeler_is_taught
 
     def _nothing_unlabeled(self) -> Logs:
         """What the burn-in logs of the unlabelled part: the names are the same in every step of a run."""
@@ -279,6 +307,12 @@ class GateMatch(Method):
         views_valid = torch.cat([batch.valid, *(batch.partner_valid[i : i + 1] for i in unseen)])
         plain, propagated = self.targets(views, views_valid, batch.step, update=True, batch=batch)
 
+        pixels = per_process(views_valid.sum())
+        logs = {"kept_ratio": (plain.weight * views_valid).sum() / pixels}
+        if o.region_propagation:
+            logs["propagated_ratio"] = (propagated.weight * views_valid).sum() / pixels
+            logs["added_accuracy"] = self.added_accuracy.clone()
+
         # Where each row's partner stands among the views; a row without a box points to itself.
         place = list(range(count))
         for i, row in enumerate(batch.partner_rows):
@@ -298,6 +332,7 @@ class GateMatch(Method):
             views_strong.append(image)
             mixed_targets.append((mixed, mixed_valid))
 
+        del plain, propagated, own, partner, mixed  # soft labels are as large as logits
         strong, strong_corr = self._student(
             torch.cat(views_strong), batch.step, "strong", o.feature_perturbation
         )
@@ -311,12 +346,7 @@ class GateMatch(Method):
                 )
             terms.append(loss)
         unlabeled = sum(terms) / len(terms)
-        pixels = per_process(views_valid.sum())
-        logs = {"loss/u": unlabeled.detach(), "kept_ratio": (plain.weight * views_valid).sum() / pixels}
-        if o.region_propagation:
-            logs["propagated_ratio"] = (propagated.weight * views_valid).sum() / pixels
-            logs["added_accuracy"] = self.added_accuracy.clone()
-        return unlabeled, logs
+        return unlabeled, {"loss/u": unlabeled.detach()} | logs
 
     def true_targets(self, labels: Tensor) -> Targets:
         """Labels (N, H, W) that all count. Ignored pixels have class 0: they are pasted nowhere."""
@@ -325,7 +355,8 @@ class GateMatch(Method):
         weight = torch.ones_like(labels, dtype=torch.float32)
         if not self.options.soft_labels:
             return Targets(labels, weight)
-        return Targets(labels, weight, F.one_hot(labels, classes).movedim(-1, 1).float())
+        shape = (len(labels), classes, *labels.shape[1:])
+        return Targets(labels, weight, weight.new_zeros(shape).scatter_(1, labels.unsqueeze(1), 1))
 
     def pasted_objects(self, batch: SemiBatch, view: int) -> tuple[Tensor, Tensor]:
         """Pixels of strong view `view` that show objects of labelled images: (B_u, H, W) bool, and the row of the
@@ -411,7 +442,7 @@ class GateMatch(Method):
             if update:
                 self._follow(confidence, labels, valid)
             weight = self.weight(confidence, labels) * valid
-            plain = Targets(labels, weight, probability if o.soft_labels else None)
+            plain = Targets(labels, weight, probability.nan_to_num() if o.soft_labels else None)
             if not o.region_propagation or (gated and not self.gate_is_open):
                 self._observe(batch, confidence, plain, plain, valid)
                 return plain, plain
@@ -450,7 +481,7 @@ class GateMatch(Method):
         """(K,) where each class has a threshold of its own."""
         if self.options.threshold != "class_mean":
             return None
-        return self.confidence_mean.clamp(max=self.options.confidence_threshold)
+        return self.confidence_mean.clamp(max=self.options.tau)
 
     # --------------------------------------------------------------------------------------------- thresholds
 
@@ -460,11 +491,11 @@ class GateMatch(Method):
         if o.threshold == "global":
             return self.dynamic.confident(confidence, labels).float()
         if o.threshold == "class_mean":
-            return (confidence >= self.confidence_mean.clamp(max=o.confidence_threshold)[labels]).float()
+            return (confidence >= self.confidence_mean.clamp(max=o.tau)[labels]).float()
         if o.threshold == "soft":
             below = (confidence - self.confidence_mean[labels]).clamp(max=0)
             return torch.exp(-2 * below.square() / self.confidence_variance[labels].clamp(min=1e-6))
-        return (confidence >= o.confidence_threshold).float()
+        return (confidence >= o.tau).float()
 
     def _follow(self, confidence: Tensor, labels: Tensor, valid: Tensor) -> None:
         """Let the statistics of the chosen threshold follow one batch; a class without a pixel keeps its own."""

@@ -133,7 +133,7 @@ class TrainingConfig(Options):
     lr_restart: float = option(
         0.0,
         "For a method that begins with labelled images alone: decay the rate to zero by the end of that part, then "
-        "again from this share of the rate, in each of the --teacher_rounds; 0: one decay over the whole run.",
+        "again from this share of the rate, in each round of --soft_labels; 0: one decay over the whole run.",
         group="Optimiser",
         at_least=0,
     )

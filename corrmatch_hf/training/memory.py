@@ -148,10 +148,12 @@ def on_meta(module: Module) -> Module:
     return copy.deepcopy(module, blanks)
 
 
-def blank_batch(method: Method, labeled: int, unlabeled: int, crop: int, device: torch.device) -> SemiBatch:
-    """A batch of gray images with every field that `method` reads: no CutMix box, no partner."""
+def blank_batch(
+    method: Method, labeled: int, unlabeled: int, crop: int, device: torch.device, step: int = 0
+) -> SemiBatch:
+    """A batch of gray images with every field that `method` reads in a step: no CutMix box, no partner."""
     images = torch.zeros(labeled, 3, crop, crop, device=device)
-    batch = SemiBatch(0, images, torch.zeros(labeled, crop, crop, dtype=torch.long, device=device))
+    batch = SemiBatch(step, images, torch.zeros(labeled, crop, crop, dtype=torch.long, device=device))
     if method.uses_unlabeled:
         views = method.strong_views
         batch.weak = torch.zeros(unlabeled, 3, crop, crop, device=device)

@@ -90,7 +90,8 @@ class SkippedSteps:
     """Restores the method's buffers after a step that is skipped, and counts such steps.
 
     A forward pass changes buffers before its loss is known: running statistics, thresholds, memory banks. Parameters
-    change in the optimiser and in `after_step` only, neither of which a skipped step reaches.
+    change in the optimiser and in `after_step`, neither of which a skipped step reaches. A `labeler` stays as it is: it
+    is renewed as a whole, from a teacher that the step does not change.
 
     Args:
         method: the method that trains.
@@ -107,7 +108,11 @@ class SkippedSteps:
 
     def remember(self) -> None:
         """Copy the buffers before a step."""
-        self._buffers = [(buffer, buffer.clone()) for buffer in self.method.buffers()]
+        self._buffers = [
+            (buffer, buffer.clone())
+            for name, buffer in self.method.named_buffers()
+            if not name.startswith("labeler.")
+        ]
 
     def undo(self, description: str) -> None:
         """Restore the buffers; raise `NonFiniteLossError` with `description` after too many skipped steps in a row."""

@@ -76,14 +76,14 @@ def build_optimizer(method: nn.Module, config: TrainingConfig, total_batch: int)
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int, renewals: Collection[int] = ()
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int, restarts: Collection[int] = ()
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """lr(t) = lr (1 - t / T) ** power, after a linear warm-up of `config.warmup_steps`.
 
-    With `config.lr_restart` r, the rate decays to zero by the first step of `renewals`, at which a teacher begins to
+    With `config.lr_restart` r, the rate decays to zero by the first step of `restarts`, at which a teacher begins to
     teach and should have settled, and from r times the rate by every other and by the end.
     """
-    starts = [0, *sorted(step for step in renewals if 0 < step < steps)]
+    starts = [0, *sorted(step for step in restarts if 0 < step < steps)]
     if not config.lr_restart or len(starts) == 1:
         return get_polynomial_decay_schedule_with_warmup(
             optimizer, config.warmup_steps, steps, lr_end=0.0, power=config.lr_power

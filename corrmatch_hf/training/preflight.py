@@ -144,11 +144,11 @@ def count_steps(data: SemiDataset, config: TrainingConfig, processes: int) -> in
 
 
 def estimate_run_memory(
-    method: Method, config: TrainingConfig, accelerator: Accelerator, features: tuple[int, int]
+    method: Method, config: TrainingConfig, accelerator: Accelerator, features: tuple[int, int], step: int
 ) -> MemoryEstimate:
     """Memory of a step and of a checkpoint, found with the smallest batch of the run's proportions.
 
-    features: `feature_size` of a crop.
+    features: `feature_size` of a crop. step: the forward pass that is tried, one that keeps the most.
     """
     labeled, unlabeled = config.per_device_batch_size, config.unlabeled_batch
     times = math.gcd(labeled, unlabeled) if method.uses_unlabeled else labeled
@@ -161,7 +161,7 @@ def estimate_run_memory(
         times = 1
 
     def estimate(device: torch.device) -> MemoryEstimate:
-        batch = blank_batch(method, labeled // times, unlabeled // times, config.crop_size, device)
+        batch = blank_batch(method, labeled // times, unlabeled // times, config.crop_size, device, step)
         return estimate_memory(method, config.optimizer, config.ema_decay is not None, batch, times)
 
     # A pass takes seconds on a CPU. The meta device has no mixed precision, and not every method runs there.

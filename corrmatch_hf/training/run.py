@@ -100,9 +100,10 @@ class Run:
         optimizer = build_optimizer(method, config, self.total_batch)
         # Whole optimiser steps at the start that see labelled images alone.
         self.supervised_steps = method.supervised_passes // config.gradient_accumulation_steps
-        renewals = [passes // config.gradient_accumulation_steps for passes in method.renewals]
-        self.schedule = build_schedule(optimizer, config, self.max_steps, renewals)
-        self.memory_estimate = estimate_run_memory(method, config, self.accelerator, features)
+        restarts = [passes // config.gradient_accumulation_steps for passes in method.rate_restarts]
+        self.schedule = build_schedule(optimizer, config, self.max_steps, restarts)
+        costly = method.supervised_passes if self.supervised_steps < self.max_steps else 0
+        self.memory_estimate = estimate_run_memory(method, config, self.accelerator, features, costly)
         if config.compile:
             compile_networks(method)
         self.method = method

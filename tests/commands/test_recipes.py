@@ -103,6 +103,10 @@ def test_photos_of_ones_own_have_a_recipe_unless_something_else_is_chosen():
     method, optimizer, options = chosen()  # the built-in set, by its own recipe
     assert (method, optimizer, options.threshold) == ("gatematch", "adamw", "global")
     assert chosen(*own, "--config", "photos", "--method", "supervised")[:2] == ("supervised", "adamw")
+    # The recipe's options of its own method leave those of others as they are.
+    for other in ("fixmatch", "unimatch", "unimatch_v2", "ipixmatch"):
+        options = chosen(*own, "--config", "photos", "--method", other)[2]
+        assert options == type(options)()
 
 
 def test_the_papers_recipe_is_what_corrmatch_does_by_default():

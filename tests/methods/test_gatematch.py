@@ -103,7 +103,7 @@ def test_the_unlabelled_loss_pixel_by_pixel(weighted):
 
 def test_soft_labels_pixel_by_pixel():
     """Cross-entropy with the teacher's probabilities, mirror image averaged; the partner's inside the box."""
-    ours = method(soft_labels=True, teacher_flip=True, confidence_threshold=0.0).eval()
+    ours = method(soft_labels=True, teacher_flip=True).eval()
     batch = random_batch(unlabeled=2, rows=(1,))
     batch.partner_places = [0]  # the first image's pixels are pasted into the second
     batch.partner_weak[0], batch.partner_valid[0] = batch.weak[0], batch.valid[0]
@@ -119,6 +119,20 @@ def test_soft_labels_pixel_by_pixel():
             counted += 1
             total -= float(p[source, :, y, x] @ q[i, :, y, x])
     assert ours(batch)[1]["loss/u"].item() == pytest.approx(total / counted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "tau"),
+    [
+        ({}, 0.95),
+        ({"soft_labels": True}, 0),
+        ({"soft_labels": True, "threshold": "class_mean"}, 0.95),
+        ({"soft_labels": True, "confidence_threshold": 0.5}, 0.5),
+        ({"confidence_threshold": 0.0}, 0),
+    ],
+)
+def test_the_threshold_that_is_not_given(options, tau):
+    assert GateMatchOptions(**options).tau == tau
 
 
 def test_soft_labels_of_a_sure_teacher_are_labels():
@@ -235,7 +249,7 @@ def test_the_mirror_image_is_averaged():
 def test_options_that_cannot_work():
     with pytest.raises(InputError, match="--correlation_weight"):
         GateMatchOptions(region_propagation=True).check()
-    with pytest.raises(InputError, match="leave out --soft_labels"):
+    with pytest.raises(InputError, match="give --soft_labels False"):
         GateMatchOptions(region_propagation=True, correlation_weight=0.5, soft_labels=True).check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
@@ -283,7 +297,10 @@ def test_labels_of_rounds_come_from_a_copy_of_the_teacher():
     """With two rounds in ten steps after a burn-in of two, the copy is renewed at steps 2 and 7 alone."""
     ours = method(burn_in=1 / 6, teacher_rounds=2, confidence_threshold=0.0)
     ours.plan(12)
-    assert ours.renewals == {2, 7}
+    assert ours.renewals == {2, 7} and ours.rate_restarts == {2}
+    soft = method(burn_in=1 / 6, teacher_rounds=2, soft_labels=True)
+    soft.plan(12)
+    assert soft.rate_restarts == {2, 7}
     copies = []
     for step in range(2, 9):
         with torch.no_grad():  # the teacher moves on in every step
@@ -296,3 +313,24 @@ def test_labels_of_rounds_come_from_a_copy_of_the_teacher():
     same = [torch.equal(a, b) for a, b in itertools.pairwise(copies)]
     assert same == [True, True, True, True, False, True]
     assert not any(parameter.requires_grad for parameter in ours.labeler.parameters())
+
+
+def test_a_run_that_begins_within_a_round_takes_the_teacher_as_it_is():
+    """As after resuming with an earlier end of the burn-in: labels never come from an untrained copy."""
+    ours = method(burn_in=1 / 6, teacher_rounds=2, soft_labels=True)
+    ours.plan(12)
+    with torch.no_grad():
+        for parameter in ours.teacher.network.parameters():
+            parameter.add_(0.01)
+    ours(random_batch(step=4))
+    taught = next(ours.labeler.parameters()).clone()
+    assert torch.equal(taught, next(ours.teacher.network.parameters()))
+    with torch.no_grad():
+        next(ours.teacher.network.parameters()).add_(0.01)
+    ours(random_batch(step=5))
+    assert torch.equal(taught, next(ours.labeler.parameters()))
+    again = method(burn_in=1 / 6, teacher_rounds=2, soft_labels=True)  # resumed with the same options
+    again.plan(12)
+    again.load_state_dict(ours.state_dict())
+    again(random_batch(step=6))
+    assert torch.equal(taught, next(again.labeler.parameters()))

@@ -87,8 +87,29 @@ def test_other_methods_have_no_such_part(make_trainer, method):
     assert result["supervised"] is None and result["effect"] is None
 
 
+def test_a_step_skipped_at_a_renewal_leaves_the_whole_teacher(make_trainer):
+    """Its parameters as well as its statistics, though buffers go back to what they were before the step."""
+    options = method_class("gatematch").Options(burn_in=1 / 3, teacher_rounds=2, soft_labels=True)
+    trainer = make_trainer("gatematch", options=options, max_steps=4, on_non_finite="skip")
+    method, seen = trainer.method, {}
+    forward = method.forward
+
+    def spoiled(batch):
+        loss, logs = forward(batch)
+        if batch.step == 1:
+            seen.update({key: value.clone() for key, value in method.teacher.network.state_dict().items()})
+            loss = loss * float("nan")
+        if batch.step == 2:
+            assert all(torch.equal(value, seen[key]) for key, value in method.labeler.state_dict().items())
+        return loss, logs
+
+    method.forward = spoiled
+    trainer.train()
+    assert 1 in method.renewals and 2 not in method.renewals and seen
+
+
 @pytest.mark.parametrize(
-    ("renewals", "expected"),
+    ("restarts", "expected"),
     [
         ({6}, [0, 0.5, 1, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]),
         ({8, 4}, [0, 0.5, 1, 0.5, 0.5, 0.375, 0.25, 0.125, 0.5, 0.25]),  # in each of two rounds
@@ -96,10 +117,10 @@ def test_other_methods_have_no_such_part(make_trainer, method):
         ({1}, [0, 0.5, *(0.5 * rest / 9 for rest in range(8, 0, -1))]),  # inside the warm-up
     ],
 )  # fmt: skip
-def test_the_rate_decays_again(renewals, expected):
+def test_the_rate_decays_again(restarts, expected):
     config = TrainingConfig(lr_restart=0.5, warmup_steps=2, lr_power=1.0)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = build_schedule(optimizer, config, steps=10, renewals=renewals)
+    schedule = build_schedule(optimizer, config, steps=10, restarts=restarts)
     rates = []
     for _ in range(10):
         rates.append(schedule.get_last_lr()[0])
