@@ -88,11 +88,9 @@ class Setting:
     weight_decay: float = 0.01
     frozen_stages: int = 5  # first stages of the encoder that are not trained (EfficientNet and MobileNet)
     teacher_decay: float = 0.99
-    restart: float = (
-        0.0  # above 0: a schedule for the first steps, then `cycles` that start at this share of its rates
-    )
+    restart: float = 0.0  # above 0: the schedule is done again, from this share of the learning rates
     restart_at: float = 0.4  # the share of the steps that the first one takes
-    cycles: int = 1
+    cycles: int = 1  # how often it is done in the rest
     cutmix: float = 0.5  # chance of a strong view
     evaluations: int = 4  # a run
     groups: tuple[str, ...] = ()  # prefixes of file names that are reported apart

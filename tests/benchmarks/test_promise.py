@@ -133,10 +133,25 @@ def test_runs_that_share_a_burn_in_do_it_once(study):
         assert promise.burn_in_file(promise.Run("few", "fixmatch_ema", 5, options=options), study[1]) != path
 
 
-def test_one_schedule_or_two():
+def test_a_picture_of_two_runs(study, tmp_path):
+    """Drawn with the weights that are kept, which give what the run measured."""
+    first, second = promise.Run("few", "supervised", 2), promise.Run("few", "soft_labels", 2)
+    assert promise.perform(first, *study) and promise.perform(second, *study)
+    path = tmp_path / "two.png"
+    promise.picture("few", ["supervised", "soft_labels"], 2, 0, *study, path, count=2)
+    with Image.open(path) as grid:
+        assert grid.width > 4 * 360 and grid.height > 2 * 200  # photo, truth and two predictions; two photos
+    data, _ = promise.load(promise.SETTINGS["few"], *study)
+    method = promise.build(promise.SETTINGS["few"], promise.CANDIDATES["supervised"], data, study[0], 0, 2)
+    method.model.load_state_dict(torch.load(promise.weights_file(first, study[1])))
+    measured = promise.Validation(data, promise.SETTINGS["few"]).measure(method.model)
+    assert measured == json.loads(first.result.read_text())["average"]
+
+
+def test_one_schedule_or_several():
     rates = {}
-    for restart in (0.0, 0.5):
-        setting = dataclasses.replace(promise.SETTINGS["voc31"], restart=restart)
+    for restart, cycles in ((0.0, 1), (0.5, 1), (1.0, 2)):
+        setting = dataclasses.replace(promise.SETTINGS["voc31"], restart=restart, cycles=cycles)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = promise.schedule_of(optimizer, setting, 10)
         rates[restart] = []
@@ -147,6 +162,8 @@ def test_one_schedule_or_two():
     assert rates[0.0] == pytest.approx([(1 - i / 10) ** 0.9 for i in range(10)])
     expected = [(1 - i / 4) ** 0.9 for i in range(4)] + [0.5 * (1 - i / 6) ** 0.9 for i in range(6)]
     assert rates[0.5] == pytest.approx(expected)
+    again = [(1 - i / 3) ** 0.9 for i in range(3)]
+    assert rates[1.0] == pytest.approx([(1 - i / 4) ** 0.9 for i in range(4)] + 2 * again)
 
 
 def test_the_burn_in_reads_no_unlabelled_photo(study):
