@@ -18,7 +18,8 @@ With f the network, g its moving average, t the share of the run that is done an
     L_u = sum of v_Y k CE(f(u_s), Y) / sum over valid pixels of v_Y  v: w or 1; k: how much a pixel counts
 
 With `soft_labels`, CE(f(u_s), Y) is the cross-entropy with p itself, which CutMix pastes as well: what the teacher
-holds possible is taught, too, so that pixels that it is unsure of need not be left out (tau is 0 unless given).
+holds possible is taught, too, so that pixels that it is unsure of need not be left out (tau is 0 unless given). With
+`sharpening` s, p^s normalised over the classes is taught (MixMatch, equation 7, with T = 1 / s).
 
 With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, first at the end of the burn-in:
 self-training in rounds, where wrong labels cannot feed on themselves within a round.
@@ -81,6 +82,9 @@ class GateMatchOptions(MethodOptions):
     teacher_flip: bool = option(False, "Average the teacher's prediction with that of the mirror image.")
     soft_labels: bool = option(
         False, "Teach the teacher's probabilities of all classes instead of its label of each pixel."
+    )
+    sharpening: float = option(
+        1.0, "soft_labels: power that probabilities are raised to, then normalised; 1: none.", at_least=1
     )
     labeled_weight: float = option(1.0, "Weight of the labelled loss.", at_least=0)
     unlabeled_weight: float = option(1.0, "Weight of the unlabelled loss.", at_least=0)
@@ -442,7 +446,8 @@ class GateMatch(Method):
             if update:
                 self._follow(confidence, labels, valid)
             weight = self.weight(confidence, labels) * valid
-            plain = Targets(labels, weight, probability.nan_to_num() if o.soft_labels else None)
+            taught = self._taught(probability) if o.soft_labels else None
+            plain = Targets(labels, weight, taught)
             if not o.region_propagation or (gated and not self.gate_is_open):
                 self._observe(batch, confidence, plain, plain, valid)
                 return plain, plain
@@ -515,6 +520,12 @@ class GateMatch(Method):
         kept = torch.where(count > 0, self.options.statistics_momentum, 1.0)
         self.confidence_mean.mul_(kept).add_((1 - kept) * mean)
         self.confidence_variance.mul_(kept).add_((1 - kept) * variance)
+
+    def _taught(self, probability: Tensor) -> Tensor:
+        """Probabilities (N, K, H, W) sharpened, with 0 where the teacher is not finite (what counts there is 0)."""
+        if self.options.sharpening != 1:
+            probability = (probability.log() * self.options.sharpening).softmax(1)
+        return probability.nan_to_num()
 
     def _aligned(self, probability: Tensor, valid: Tensor, update: bool) -> Tensor:
         """Probabilities (N, K, H, W) brought towards the labelled class frequencies."""

@@ -101,9 +101,10 @@ def test_the_unlabelled_loss_pixel_by_pixel(weighted):
     )
 
 
-def test_soft_labels_pixel_by_pixel():
+@pytest.mark.parametrize("power", [1, 2])
+def test_soft_labels_pixel_by_pixel(power):
     """Cross-entropy with the teacher's probabilities, mirror image averaged; the partner's inside the box."""
-    ours = method(soft_labels=True, teacher_flip=True).eval()
+    ours = method(soft_labels=True, teacher_flip=True, sharpening=power).eval()
     batch = random_batch(unlabeled=2, rows=(1,))
     batch.partner_places = [0]  # the first image's pixels are pasted into the second
     batch.partner_weak[0], batch.partner_valid[0] = batch.weak[0], batch.valid[0]
@@ -111,6 +112,7 @@ def test_soft_labels_pixel_by_pixel():
     with torch.no_grad():
         p = teacher(batch.weak).logits.softmax(1)
         p = (p + teacher(batch.weak.flip(-1)).logits.softmax(1).flip(-1)) / 2
+        p = p**power / (p**power).sum(1, keepdim=True)
         q = model(batch.strong[:, 0]).logits.log_softmax(1)
     total = counted = 0
     for i, y, x in itertools.product(range(2), *map(range, batch.weak.shape[-2:])):
