@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import shlex
@@ -54,6 +53,8 @@ from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 from corrmatch_hf.model.correlation_corrmatch import correlation_rows
 from corrmatch_hf.ops.region_propagation import propagate_rows
 from corrmatch_hf.pictures import class_palette, prediction_grid
+from corrmatch_hf.training import TrainingConfig
+from corrmatch_hf.training.optimizer import build_schedule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, too
 from benchmarks.depthwise import fast_depthwise
@@ -265,18 +266,11 @@ def schedule_of(
     optimizer: torch.optim.Optimizer, setting: Setting, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Polynomial decay to zero, once, or again where the setting restarts: a settled teacher after the burn-in."""
-    if not setting.restart:
-        return torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
     first = round(setting.restart_at * steps)
-    starts = [first + round((steps - first) * i / setting.cycles) for i in range(setting.cycles + 1)]
-
-    def share(step: int) -> float:
-        if step < first:
-            return (1 - step / first) ** 0.9
-        start, end = next(((a, b) for a, b in itertools.pairwise(starts) if step < b), (first, step))
-        return setting.restart * (1 - (step - start) / (end - start)) ** 0.9
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    restarts = [first + round((steps - first) * i / setting.cycles) for i in range(setting.cycles)]
+    return build_schedule(
+        optimizer, TrainingConfig(lr_restart=setting.restart, lr_power=0.9), steps, restarts
+    )
 
 
 # --------------------------------------------------------------------------------------------------- evaluation
