@@ -29,14 +29,14 @@ def suffixes() -> frozenset[str]:
 def open_picture(value: Any, file: str) -> Image.Image:
     """One cell of an image column, decoded or not -> picture, turned upright by its EXIF orientation.
 
-    An animation gives its first frame. Raises InputError, naming `file`, if the picture is missing, truncated, larger
-    than `PIL.Image.MAX_IMAGE_PIXELS`, or in an unknown format.
+    An animation gives its first frame, and so does a TIFF of several pages, with a warning. Raises InputError, naming
+    `file`, if the picture is missing, truncated, larger than `PIL.Image.MAX_IMAGE_PIXELS`, or in an unknown format.
     """
     try:
         if isinstance(value, bytes):
             value = {"bytes": value, "path": None}
         if isinstance(value, dict | str | Image.Image):
-            return _decode(value)
+            return _decode(value, file)
         if value is None:
             raise ValueError("it is missing")
         array = np.asarray(value)
@@ -54,7 +54,7 @@ def open_picture(value: Any, file: str) -> Image.Image:
         ) from error
 
 
-def _decode(value: dict | str | Image.Image) -> Image.Image:
+def _decode(value: dict | str | Image.Image, file: str) -> Image.Image:
     """Like `datasets.Image.decode_example`, but a too large picture is rejected before its pixels are decoded."""
     if isinstance(value, Image.Image):
         return _upright(value)
@@ -71,6 +71,7 @@ def _decode(value: dict | str | Image.Image) -> Image.Image:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # a build of PIL may lack some
     with Image.open(path if content is None else BytesIO(content), formats=formats) as picture:
+        _tell_pages(picture, file)
         return _upright(picture)
 
 
@@ -109,6 +110,34 @@ def read_photo(value: Any, file: str) -> Image.Image:
 
 
 _told: set[str] = set()  # the names of the warnings that were given
+
+
+def _tell_pages(picture: Image.Image, file: str) -> None:
+    """Warn, once, of a TIFF with pages of one size: a stack. (Pages of other sizes are previews.)"""
+    if picture.format != "TIFF" or "pages" in _told:
+        return
+    pages, sizes = _pages(picture)
+    if pages > 1 and sizes[0] == sizes[1]:
+        _told.add("pages")
+        warnings.warn(
+            f"The TIFF file {file} has {pages} pages, of which only the first is read. Save each page as a file of its "
+            "own to use them all.",
+            stacklevel=3,
+        )
+
+
+def _pages(picture: Image.Image) -> tuple[int, list[tuple[int, int]]]:
+    """The number of pages, and the sizes of the first two; pages after a damaged one do not count."""
+    sizes = [picture.size]
+    try:
+        pages = getattr(picture, "n_frames", 1)
+        if pages > 1:
+            picture.seek(1)
+            sizes.append(picture.size)
+    except Exception:  # of a later page: EOFError, SyntaxError, struct.error ... The first may be whole.
+        pages = len(sizes)
+    picture.seek(0)
+    return pages, sizes
 
 
 def _tell_few_bits(values: np.ndarray, file: str) -> None:

@@ -98,6 +98,23 @@ def test_a_photo_of_few_bits_is_told(monkeypatch):
         read_photo(Image.fromarray((RAMP * 16).astype(np.uint16)), "dark.tif")
 
 
+def test_a_stack_of_pages_is_told(monkeypatch, tmp_path, recwarn):
+    monkeypatch.setattr("corrmatch_hf.data.images._told", set())
+    page, path = Image.new("L", (8, 6), 7), tmp_path / "stack.tif"
+    page.save(path, save_all=True, append_images=[Image.new("L", (4, 3))])  # a preview
+    assert read_photo(str(path), "preview.tif").getpixel((0, 0)) == (7, 7, 7)
+    whole = path.read_bytes()
+    start = int.from_bytes(whole[4:8], "little")  # the first directory; it ends with the place of the second
+    entries = int.from_bytes(whole[start : start + 2], "little")
+    end = start + 2 + 12 * entries
+    damaged = whole[:end] + (len(whole) - 3).to_bytes(4, "little") + whole[end + 4 :]
+    assert read_photo(damaged, "damaged.tif").getpixel((0, 0)) == (7, 7, 7)
+    assert not [each for each in recwarn if "pages" in str(each.message)]
+    page.save(path, save_all=True, append_images=[Image.new("L", (8, 6)), Image.new("L", (8, 6))])
+    with pytest.warns(UserWarning, match=r"stack\.tif has 3 pages, of which only the first is read"):
+        assert read_photo(str(path), str(path)).getpixel((0, 0)) == (7, 7, 7)
+
+
 def test_a_tiny_tiff_with_a_huge_tile_is_refused(tmp_path, served):
     path = tmp_path / "tile.tif"
     entries = [
