@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..errors import InputError
+from .legend import shortened
 
 BY_CLASS = "Pseudo-labels that count, by class"
 MOST_CLASSES = 10  # lines in one panel
@@ -87,7 +88,7 @@ def training_curves(
     if of_classes:
         place = list(panels).index("Mean IoU") if "Mean IoU" in panels else len(panels)
         ordered = list(panels.items())
-        ordered.insert(place, (BY_CLASS, {name: line for name, (line, _) in of_classes.items()}))
+        ordered.insert(place, (BY_CLASS, {key: line for key, (line, *_) in of_classes.items()}))
         panels = dict(ordered)
     columns = min(len(panels), columns)
     rows_of_panels = -(-len(panels) // columns)
@@ -100,8 +101,7 @@ def training_curves(
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        colors = {key: color for key, (_, color) in of_classes.items()} if name == BY_CLASS else {}
-        _draw(axes, lines, colors)
+        _draw(axes, lines, {key: look for key, (_, *look) in of_classes.items()} if name == BY_CLASS else {})
         if name.startswith("Loss"):
             _fit_height(axes, [values for _, values in lines.values()])
         elif name in ("Pseudo-labels", BY_CLASS):
@@ -112,14 +112,14 @@ def training_curves(
             axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
             axes.set_ylim(bottom=0)
     if title:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=12, parse_math=False)
     return figure
 
 
 def _class_series(
     rows: Iterable[Mapping[str, Any]], id2label: Mapping[int, str], palette: np.ndarray
-) -> dict[str, tuple[tuple[np.ndarray, np.ndarray], tuple[float, ...]]]:
-    """{class: ((steps, share of its pseudo-labels that count), colour)} of the classes where fewest count."""
+) -> dict[str, tuple[tuple[np.ndarray, np.ndarray], tuple[float, ...], str]]:
+    """{key: ((steps, share of its pseudo-labels that count), colour, name)} of the classes where fewest count."""
     counted: dict[int, dict[int, float]] = {}
     for row in rows:
         figures = row.get("per_class") or {}
@@ -128,9 +128,10 @@ def _class_series(
                 counted.setdefault(number, {})[row["step"]] = value
     fewest = sorted(counted, key=lambda number: np.mean(list(counted[number].values())))[:MOST_CLASSES]
     return {
-        f"{id2label[number]} ": (  # a space keeps a class "loss" apart from the loss
+        f"class {number}": (  # names may be equal
             tuple(np.array(sorted(counted[number].items()), dtype=float).T),
             tuple(palette[number] / 255),
+            shortened(id2label[number]),
         )
         for number in sorted(fewest)
     }
@@ -150,25 +151,29 @@ def _series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np
 
 
 def _draw(
-    axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], colors: Mapping[str, Any] | None = None
+    axes: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], looks: Mapping[str, Any] | None = None
 ) -> None:
-    """The lines with their names; long noisy ones faint, with their running median. `colors`: of classes."""
+    """The lines with their names; long noisy ones faint, with their running median. `looks`: colour and name."""
+    names = []
     for number, (key, (steps, values)) in enumerate(lines.items()):
-        color = f"C{number % 10}"
-        label = WORDS.get(key, key.removeprefix("loss/").replace("_", " "))
-        if colors:
-            color, label = colors[key], key.strip()
-        noisy = bool(colors) or key.startswith("loss") or key.endswith("ratio")
+        color, name = f"C{number % 10}", WORDS.get(key, key.removeprefix("loss/").replace("_", " "))
+        if looks:
+            color, name = looks[key]
+        names.append(name)
+        noisy = bool(looks) or key.startswith("loss") or key.endswith("ratio")
         if noisy and len(steps) >= 60:
             axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
             half = len(values) // 40
             around = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, "reflect"), 2 * half + 1)
-            axes.plot(steps, np.median(around, axis=1), color=color, label=label, linewidth=1.6)
+            axes.plot(steps, np.median(around, axis=1), color=color, label=str(number), linewidth=1.6)
         else:
             marker = "." if len(steps) < 25 else None
-            axes.plot(steps, values, color=color, label=label, linewidth=1.4, marker=marker)
+            axes.plot(steps, values, color=color, label=str(number), linewidth=1.4, marker=marker)
     if len(lines) > 1:
-        axes.legend(fontsize=8, framealpha=0.8, ncols=2 if len(lines) > 4 else 1)
+        legend = axes.legend(fontsize=8, framealpha=0.8, ncols=2 if len(lines) > 4 else 1)
+        # Named here, since matplotlib leaves out a label that begins with "_" and reads "$" as mathematics.
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set(parse_math=False, text=name)
     axes.locator_params(axis="x", integer=True, nbins=6)
     steps = np.concatenate([steps for steps, _ in lines.values()])
     if steps.min() == steps.max():  # else the axis of a single step has fractional ticks

@@ -65,7 +65,7 @@ def draw_legend(
     """
     font = text_font(font_size)
     line, patch, gap = round(font_size * 1.6), font_size, round(font_size * 0.6)
-    names = [_shortened(entry.name) for entry in entries]
+    names = [shortened(entry.name) for entry in entries]
     note_width = max((round(font.getlength(entry.note)) for entry in entries), default=0)
     name_width = max((round(font.getlength(name)) for name in names), default=0)
     note_gap = 2 * gap if note_width else 0
@@ -94,5 +94,6 @@ def draw_legend(
     return canvas
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A class name of at most MAX_NAME characters."""
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1].rstrip(" ,;") + "…"

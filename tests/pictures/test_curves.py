@@ -67,6 +67,17 @@ def test_values_that_are_none_or_not_finite_are_passed_over():
     assert panel(figure, "Loss").lines[0].get_xdata().tolist() == [1]
 
 
+def test_any_class_name_is_shown_as_it_is():
+    """Beginning with "_", with what matplotlib takes for mathematics, equal, and too long."""
+    names = dict(enumerate(["_sky", "$\\foo{$", "a", "a", "long " * 60]))
+    rows = [{"step": i, "loss": 1.0, "per_class": {"kept_ratio": [0.1 * i] * 5}} for i in (1, 2)]
+    figure = training_curves(rows, "$\\foo{$", classes=(names, np.zeros((5, 3), np.uint8)))
+    figure.canvas.draw()
+    shown = panel(figure, "Pseudo-labels that count, by class").get_legend().get_texts()
+    assert [text.get_text() for text in shown[:4]] == ["_sky", "$\\foo{$", "a", "a"]
+    assert shown[4].get_text().endswith("…") and len(shown[4].get_text()) < 30
+
+
 def test_a_spike_does_not_flatten_the_loss():
     rows = [{"step": i, "loss": 1000.0 if i == 0 else 1.0} for i in range(500)]
     axes = panel(training_curves(rows), "Loss")
