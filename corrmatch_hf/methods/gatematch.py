@@ -60,6 +60,7 @@ from ..ops.random_masks import stacked_channel_mask, step_generator
 from ..ops.region_propagation import propagate_rows
 from ..options import option
 from .base import Logs, Method, MethodOptions
+from .class_recall import ClassRecall
 from .class_weights import ClassWeights
 from .dynamic_threshold import DynamicThreshold
 from .feature_perturbation import with_complementary_channels
@@ -85,6 +86,12 @@ class GateMatchOptions(MethodOptions):
     )
     sharpening: float = option(
         1.0, "soft_labels: power that probabilities are raised to, then normalised; 1: none.", at_least=1
+    )
+    teacher_recall: float = option(
+        0.0,
+        "Share of a class's labelled pixels that must be found before unlabelled images teach it; 0: none.",
+        at_least=0,
+        at_most=1,
     )
     labeled_weight: float = option(1.0, "Weight of the labelled loss.", at_least=0)
     unlabeled_weight: float = option(1.0, "Weight of the unlabelled loss.", at_least=0)
@@ -196,6 +203,7 @@ class GateMatch(Method):
         self.teacher = Teacher(model, options.teacher_decay)
         self.labeler = copy.deepcopy(self.teacher.network) if options.teacher_rounds else None
         self.class_weights = ClassWeights(classes, options.class_weight_power)
+        self.class_recall = ClassRecall(classes) if options.teacher_recall else None
         self.dynamic = DynamicThreshold(classes)  # at CorrMatch's values; used by threshold "global" alone
         self.register_buffer("confidence_mean", torch.full((classes,), options.tau))
         self.register_buffer("confidence_variance", torch.full((classes,), 0.01))
@@ -247,6 +255,8 @@ class GateMatch(Method):
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         self.class_weights.update(batch.label)
         x, x_corr = self._student(batch.image, batch.step, "labelled")
+        if self.class_recall is not None:
+            self.class_recall.update(x, batch.label)
         labeled = self.labeled_loss(x, batch.label)
         logs = {"loss/x": labeled.detach()}
         if x_corr is not None:
@@ -255,9 +265,12 @@ class GateMatch(Method):
             logs["loss/x_corr"] = correlation.detach()
         if batch.step < self.supervised_passes:
             return labeled, logs | self._nothing_unlabeled()
-        if self.labeler is not None and (batch.step in self.renewals or not self._knows_labels()):
+        renewed = self.labeler is None or batch.step in self.renewals or not self._knows_labels()
+        if renewed and self.labeler is not None:
             self.labeler.load_state_dict(self.teacher.network.state_dict())
             self.labeler_is_taught.fill_(True)
+        if renewed and self.class_recall is not None:
+            self.class_recall.decide(self.options.teacher_recall)
         if self.options.propagation_accuracy and batch.step % self.options.gate_interval == 0:
             self._measure_propagation(batch)
         unlabeled, more = self._unlabeled(batch)
@@ -296,11 +309,25 @@ class GateMatch(Method):
     def unlabeled_loss(self, logits: Tensor, target: Targets, valid: Tensor) -> Tensor:
         """Weighted cross-entropy of logits (N, K, H, W) against pseudo-labels, over all valid pixels (N, H, W)."""
         taught = target.labels if target.probability is None else target.probability
-        loss = F.cross_entropy(logits.float(), taught, reduction="none")
+        logits = logits.float()
+        if self.class_recall is not None:
+            logits = self._among_taught_classes(logits, target)
+        loss = F.cross_entropy(logits, taught, reduction="none")
         weight = valid.float()
         if self.options.unlabeled_class_weights:
             weight = weight * self.class_weights.weights()[target.labels]
         return (loss * target.weight * weight).sum() / per_process(weight.sum())
+
+    def _among_taught_classes(self, logits: Tensor, target: Targets) -> Tensor:
+        """Logits (N, K, H, W) without the classes that unlabelled images do not teach: their pixels are neither given
+        to another class nor taken from one. A pasted object's true class stays where it is."""
+        left = ~self.class_recall.taught[:, None, None]
+        if target.probability is not None:
+            absent = left & (target.probability == 0)
+        else:
+            classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
+            absent = left & (classes != target.labels.unsqueeze(1))
+        return logits.masked_fill(absent, -1e9)
 
     def _unlabeled(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         o, count = self.options, len(batch.weak)
@@ -447,6 +474,11 @@ class GateMatch(Method):
                 self._follow(confidence, labels, valid)
             weight = self.weight(confidence, labels) * valid
             taught = self._taught(probability) if o.soft_labels else None
+            if self.class_recall is not None:
+                if taught is None:
+                    weight = weight * self.class_recall.taught[labels]
+                else:
+                    taught = taught * self.class_recall.taught[:, None, None]
             plain = Targets(labels, weight, taught)
             if not o.region_propagation or (gated and not self.gate_is_open):
                 self._observe(batch, confidence, plain, plain, valid)
