@@ -9,6 +9,7 @@ import torch
 from corrmatch_hf.data.batch import SemiBatch
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import FixMatch, FixMatchOptions, GateMatch, GateMatchOptions
+from corrmatch_hf.methods.class_recall import MOMENTUM, ClassRecall
 from corrmatch_hf.methods.class_weights import ClassWeights
 from corrmatch_hf.methods.gatematch import Targets
 
@@ -255,6 +256,76 @@ def test_options_that_cannot_work():
         GateMatchOptions(region_propagation=True, correlation_weight=0.5, soft_labels=True).check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
+
+
+def test_the_recall_of_each_class_by_hand():
+    recall = ClassRecall(3)
+    found, seen = [0.0] * 3, [0.0] * 3
+    for _ in range(3):
+        logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 2, (2, 4, 4))  # class 2 is not seen
+        labels[0, 0] = 255
+        recall.update(logits, labels)
+        found, seen = ([v * MOMENTUM for v in values] for values in (found, seen))
+        for i, y, x in itertools.product(range(2), range(4), range(4)):
+            if (label := int(labels[i, y, x])) != 255:
+                seen[label] += 1
+                found[label] += int(logits[i, :, y, x].argmax()) == label
+    expected = [a / b if b else 0 for a, b in zip(found, seen, strict=True)]
+    assert recall.recall().tolist() == pytest.approx(expected)
+    assert not recall.taught.any()  # before the first decision
+    least = sum(expected[:2]) / 2
+    recall.decide(least)
+    assert recall.taught.tolist() == [value >= least for value in expected]
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_unlabelled_images_leave_out_classes_that_are_not_taught(soft):
+    """By loops: such a class takes part in no pixel, so that its logits have no gradient, and others share the rest."""
+    ours = method(num_labels=4, soft_labels=soft, teacher_recall=0.5, confidence_threshold=0.0).eval()
+    taught = [0, 2]
+    ours.class_recall.taught[taught] = True
+    batch = random_batch(unlabeled=2, rows=(), num_labels=4)
+    with torch.no_grad():
+        p = ours.teacher.network(batch.weak).logits.softmax(1)
+    target, _ = ours.targets(batch.weak, batch.valid, step=0)
+    logits = torch.randn_like(p).requires_grad_()
+    loss = ours.unlabeled_loss(logits, target, batch.valid)
+    loss.backward()
+    assert not logits.grad[:, [1, 3]].any() and logits.grad[:, taught].any()
+    total = 0.0
+    for i, y, x in itertools.product(range(2), *map(range, batch.weak.shape[-2:])):
+        if not batch.valid[i, y, x]:
+            continue
+        q = logits.detach()[i, taught, y, x].log_softmax(0)
+        given = p[i, :, y, x]
+        if soft:
+            total -= float(given[taught] @ q)
+        elif int(given.argmax()) in taught:
+            total -= float(q[taught.index(int(given.argmax()))])
+    assert loss.item() == pytest.approx(total / int(batch.valid.sum()), rel=1e-4)
+    # A true label that was pasted counts, whatever its class.
+    labels = torch.ones(1, 4, 4, dtype=torch.long)
+    true, few = ours.true_targets(labels), torch.randn(1, 4, 4, 4)
+    expected = -few[:, [1, *taught]].log_softmax(1)[:, 0].mean()
+    torch.testing.assert_close(ours.unlabeled_loss(few, true, labels.bool()), expected)
+    # With no class taught, unlabelled images teach nothing.
+    ours.class_recall.taught.fill_(False)
+    target, _ = ours.targets(batch.weak, batch.valid, step=0)
+    assert ours.unlabeled_loss(logits, target, batch.valid) == 0
+
+
+def test_what_is_taught_is_decided_when_the_labelling_copy_is_renewed():
+    ours = method(burn_in=1 / 6, teacher_rounds=2, soft_labels=True, teacher_recall=0.5)
+    ours.plan(12)
+    ours.class_recall.update = lambda logits, labels: None
+    decided = []
+    for step in range(9):
+        batch = random_batch(step=step)
+        ours.class_recall.counts[0] = step >= 5  # found from step 5 on alone
+        ours.class_recall.counts[1] = 1
+        ours(batch)
+        decided.append(bool(ours.class_recall.taught.all()))
+    assert decided == [False] * 7 + [True] * 2  # renewed at steps 2 and 7
 
 
 def test_objects_of_labelled_images_are_pasted_with_their_labels():

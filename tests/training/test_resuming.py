@@ -15,7 +15,7 @@ CASES = [  # method, options
     *((name, {}) for name in METHODS if name != "dgcl"),
     ("dgcl", {"dgcl_memory_size": 64, "dgcl_supervised_share": 0.0}),
     ("fixmatch", {"teacher": "ema"}),
-    ("gatematch", {"burn_in": 0.25, "teacher_rounds": 2, "soft_labels": True}),
+    ("gatematch", {"burn_in": 0.25, "teacher_rounds": 2, "soft_labels": True, "teacher_recall": 0.3}),
 ]
 
 
