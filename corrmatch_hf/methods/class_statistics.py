@@ -9,6 +9,7 @@ predicted as:
     propagated_ratio  the same after region propagation
     threshold         of the method, where it has one for each class
     labeled_share     share of c in the labelled pixels
+    taught            1, or 0 where unlabelled images do not teach c (GateMatch's `teacher_recall`)
 
 and, where the true class is known (`--diagnose_with_masks`), how many of the pseudo-labels that count are right:
 `accuracy` by the predicted class, `propagated_accuracy` by the class after propagation. None where a class has no
@@ -39,11 +40,13 @@ class ClassStatistics:
 
     Attributes:
         threshold: (K,) the newest thresholds of the classes; None where the method has one for all.
+        taught: (K,) bool, the classes that unlabelled images teach at present; None where they teach all.
     """
 
     def __init__(self, num_labels: int):
         self.num_labels = num_labels
         self.threshold: Tensor | None = None
+        self.taught: Tensor | None = None
         self._counts: Tensor | None = None  # (K, columns) int64, on the device of what is observed
         self._propagates = self._knows = False
 
@@ -141,6 +144,8 @@ class ClassStatistics:
             found["propagated_ratio"] = ratio("propagated", "seen")
         if self.threshold is not None:
             found["threshold"] = [_rounded(value) for value in self.threshold.tolist()]
+        if self.taught is not None:
+            found["taught"] = [int(value) for value in self.taught.tolist()]
         if self._knows:
             found["accuracy"] = ratio("right", "known")
             if self._propagates:
@@ -170,6 +175,7 @@ def starving_classes(
     rows: list[dict[str, Any]], least_labeled: float = 0.002, least: float = 0.05
 ) -> dict[int, tuple[float, float]]:
     """Classes that the pseudo-labels nearly lack: id -> share of the labelled pixels, and of those that count.
+    Those that unlabelled images do not teach at all are no longer in question.
 
     Args:
         rows: "per_class" of some newest rows of the log.
@@ -185,4 +191,14 @@ def starving_classes(
     if not (total := sum(kept)):
         return {}
     shares = {c: (labeled[c], kept[c] / total) for c in range(count)}
-    return {c: two for c, two in shares.items() if two[0] >= least_labeled and two[1] < least * two[0]}
+    left = untaught_classes(rows)
+    return {
+        c: (labeled, kept)
+        for c, (labeled, kept) in shares.items()
+        if labeled >= least_labeled and kept < least * labeled and c not in left
+    }
+
+
+def untaught_classes(rows: list[dict[str, Any]]) -> list[int]:
+    """Ids of the classes that unlabelled images do not teach, by the newest of some rows of the log ("per_class")."""
+    return [c for c, taught in enumerate(rows[-1].get("taught", ())) if not taught] if rows else []

@@ -504,10 +504,14 @@ class GateMatch(Method):
             return
         views = slice(len(batch.weak))
         self.class_statistics.threshold = self.class_thresholds
+        kept = plain.weight[views] > 0.5
+        if self.class_recall is not None:
+            self.class_statistics.taught = self.class_recall.taught
+            kept = kept & self.class_recall.taught[plain.labels[views]]
         self.class_statistics.observe(
             plain.labels[views],
             confidence[views],
-            plain.weight[views] > 0.5,
+            kept,
             valid[views],
             (after.labels[views], after.weight[views] > 0.5) if self.options.region_propagation else None,
             batch.unlabeled_truth,

@@ -18,7 +18,7 @@ from ..data.semi_dataset import EvaluationSet, SemiDataset
 from ..evaluation.inference import evaluating, predict_probabilities
 from ..hub.model_card import remove_run_card, write_run_card
 from ..hub.push import write_endpoint
-from ..methods.class_statistics import starving_classes
+from ..methods.class_statistics import starving_classes, untaught_classes
 from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..pictures import class_palette, overlay, prediction_grid
 from ..text import library_versions, percent
@@ -150,16 +150,23 @@ class RunFacts:
         }
 
     def starving(self) -> str | None:
-        """A sentence on the classes that the pseudo-labels nearly lack, with advice; None where there is none."""
-        found = starving_classes(self.pseudo_label_rows())
-        if not found:
-            return None
-        classes = "; ".join(
-            f"{self.data.id2label[c]} ({percent(labeled, 2)} % of the labelled pixels, {percent(kept, 2)} % of the "
-            "pseudo-labels)"
-            for c, (labeled, kept) in found.items()
-        )
-        return f"Hardly any pseudo-labels count for {classes}. Try {self.advice_for_starving}."
+        """What is said of the classes that the pseudo-labels nearly lack, or that unlabelled images do not teach, with
+        advice; None where there is none."""
+        rows, names, said = self.pseudo_label_rows(), self.data.id2label, []
+        if found := starving_classes(rows):
+            classes = "; ".join(
+                f"{names[c]} ({percent(labeled, 2)} % of the labelled pixels, {percent(kept, 2)} % of the "
+                "pseudo-labels)"
+                for c, (labeled, kept) in found.items()
+            )
+            said.append(f"Hardly any pseudo-labels count for {classes}. Try {self.advice_for_starving}.")
+        if left := untaught_classes(rows):
+            classes = ", ".join(names[c] for c in left)
+            said.append(
+                f"Unlabelled images do not teach {classes}: too few of these pixels are found on the labelled ones. "
+                "Try a longer training, or more labelled photos that show them (corrmatch suggest finds some)."
+            )
+        return " ".join(said) or None
 
 
 def effect_of_unlabeled(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from corrmatch_hf.methods import CorrMatch, CorrMatchOptions, GateMatch, GateMatchOptions
-from corrmatch_hf.methods.class_statistics import STEP, ClassStatistics, starving_classes
+from corrmatch_hf.methods.class_statistics import STEP, ClassStatistics, starving_classes, untaught_classes
 
 from .tiny import tiny_model
 
@@ -88,7 +88,9 @@ def test_a_class_that_pseudo_labels_nearly_lack_starves():
         1: pytest.approx((0.3999, 0.00123), abs=1e-4)
     }  # 2 is too rare to judge
     assert starving_classes([row | {"propagated_ratio": [0.9, 0.9, None]}]) == {}
-    assert starving_classes([]) == {}
+    assert starving_classes([]) == {} and untaught_classes([]) == untaught_classes([row]) == []
+    earlier, newest = row | {"taught": [0, 0, 1]}, row | {"taught": [1, 0, 1]}
+    assert untaught_classes([earlier, newest]) == [1] and starving_classes([earlier, newest]) == {}
 
 
 @pytest.mark.parametrize("method, options", [

@@ -81,6 +81,28 @@ def test_a_step_that_accumulates_both_kinds_is_not_of_the_supervised_part(make_t
     assert [row["step"] for row in rows if "mean_iou" in row] == [1, 4]
 
 
+def test_classes_left_to_the_labelled_images_are_told(make_trainer, capsys):
+    options = method_class("gatematch").Options(burn_in=0.25, soft_labels=True, teacher_recall=1.0)
+    trainer = make_trainer("gatematch", options=options, report=True)
+    with torch.no_grad():  # predicts one class everywhere: this one is found, no other is
+        trainer.method.model.decoder.classify.weight.zero_()
+        trainer.method.model.decoder.classify.bias.copy_(
+            torch.tensor([9.0, *[0.0] * (trainer.data.num_labels - 1)])
+        )
+    names = list(trainer.data.id2label.values())
+    told = f"Unlabelled images do not teach {', '.join(names[1:])}: too few of these pixels are found"
+    result = trainer.train()
+    assert result["starving"].startswith(told)
+    out = capsys.readouterr().out
+    assert f"warning: {told}" in out
+    rows = [json.loads(line) for line in (trainer.output_dir / "training_log.jsonl").read_text().splitlines()]
+    assert [row["per_class"]["taught"] for row in rows if "per_class" in row][-1] == [1] + [0] * (
+        len(names) - 1
+    )
+    for page in ("README.md", "report.html"):
+        assert told in (trainer.output_dir / page).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("method", ["corrmatch", "supervised"])
 def test_other_methods_have_no_such_part(make_trainer, method):
     result = make_trainer(method).train()
