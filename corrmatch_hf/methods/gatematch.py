@@ -24,6 +24,11 @@ holds possible is taught, too, so that pixels that it is unsure of need not be l
 With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, first at the end of the burn-in:
 self-training in rounds, where wrong labels cannot feed on themselves within a round.
 
+With `teacher_recall` r > 0, classes of which the network finds less than a share r of the labelled pixels when the copy
+is renewed (without rounds: in any step; class_recall.py) are left to the labelled images. In L_u the softmax is over the
+other classes, and what p gives the classes that are left out counts for none: unlabelled images can teach what the
+teacher does not know no more than they can make the student forget it.
+
 With `alignment` a > 0 (distribution alignment) p is first brought towards the labelled images' class frequencies q:
 p_c <- p_c (q_c / n_c)^a, normalised, with n the moving mean of p over the unlabelled pixels. A class that the teacher
 predicts too often loses confidence, one that it begins to forget gains it: wrong labels breed fewer of their kind.
@@ -160,6 +165,12 @@ class GateMatchOptions(MethodOptions):
             )
         if self.region_propagation and self.soft_labels:
             found.append("--region_propagation spreads whole labels: give --soft_labels False")
+        if self.sharpening != 1 and not self.soft_labels:
+            found.append("--sharpening changes soft labels alone: give --soft_labels, too")
+        if self.unlabeled_class_weights and not self.class_weight_power:
+            found.append("--unlabeled_class_weights needs class weights: give --class_weight_power, e.g. 0.5")
+        if self.propagation_accuracy and not self.region_propagation:
+            found.append("--propagation_accuracy gates region propagation: give --region_propagation, too")
         return found
 
 

@@ -254,6 +254,12 @@ def test_options_that_cannot_work():
         GateMatchOptions(region_propagation=True).check()
     with pytest.raises(InputError, match="give --soft_labels False"):
         GateMatchOptions(region_propagation=True, correlation_weight=0.5, soft_labels=True).check()
+    with pytest.raises(InputError, match="give --soft_labels, too"):
+        GateMatchOptions(sharpening=2).check()
+    with pytest.raises(InputError, match="give --class_weight_power"):
+        GateMatchOptions(unlabeled_class_weights=True).check()
+    with pytest.raises(InputError, match="give --region_propagation"):
+        GateMatchOptions(propagation_accuracy=0.9).check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
 
