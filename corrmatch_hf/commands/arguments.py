@@ -60,8 +60,8 @@ def parse(
 
     `--config` names a YAML file or a packaged recipe with values that the command line overrides. `default_recipe` is
     used if neither `--config` nor a dataset is given, `photos_recipe` with a dataset, but neither `--config` nor
-    `--method`. `--help` and `--help-all` print the options and exit, without
-    those `unlisted`, which are accepted but do not matter to the command.
+    `--method`. `--help` and `--help-all` print the options and exit, without those `unlisted`, which are accepted but do
+    not matter to the command. A command that reads a dataset also accepts the YAML file of a training on it.
 
     Raises:
         InputError: lists everything that is wrong: unknown options with the nearest known name, values of the wrong
@@ -88,7 +88,7 @@ def parse(
 
     problems: list[str] = []
     known = {name: found for cls in types for name, found in _declared(cls).items()}
-    skipped = option_names(MethodChoice) if method is not None else set()
+    skipped = _options_elsewhere(groups) if values else set()
     raw = _from_yaml(values, known, skipped, path, problems)
     raw |= _from_command_line(command, args, known, method, problems)
     missing = [f"--{name}" for name, (spec, _) in known.items() if is_required(spec) and name not in raw]
@@ -130,6 +130,17 @@ def _config_values(path: str, args: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _options_elsewhere(groups: tuple[type[Options], ...]) -> set[str]:
+    """Options of other methods and commands that a YAML file may hold, so that one file serves several."""
+    if MethodChoice in groups:
+        return option_names(MethodChoice)
+    if DataOptions not in groups:
+        return set()
+    from .train import GROUPS  # options lie beside methods, which import torch: --help does without
+
+    return option_names(*GROUPS)
+
+
 def _instances(types: list[type], known: dict, raw: dict[str, Any], problems: list[str]) -> list[Options]:
     """The option classes with the converted texts of `raw`; a text that cannot be converted leaves the default."""
     converted = {}
@@ -148,9 +159,7 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
         if name not in known:
             # Old training_config.yaml files hold removed options; only card_pictures: false kept photos private.
             harmless = name in REMOVED and (name, value) != ("card_pictures", False)
-            if not (
-                harmless or name in skipped
-            ):  # skipped: options of other methods, so that one file serves several
+            if not (harmless or name in skipped):
                 problems.append(_unknown(f"option in {path}", name, known))
             continue
         spec, hint = known[name]

@@ -15,6 +15,7 @@ from .arguments import parse
 
 EXAMPLES = """
 corrmatch check --data_dir photos
+corrmatch check --config my.yaml       # the file that training is given
 corrmatch check --dataset_name user/dataset --limit 500 --output report.json
 corrmatch check --data_dir VOC2012 --labeled_list labeled.txt \\
     --unlabeled_list unlabeled.txt

@@ -25,9 +25,9 @@ With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, fi
 self-training in rounds, where wrong labels cannot feed on themselves within a round.
 
 With `teacher_recall` r > 0, classes of which the network finds less than a share r of the labelled pixels when the copy
-is renewed (without rounds: in any step; class_recall.py) are left to the labelled images. In L_u the softmax is over the
-other classes, and what p gives the classes that are left out counts for none: unlabelled images can teach what the
-teacher does not know no more than they can make the student forget it.
+is renewed (without rounds: in any step; class_recall.py) are left to the labelled images. In L_u the softmax is then
+over the other classes, and p counts for those alone: what the teacher does not know, unlabelled images neither teach
+nor make the student forget.
 
 With `alignment` a > 0 (distribution alignment) p is first brought towards the labelled images' class frequencies q:
 p_c <- p_c (q_c / n_c)^a, normalised, with n the moving mean of p over the unlabelled pixels. A class that the teacher

@@ -5,11 +5,14 @@ import json
 import pytest
 import yaml
 
+from corrmatch_hf.commands import check, evaluate
 from corrmatch_hf.commands.arguments import RECIPES, parse
 from corrmatch_hf.commands.train import GROUPS
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import CorrMatch, Supervised
 from corrmatch_hf.training import TrainingConfig
+
+from ..conftest import write_synthetic
 
 
 def test_command_line_overrides_yaml(tmp_path):
@@ -30,6 +33,22 @@ def test_one_yaml_serves_several_methods(tmp_path):
     path.write_text("num_shapes: 7\nmax_steps: 1\n")
     *_, method, options = parse("train", *GROUPS, args=["--config", str(path), "--method", "supervised"])
     assert method is Supervised and not hasattr(options, "num_shapes")
+
+
+def test_the_yaml_of_a_training_serves_check_and_evaluate(tmp_path, capsys):
+    path, photos = tmp_path / "run.yaml", tmp_path / "photos"
+    write_synthetic(photos, 2, 1)
+    path.write_text(
+        f"data_dir: {photos}\nmethod: gatematch\nencoder_name: test_resnet\nmax_steps: 1\nnum_shapes: 7\n"
+    )
+    check.main(["--config", str(path)])
+    assert "labelled    2 images" in capsys.readouterr().out
+    with pytest.raises(InputError, match="could be loaded from 'nothing'"):
+        evaluate.main(["--config", str(path), "--model", "nothing"])
+    path.write_text(path.read_text() + "max_stebs: 1\n")
+    for command, args in ((check, []), (evaluate, ["--model", "nothing"])):
+        with pytest.raises(InputError, match=r"Unknown option in .* 'max_stebs'"):
+            command.main(["--config", str(path), *args])
 
 
 def test_the_default_configuration_is_for_the_built_in_data_only():
