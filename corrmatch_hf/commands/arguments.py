@@ -60,8 +60,8 @@ def parse(
 
     `--config` names a YAML file or a packaged recipe with values that the command line overrides. `default_recipe` is
     used if neither `--config` nor a dataset is given, `photos_recipe` with a dataset, but neither `--config` nor
-    `--method`. `--help` and `--help-all` print the options and exit, without those `unlisted`, which are accepted but do
-    not matter to the command. A command that reads a dataset also accepts the YAML file of a training on it.
+    `--method`. `--help` and `--help-all` print the options and exit, without those `unlisted`, which are accepted but
+    do not matter to the command. A command that reads a dataset also accepts the YAML file of a training on it.
 
     Raises:
         InputError: lists everything that is wrong: unknown options with the nearest known name, values of the wrong
