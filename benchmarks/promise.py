@@ -811,7 +811,15 @@ def curves(data: str, names: list[str], path: Path, labels: list[str] | None = N
 
 
 def picture(
-    data: str, recipes: list[str], steps: int, seed: int, shared: Path, work: Path, path: Path, count: int = 8
+    data: str,
+    recipes: list[str],
+    steps: int,
+    seed: int,
+    shared: Path,
+    work: Path,
+    path: Path,
+    count: int = 8,
+    labels: list[str] | None = None,
 ) -> None:
     """Photos of half B, evenly drawn, with the truth and the predictions of a supervised run and of another one."""
     torch.set_num_threads(1)
@@ -833,7 +841,7 @@ def picture(
             for row in rows:
                 photo = (torch.from_numpy(row["image"]).permute(2, 0, 1) / 255 - mean) / std
                 row[column] = network(photo[None]).logits.argmax(1)[0]
-    titles = {"supervised": recipes[0].split()[0], "prediction": recipes[1].split()[0]}
+    titles = dict(zip(("supervised", "prediction"), labels or [r.split()[0] for r in recipes], strict=True))
     grid = prediction_grid(rows, semi.id2label, class_palette(semi.id2label), titles=titles)
     grid.save(path)
 
@@ -916,12 +924,14 @@ def main() -> None:
             default=["supervised"],
             help="curves and picture: as the table names them.",
         )
+        if name in ("curves", "picture"):
+            command.add_argument("--labels", nargs="+", help="Their names in the picture.")
         if name == "curves":
-            command.add_argument("--labels", nargs="+", help="Their names in the legend.")
             command.add_argument("--output", type=Path, help="The picture; by default beside the results.")
         if name == "picture":
             command.add_argument("--steps", type=int, default=1200)
             command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--photos", type=int, default=8)
     args, _ = parser.parse_known_args()
     if args.command == "run":
         sys.exit(not work_through(args.queue, args.shared, args.work, args.once) and args.once)
@@ -937,10 +947,13 @@ def main() -> None:
     elif args.command == "curves":
         curves(args.data, args.candidates, args.output or RESULTS / f"{args.data}.png", args.labels)
     elif args.command == "picture":
-        if len(args.candidates) != 2:
-            parser.error("picture needs two --candidates: a supervised run and another one")
+        if len(args.candidates) != 2 or len(args.labels or args.candidates) != 2:
+            parser.error(
+                "picture needs two --candidates: a supervised run and another one, and two --labels or none"
+            )
         path = args.work / f"{args.data}.png"  # of photos that may not be published
-        picture(args.data, args.candidates, args.steps, args.seed, args.shared, args.work, path)
+        run = (args.data, args.candidates, args.steps, args.seed)
+        picture(*run, args.shared, args.work, path, args.photos, args.labels)
         print(path)
     else:
         perform(parse_run(sys.argv[sys.argv.index("one") + 1 :]), args.shared, args.work)
