@@ -55,13 +55,15 @@ def parse(
     default_recipe: str | None = None,
     photos_recipe: str | None = None,
     unlisted: Iterable[str] = (),
+    of_training: bool = False,
 ) -> tuple[Any, ...]:
     """Instances of the option classes `groups`; with `MethodChoice` among them also the method's class and options.
 
     `--config` names a YAML file or a packaged recipe with values that the command line overrides. `default_recipe` is
     used if neither `--config` nor a dataset is given, `photos_recipe` with a dataset, but neither `--config` nor
     `--method`. `--help` and `--help-all` print the options and exit, without those `unlisted`, which are accepted but
-    do not matter to the command. A command that reads a dataset also accepts the YAML file of a training on it.
+    do not matter to the command. With `of_training` the YAML file may hold options of a training, which do not matter
+    either.
 
     Raises:
         InputError: lists everything that is wrong: unknown options with the nearest known name, values of the wrong
@@ -88,7 +90,9 @@ def parse(
 
     problems: list[str] = []
     known = {name: found for cls in types for name, found in _declared(cls).items()}
-    skipped = _options_elsewhere(groups) if values else set()
+    skipped = _of_training() if of_training and values else set()
+    if method is not None:
+        skipped = option_names(MethodChoice)  # of other methods, so that one file serves several
     raw = _from_yaml(values, known, skipped, path, problems)
     raw |= _from_command_line(command, args, known, method, problems)
     missing = [f"--{name}" for name, (spec, _) in known.items() if is_required(spec) and name not in raw]
@@ -130,12 +134,8 @@ def _config_values(path: str, args: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _options_elsewhere(groups: tuple[type[Options], ...]) -> set[str]:
-    """Options of other methods and commands that a YAML file may hold, so that one file serves several."""
-    if MethodChoice in groups:
-        return option_names(MethodChoice)
-    if DataOptions not in groups:
-        return set()
+def _of_training() -> set[str]:
+    """The names of all options of `corrmatch train`."""
     from .train import GROUPS  # options lie beside methods, which import torch: --help does without
 
     return option_names(*GROUPS)
@@ -160,7 +160,7 @@ def _from_yaml(values: dict, known: dict, skipped: set[str], path: str | None, p
             # Old training_config.yaml files hold removed options; only card_pictures: false kept photos private.
             harmless = name in REMOVED and (name, value) != ("card_pictures", False)
             if not (harmless or name in skipped):
-                problems.append(_unknown(f"option in {path}", name, known))
+                problems.append(_unknown(f"option in {path}", name, known.keys() | skipped))
             continue
         spec, hint = known[name]
         container = get_origin(plain_type(hint)) or plain_type(hint)

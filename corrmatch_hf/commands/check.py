@@ -49,7 +49,13 @@ class CheckOptions(Options):
 def main(args: Sequence[str]) -> bool:
     """Print the report; whether training would accept the dataset."""
     options, data_options = parse(
-        "check", CheckOptions, DataOptions, args=args, description=COMMANDS["check"], examples=EXAMPLES
+        "check",
+        CheckOptions,
+        DataOptions,
+        args=args,
+        description=COMMANDS["check"],
+        examples=EXAMPLES,
+        of_training=True,
     )
     if options.output is not None:
         check_writable_file("--output", options.output, ".json")

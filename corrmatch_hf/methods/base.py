@@ -75,6 +75,8 @@ class Method(nn.Module):
     # What to try for a class that the pseudo-labels nearly lack.
     advice_for_starving: str = "more labelled photos that show it (corrmatch suggest finds some)"
     strong_views: int = 1  # of each unlabelled image in a batch
+    # First parts of the names of buffers that `forward` renews as a whole: they stay where a step is skipped.
+    renewed: ClassVar[tuple[str, ...]] = ()
 
     options: Any  # an instance of `Options`
     teacher: Teacher | None

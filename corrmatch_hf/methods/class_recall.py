@@ -1,9 +1,9 @@
-"""How much of each class a network finds on the labelled images, followed while training runs.
+"""How much of each class a network finds on the labelled images, measured now and then while training runs.
 
-    recall_c = pixels of class c that are predicted as c / pixels of class c        over about the last 50 steps
+    recall_c = pixels of class c that are predicted as c / pixels of class c     over about the last ten measurements
 
-Both sums are exact counts that shrink by 2 % a step. They are of the images that the network learns from, so recall is
-flattered; a class that is not even found there is not found on other images.
+Both sums are counts that shrink by a tenth with each measurement. They are of the images that the network learns from,
+so recall is flattered; a class that is not even found there is not found on other images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce
 
-MOMENTUM = 0.98
+MOMENTUM = 0.9
 
 
 class ClassRecall(nn.Module):

@@ -175,7 +175,7 @@ def starving_classes(
     rows: list[dict[str, Any]], least_labeled: float = 0.002, least: float = 0.05
 ) -> dict[int, tuple[float, float]]:
     """Classes that the pseudo-labels nearly lack: id -> share of the labelled pixels, and of those that count.
-    Those that unlabelled images do not teach at all are no longer in question.
+    Those that are not taught are left out.
 
     Args:
         rows: "per_class" of some newest rows of the log.
@@ -193,9 +193,9 @@ def starving_classes(
     shares = {c: (labeled[c], kept[c] / total) for c in range(count)}
     left = untaught_classes(rows)
     return {
-        c: (labeled, kept)
-        for c, (labeled, kept) in shares.items()
-        if labeled >= least_labeled and kept < least * labeled and c not in left
+        c: two
+        for c, two in shares.items()
+        if two[0] >= least_labeled and two[1] < least * two[0] and c not in left
     }
 
 

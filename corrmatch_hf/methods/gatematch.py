@@ -24,10 +24,10 @@ holds possible is taught, too, so that pixels that it is unsure of need not be l
 With `teacher_rounds` n > 0, step 1 uses a copy of g that is renewed n times, first at the end of the burn-in:
 self-training in rounds, where wrong labels cannot feed on themselves within a round.
 
-With `teacher_recall` r > 0, classes of which the network finds less than a share r of the labelled pixels when the copy
-is renewed (without rounds: in any step; class_recall.py) are left to the labelled images. In L_u the softmax is then
-over the other classes, and p counts for those alone: what the teacher does not know, unlabelled images neither teach
-nor make the student forget.
+With `teacher_recall` r > 0, classes of which g finds less than a share r of the labelled pixels when its copy is
+renewed (without rounds: by the last measurements, every `gate_interval` steps; class_recall.py) are left to the
+labelled images. In L_u the softmax is then over the other classes, and p counts for those alone: what the teacher does
+not know, unlabelled images neither teach nor make the student forget.
 
 With `alignment` a > 0 (distribution alignment) p is first brought towards the labelled images' class frequencies q:
 p_c <- p_c (q_c / n_c)^a, normalised, with n the moving mean of p over the unlabelled pixels. A class that the teacher
@@ -94,7 +94,7 @@ class GateMatchOptions(MethodOptions):
     )
     teacher_recall: float = option(
         0.0,
-        "Share of a class's labelled pixels that must be found before unlabelled images teach it; 0: none.",
+        "Share of a class's labelled pixels that the teacher must find to teach that class; 0: it teaches all.",
         at_least=0,
         at_most=1,
     )
@@ -143,7 +143,11 @@ class GateMatchOptions(MethodOptions):
     propagation_accuracy: float = option(
         0.0, "Accuracy on labelled images that added pixels need; 0: no such gate.", at_least=0, at_most=1
     )
-    gate_interval: int = option(10, "Steps between measurements of that accuracy.", at_least=1)
+    gate_interval: int = option(
+        10,
+        "Steps between measurements on labelled images, for propagation_accuracy and teacher_recall.",
+        at_least=1,
+    )
 
     @property
     def tau(self) -> float:
@@ -166,11 +170,18 @@ class GateMatchOptions(MethodOptions):
         if self.region_propagation and self.soft_labels:
             found.append("--region_propagation spreads whole labels: give --soft_labels False")
         if self.sharpening != 1 and not self.soft_labels:
-            found.append("--sharpening changes soft labels alone: give --soft_labels, too")
+            found.append("--sharpening changes soft labels alone: leave it out, or give --soft_labels")
         if self.unlabeled_class_weights and not self.class_weight_power:
             found.append("--unlabeled_class_weights needs class weights: give --class_weight_power, e.g. 0.5")
         if self.propagation_accuracy and not self.region_propagation:
-            found.append("--propagation_accuracy gates region propagation: give --region_propagation, too")
+            found.append(
+                "--propagation_accuracy gates region propagation: leave it out, or give --region_propagation "
+                "--correlation_weight 0.5 --soft_labels False"
+            )
+        if self.teacher_recall and self.teacher_rounds and not self.burn_in:
+            found.append(
+                "--teacher_recall judges a teacher that has learnt something: give --burn_in, e.g. 0.3333"
+            )
         return found
 
 
@@ -205,6 +216,7 @@ class GateMatch(Method):
     advice_for_starving = "--threshold class_mean, or --class_weight_power 0.5"
     Options = GateMatchOptions
     options: GateMatchOptions
+    renewed = ("labeler.", "class_recall.taught")
 
     def __init__(self, model: nn.Module, options: GateMatchOptions | None = None, seed: int = 0):
         options = options if options is not None else self.Options()
@@ -266,14 +278,14 @@ class GateMatch(Method):
     def forward(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
         self.class_weights.update(batch.label)
         x, x_corr = self._student(batch.image, batch.step, "labelled")
-        if self.class_recall is not None:
-            self.class_recall.update(x, batch.label)
         labeled = self.labeled_loss(x, batch.label)
         logs = {"loss/x": labeled.detach()}
         if x_corr is not None:
             correlation = self.labeled_loss(x_corr, batch.label)
             labeled = labeled + self.options.correlation_weight * correlation
             logs["loss/x_corr"] = correlation.detach()
+        if self.class_recall is not None:
+            self._measure_recall(batch)
         if batch.step < self.supervised_passes:
             return labeled, logs | self._nothing_unlabeled()
         renewed = self.labeler is None or batch.step in self.renewals or not self._knows_labels()
@@ -350,9 +362,9 @@ class GateMatch(Method):
         plain, propagated = self.targets(views, views_valid, batch.step, update=True, batch=batch)
 
         pixels = per_process(views_valid.sum())
-        logs = {"kept_ratio": (plain.weight * views_valid).sum() / pixels}
+        logs = {"kept_ratio": (self._counted(plain) * views_valid).sum() / pixels}
         if o.region_propagation:
-            logs["propagated_ratio"] = (propagated.weight * views_valid).sum() / pixels
+            logs["propagated_ratio"] = (self._counted(propagated) * views_valid).sum() / pixels
             logs["added_accuracy"] = self.added_accuracy.clone()
 
         # Where each row's partner stands among the views; a row without a box points to itself.
@@ -515,18 +527,31 @@ class GateMatch(Method):
             return
         views = slice(len(batch.weak))
         self.class_statistics.threshold = self.class_thresholds
-        kept = plain.weight[views] > 0.5
         if self.class_recall is not None:
             self.class_statistics.taught = self.class_recall.taught
-            kept = kept & self.class_recall.taught[plain.labels[views]]
         self.class_statistics.observe(
             plain.labels[views],
             confidence[views],
-            kept,
+            self._counted(plain)[views] > 0.5,
             valid[views],
             (after.labels[views], after.weight[views] > 0.5) if self.options.region_propagation else None,
             batch.unlabeled_truth,
         )
+
+    def _counted(self, target: Targets) -> Tensor:
+        """How much each pixel counts for the class that it is predicted as, (N, H, W)."""
+        return (
+            target.weight
+            if self.class_recall is None
+            else target.weight * self.class_recall.taught[target.labels]
+        )
+
+    def _measure_recall(self, batch: SemiBatch) -> None:
+        """Of the teacher on labelled images, now and then, and right before it is judged."""
+        if batch.step % self.options.gate_interval and batch.step not in self.renewals:
+            return
+        with evaluating(self.teacher.network):
+            self.class_recall.update(self.teacher.network(batch.image).logits, batch.label)
 
     @property
     def class_thresholds(self) -> Tensor | None:

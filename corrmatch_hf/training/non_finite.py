@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import all_reduce
+from ..methods.base import Method
 
 REMEDY = (
     "No checkpoint was written since: resume from the last one, if there is one, with a lower --learning_rate, "
@@ -90,8 +91,8 @@ class SkippedSteps:
     """Restores the method's buffers after a step that is skipped, and counts such steps.
 
     A forward pass changes buffers before its loss is known: running statistics, thresholds, memory banks. Parameters
-    change in the optimiser and in `after_step`, neither of which a skipped step reaches. A `labeler` stays as it is: it
-    is renewed as a whole, from a teacher that the step does not change.
+    change in the optimiser and in `after_step`, neither of which a skipped step reaches. What the method renews as a
+    whole (`renewed`) stays as it is.
 
     Args:
         method: the method that trains.
@@ -101,7 +102,7 @@ class SkippedSteps:
         total, in_a_row: skipped steps so far.
     """
 
-    def __init__(self, method: nn.Module, limit: int):
+    def __init__(self, method: Method, limit: int):
         self.method, self.limit = method, limit
         self.total = self.in_a_row = 0
         self._buffers: list[tuple[Tensor, Tensor]] = []
@@ -111,7 +112,7 @@ class SkippedSteps:
         self._buffers = [
             (buffer, buffer.clone())
             for name, buffer in self.method.named_buffers()
-            if not name.startswith("labeler.")
+            if not name.startswith(self.method.renewed)
         ]
 
     def undo(self, description: str) -> None:

@@ -21,7 +21,7 @@ from ..hub.push import write_endpoint
 from ..methods.class_statistics import starving_classes, untaught_classes
 from ..model import CorrMatchForSegmentation, CorrMatchImageProcessor
 from ..pictures import class_palette, overlay, prediction_grid
-from ..text import library_versions, percent
+from ..text import library_versions, percent, some
 from .atomic_write import replaced_files, replaced_folder, write_text
 from .interruption import failed_evaluation
 from .output_folder import delete_old_code
@@ -93,7 +93,7 @@ class RunFacts:
             "best": self.best,
             "supervised": self.supervised,
             "effect": effect_of_unlabeled(self.supervised, self.metrics if evaluated else None, self.advice),
-            "starving": self.starving(),
+            "starving": " ".join(filter(None, (self.starving(), self.untaught()))) or None,
             "pseudo_labels": self.pseudo_labels(),
             "skipped": self.skipped,
             "skipped_steps": self.skipped_steps,
@@ -144,29 +144,39 @@ class RunFacts:
             known = [row[figure][c] for row in rows if figure in row and row[figure][c] is not None]
             return round(statistics.mean(known), 4) if known else None
 
-        figures = {figure: None for row in rows for figure in row}  # in their order
+        figures = {figure: None for row in rows for figure in row if figure != "taught"}  # in their order
         return {
             name: {figure: mean(figure, c) for figure in figures} for c, name in self.data.id2label.items()
         }
 
     def starving(self) -> str | None:
-        """What is said of the classes that the pseudo-labels nearly lack, or that unlabelled images do not teach, with
-        advice; None where there is none."""
-        rows, names, said = self.pseudo_label_rows(), self.data.id2label, []
-        if found := starving_classes(rows):
-            classes = "; ".join(
-                f"{names[c]} ({percent(labeled, 2)} % of the labelled pixels, {percent(kept, 2)} % of the "
-                "pseudo-labels)"
-                for c, (labeled, kept) in found.items()
-            )
-            said.append(f"Hardly any pseudo-labels count for {classes}. Try {self.advice_for_starving}.")
-        if left := untaught_classes(rows):
-            classes = ", ".join(names[c] for c in left)
-            said.append(
-                f"Unlabelled images do not teach {classes}: too few of these pixels are found on the labelled ones. "
-                "Try a longer training, or more labelled photos that show them (corrmatch suggest finds some)."
-            )
-        return " ".join(said) or None
+        """A sentence on the classes that the pseudo-labels nearly lack, with advice; None where there is none."""
+        found = starving_classes(self.pseudo_label_rows())
+        if not found:
+            return None
+        classes = "; ".join(
+            f"{self.data.id2label[c]} ({percent(labeled, 2)} % of the labelled pixels, {percent(kept, 2)} % of the "
+            "pseudo-labels)"
+            for c, (labeled, kept) in found.items()
+        )
+        return f"Hardly any pseudo-labels count for {classes}. Try {self.advice_for_starving}."
+
+    def untaught(self) -> str | None:
+        """A sentence on the classes that are left to the labelled images at present, with advice; None without any."""
+        names = self.data.id2label
+        left = untaught_classes(self.pseudo_label_rows())
+        if not left:
+            return None
+        classes, few = some(names[c] for c in left), len(names) - len(left) < 2
+        what, of = (
+            ("teach nothing", f"pixels of {classes}")
+            if few
+            else (f"do not teach {classes}", "of their pixels")
+        )
+        return (
+            f"Unlabelled images {what}: the teacher finds too few {of} on the labelled ones. "
+            "Train longer, or label more photos that show them (corrmatch suggest finds some)."
+        )
 
 
 def effect_of_unlabeled(

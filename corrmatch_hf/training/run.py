@@ -123,6 +123,7 @@ class Run:
         self.supervised: dict[str, Any] | None = None
         self.supervised_maps: list[np.ndarray] | None = None
         self.failed_evaluation: str | None = None
+        self.told_untaught: set[int] = set()
         self.seconds = 0.0
         self.skipped: list[str] = []
         self.skipped_steps = SkippedSteps(self.method, config.max_skipped_steps)

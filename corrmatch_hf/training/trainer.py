@@ -27,6 +27,7 @@ from ..distributed import all_reduce, succeeded_everywhere
 from ..errors import InputError
 from ..evaluation.evaluate import OtherProcessFailed
 from ..methods.base import Logs
+from ..methods.class_statistics import untaught_classes
 from ..text import percent
 from .batches import run_batches
 from .checkpoint import checkpoint_path
@@ -249,6 +250,7 @@ class SemiSupervisedTrainer(Run):
         log.add({"step": self.step, **values} | ({"per_class": per_class} if per_class else {}))
         self.tracker.log(values | self._by_class_name(per_class), self.step)
         self._warn_of_starving_classes(log, progress)
+        self._warn_of_untaught_classes(per_class, log, progress)
 
     def _by_class_name(self, per_class: dict[str, list[float | None]]) -> dict[str, float]:
         """As a tracker shows it: "kept_ratio/road"."""
@@ -269,6 +271,15 @@ class SemiSupervisedTrainer(Run):
         ):
             return
         if self.step < self.max_steps and (warning := self.facts(log).starving()):
+            progress.write(f"warning: {warning}")
+
+    def _warn_of_untaught_classes(self, per_class: dict, log: TrainingLog, progress: Progress) -> None:
+        """When a class is left to the labelled images for the first time in this process."""
+        left = set(untaught_classes([per_class] if per_class else []))
+        if left <= self.told_untaught or not self.accelerator.is_main_process:
+            return
+        self.told_untaught |= left
+        if warning := self.facts(log).untaught():
             progress.write(f"warning: {warning}")
 
     def _stop_if_asked(self, signals: StopSignals) -> None:

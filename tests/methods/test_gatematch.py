@@ -1,5 +1,6 @@
 """GateMatch against FixMatch, where both are the same, and against loops written from the equations."""
 
+import copy
 import itertools
 import math
 
@@ -254,12 +255,14 @@ def test_options_that_cannot_work():
         GateMatchOptions(region_propagation=True).check()
     with pytest.raises(InputError, match="give --soft_labels False"):
         GateMatchOptions(region_propagation=True, correlation_weight=0.5, soft_labels=True).check()
-    with pytest.raises(InputError, match="give --soft_labels, too"):
+    with pytest.raises(InputError, match="or give --soft_labels"):
         GateMatchOptions(sharpening=2).check()
     with pytest.raises(InputError, match="give --class_weight_power"):
         GateMatchOptions(unlabeled_class_weights=True).check()
-    with pytest.raises(InputError, match="give --region_propagation"):
+    with pytest.raises(InputError, match="or give --region_propagation --correlation_weight"):
         GateMatchOptions(propagation_accuracy=0.9).check()
+    with pytest.raises(InputError, match="give --burn_in"):
+        GateMatchOptions(burn_in=0, teacher_rounds=1, teacher_recall=0.5).check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
 
@@ -321,17 +324,21 @@ def test_unlabelled_images_leave_out_classes_that_are_not_taught(soft):
 
 
 def test_what_is_taught_is_decided_when_the_labelling_copy_is_renewed():
-    ours = method(burn_in=1 / 6, teacher_rounds=2, soft_labels=True, teacher_recall=0.5)
+    ours = method(burn_in=1 / 6, teacher_rounds=2, soft_labels=True, teacher_recall=0.5, gate_interval=4)
     ours.plan(12)
-    ours.class_recall.update = lambda logits, labels: None
-    decided = []
+    decided, measured = [], []
+    ours.class_recall.update = lambda logits, labels: measured.append((step, logits))
     for step in range(9):
         batch = random_batch(step=step)
         ours.class_recall.counts[0] = step >= 5  # found from step 5 on alone
         ours.class_recall.counts[1] = 1
+        teacher = copy.deepcopy(ours.teacher.network).eval()
         ours(batch)
+        if measured and measured[-1][0] == step:  # the teacher, as it predicts
+            torch.testing.assert_close(measured[-1][1], teacher(batch.image).logits)
         decided.append(bool(ours.class_recall.taught.all()))
     assert decided == [False] * 7 + [True] * 2  # renewed at steps 2 and 7
+    assert [step for step, _ in measured] == [0, 2, 4, 7, 8]
 
 
 def test_objects_of_labelled_images_are_pasted_with_their_labels():

@@ -71,13 +71,11 @@ OPTIONS = {  # name and options of a method
     ),
     "gatematch soft": (
         "gatematch",
-        GateMatchOptions(
-            soft_labels=True,
-            teacher_flip=True,
-            confidence_threshold=0.22,
-            teacher_decay=0.7,
-            teacher_recall=0.2,
-        ),
+        GateMatchOptions(soft_labels=True, teacher_flip=True, confidence_threshold=0.22, teacher_decay=0.7),
+    ),
+    "gatematch soft recall": (
+        "gatematch",
+        GateMatchOptions(soft_labels=True, confidence_threshold=0.0, teacher_decay=0.7, teacher_recall=1e-9),
     ),
     "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
     "unimatch_v2, encoder frozen": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22)),

@@ -81,24 +81,27 @@ def test_a_step_that_accumulates_both_kinds_is_not_of_the_supervised_part(make_t
     assert [row["step"] for row in rows if "mean_iou" in row] == [1, 4]
 
 
-def test_classes_left_to_the_labelled_images_are_told(make_trainer, capsys):
+@pytest.mark.parametrize("found", [1, 2])
+def test_classes_left_to_the_labelled_images_are_told(make_trainer, capsys, found):
+    """Of a teacher that finds so many classes."""
     options = method_class("gatematch").Options(burn_in=0.25, soft_labels=True, teacher_recall=1.0)
     trainer = make_trainer("gatematch", options=options, report=True)
-    with torch.no_grad():  # predicts one class everywhere: this one is found, no other is
-        trainer.method.model.decoder.classify.weight.zero_()
-        trainer.method.model.decoder.classify.bias.copy_(
-            torch.tensor([9.0, *[0.0] * (trainer.data.num_labels - 1)])
-        )
     names = list(trainer.data.id2label.values())
-    told = f"Unlabelled images do not teach {', '.join(names[1:])}: too few of these pixels are found"
+    recall = torch.arange(len(names)) < found
+    trainer.method.class_recall.update = lambda logits, labels: None
+    trainer.method.class_recall.counts.copy_(torch.stack([recall, torch.ones_like(recall)]))
     result = trainer.train()
+    teach, of = {
+        1: ("nothing", f"pixels of {', '.join(names[1:])} on"),
+        2: (f"do not teach {', '.join(names[2:])}", "of their pixels on"),
+    }[found]
+    told = f"Unlabelled images {'' if 'not' in teach.split() else 'teach '}{teach}: the teacher finds too few {of}"
     assert result["starving"].startswith(told)
-    out = capsys.readouterr().out
-    assert f"warning: {told}" in out
+    assert capsys.readouterr().out.count(f"warning: {told}") == 1
     rows = [json.loads(line) for line in (trainer.output_dir / "training_log.jsonl").read_text().splitlines()]
-    assert [row["per_class"]["taught"] for row in rows if "per_class" in row][-1] == [1] + [0] * (
-        len(names) - 1
-    )
+    taught = [row["per_class"]["taught"] for row in rows if "per_class" in row]
+    assert taught == [recall.int().tolist()] * 3
+    assert all(row["kept_ratio"] < 1 for row in rows if "kept_ratio" in row)
     for page in ("README.md", "report.html"):
         assert told in (trainer.output_dir / page).read_text(encoding="utf-8")
 
@@ -110,18 +113,23 @@ def test_other_methods_have_no_such_part(make_trainer, method):
 
 
 def test_a_step_skipped_at_a_renewal_leaves_the_whole_teacher(make_trainer):
-    """Its parameters as well as its statistics, though buffers go back to what they were before the step."""
-    options = method_class("gatematch").Options(burn_in=1 / 3, teacher_rounds=2, soft_labels=True)
+    """Its parameters, its statistics and what it teaches, though buffers go back to what they were before the step."""
+    recall = {"teacher_recall": 1e-9, "gate_interval": 1}
+    options = method_class("gatematch").Options(burn_in=1 / 3, teacher_rounds=2, soft_labels=True, **recall)
     trainer = make_trainer("gatematch", options=options, max_steps=6, on_non_finite="skip")
     method, seen = trainer.method, {}
     forward = method.forward
 
     def spoiled(batch):
+        if batch.step == 3:
+            method.class_recall.taught.zero_()
         loss, logs = forward(batch)
         if batch.step == 4:
+            assert method.class_recall.taught.any()
             seen.update({key: value.clone() for key, value in method.teacher.network.state_dict().items()})
             loss = loss * float("nan")
         if batch.step == 5:
+            assert method.class_recall.taught.any()
             assert all(torch.equal(value, seen[key]) for key, value in method.labeler.state_dict().items())
         return loss, logs
 
