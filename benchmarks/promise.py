@@ -769,8 +769,11 @@ def page_of(data: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def curves(data: str, names: list[str], path: Path, labels: list[str] | None = None) -> None:
-    """mIoU of the averaged weights on half A against steps and against calibrated CPU seconds, with deviations."""
+def curves(
+    data: str, names: list[str], path: Path, labels: list[str] | None = None, steps: int | None = None
+) -> None:
+    """mIoU of the averaged weights on half A against steps and against calibrated CPU seconds, with deviations; of the
+    runs of one length, or of all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -780,9 +783,9 @@ def curves(data: str, names: list[str], path: Path, labels: list[str] | None = N
     left, right = figure.subplots(1, 2, sharey=True)
     grouped: dict[tuple[str, int], list[dict]] = {}
     for result in results_of(data):
-        if recipe_name(result) in names:
+        if recipe_name(result) in names and steps in (None, result["run"]["steps"]):
             grouped.setdefault((recipe_name(result), result["run"]["steps"]), []).append(result)
-    for i, ((name, steps), found) in enumerate(
+    for i, ((name, length), found) in enumerate(
         sorted(grouped.items(), key=lambda item: names.index(item[0][0]))
     ):
         points = [row["step"] for row in found[0]["curve"]]
@@ -796,7 +799,7 @@ def curves(data: str, names: list[str], path: Path, labels: list[str] | None = N
             seconds = [min(p, burn_in) * own["labelled"] + max(p - burn_in, 0) * unlabelled for p in points]
             panels.append((right, seconds))
         for axes, xs in panels:
-            label = labels[names.index(name)] if labels else f"{name}, {steps} steps"
+            label = labels[names.index(name)] if labels else f"{name}, {length} steps"
             axes.plot(xs, middle, marker="o", markersize=3, color=f"C{i}", label=label)
             lower, upper = ([m + sign * w for m, w in zip(middle, width, strict=True)] for sign in (-1, 1))
             axes.fill_between(xs, lower, upper, alpha=0.15, color=f"C{i}")
@@ -928,6 +931,7 @@ def main() -> None:
             command.add_argument("--labels", nargs="+", help="Their names in the picture.")
         if name == "curves":
             command.add_argument("--output", type=Path, help="The picture; by default beside the results.")
+            command.add_argument("--steps", type=int, help="Runs of this length alone.")
         if name == "picture":
             command.add_argument("--steps", type=int, default=1200)
             command.add_argument("--seed", type=int, default=0)
@@ -945,7 +949,8 @@ def main() -> None:
         (RESULTS / f"{args.data}.md").write_text(text, encoding="utf-8")
         print(text)
     elif args.command == "curves":
-        curves(args.data, args.candidates, args.output or RESULTS / f"{args.data}.png", args.labels)
+        path = args.output or RESULTS / f"{args.data}.png"
+        curves(args.data, args.candidates, path, args.labels, args.steps)
     elif args.command == "picture":
         if len(args.candidates) != 2 or len(args.labels or args.candidates) != 2:
             parser.error(
