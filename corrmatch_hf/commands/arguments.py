@@ -90,9 +90,11 @@ def parse(
 
     problems: list[str] = []
     known = {name: found for cls in types for name, found in _declared(cls).items()}
-    skipped = _of_training() if of_training and values else set()
+    skipped: set[str] = set()
     if method is not None:
         skipped = option_names(MethodChoice)  # of other methods, so that one file serves several
+    elif of_training and values:
+        skipped = _of_training()
     raw = _from_yaml(values, known, skipped, path, problems)
     raw |= _from_command_line(command, args, known, method, problems)
     missing = [f"--{name}" for name, (spec, _) in known.items() if is_required(spec) and name not in raw]

@@ -275,12 +275,11 @@ class SemiSupervisedTrainer(Run):
 
     def _warn_of_untaught_classes(self, per_class: dict, log: TrainingLog, progress: Progress) -> None:
         """When a class is left to the labelled images for the first time in this process."""
-        left = set(untaught_classes([per_class] if per_class else []))
+        left = set(untaught_classes([per_class]))
         if left <= self.told_untaught or not self.accelerator.is_main_process:
             return
         self.told_untaught |= left
-        if warning := self.facts(log).untaught():
-            progress.write(f"warning: {warning}")
+        progress.write(f"warning: {self.facts(log).untaught()}")
 
     def _stop_if_asked(self, signals: StopSignals) -> None:
         """After a signal to any process: save this step, where it is not saved, and end the run."""

@@ -43,9 +43,8 @@ def test_check_accepts_the_yaml_of_a_training(tmp_path, capsys):
     )
     check.main(["--config", str(path)])
     assert "labelled    2 images" in capsys.readouterr().out
-    with pytest.raises(
-        InputError, match="'encoder_name'"
-    ):  # its options of evaluation have other names there
+    # Not evaluate, whose options for sliding windows have other names than those of training.
+    with pytest.raises(InputError, match="'encoder_name'"):
         evaluate.main(["--config", str(path), "--model", "nothing"])
     path.write_text(path.read_text() + "max_stebs: 1\n")
     with pytest.raises(InputError, match=r"Unknown option in .* 'max_stebs': did you mean 'max_steps'"):

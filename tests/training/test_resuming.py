@@ -137,6 +137,7 @@ def test_a_run_goes_on_in_another_memory_layout(make_trainer, tmp_path, optimize
         other.train()
     ours, theirs = other.method.state_dict(), whole.method.state_dict()
     for name in ours:
-        # AdamW moves a weight whose gradient is rounding alone by up to the learning rate in a step: few are.
-        difference = (ours[name] - theirs[name]).abs().double()
-        assert difference.mean() < 1e-4 and difference.max() <= 2 * 0.01, name
+        close = torch.isclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3).double().mean()
+        # AdamW moves a weight whose gradient is rounding alone by up to the learning rate in a step: hardly one does.
+        assert close >= (0.9999 if optimizer == "adamw" else 1), name
+        assert (ours[name] - theirs[name]).abs().max() <= 2 * 0.01, name
