@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import all_reduce
+from ..ops.per_class import sums_per_class
 
 MOMENTUM = 0.9
 
@@ -35,13 +36,10 @@ class ClassRecall(nn.Module):
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count predictions (N, K, H, W) for labels (N, H, W); ids outside 0..K-1 are ignored."""
-        classes = self.counts.shape[1]
-        inside = (labels >= 0) & (labels < classes)
-        places = torch.where(inside, labels, classes).flatten()
-        found = (logits.argmax(1) == labels).flatten()
-        rows = torch.stack([found, torch.ones_like(found)], dim=1).double()
-        seen = rows.new_zeros(classes + 1, 2).index_add_(0, places, rows)[:classes].T
-        self.counts.mul_(MOMENTUM).add_(all_reduce(seen.contiguous()))
+        found = logits.argmax(1) == labels
+        pixels = torch.stack([found, torch.ones_like(found)], dim=-1).double()
+        seen = all_reduce(sums_per_class(pixels, labels, self.counts.shape[1]))
+        self.counts.mul_(MOMENTUM).add_(seen.T)
 
     def recall(self) -> Tensor:
         """(K,) float64 in 0..1; 0 for a class that was not seen."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import all_reduce
+from ..ops.per_class import sums_per_class
 
 STEP = 4  # every fourth row and column: a sixteenth of the time, and the same ratios
 UNIT = 2**16  # confidences are counted in multiples of 1 / UNIT
@@ -53,8 +54,7 @@ class ClassStatistics:
     def observe_labeled(self, labels: Tensor) -> None:
         """Count labels (N, H, W) int64; ids that are no class are ignored."""
         labels = labels[:, ::STEP, ::STEP]
-        inside = (labels >= 0) & (labels < self.num_labels)
-        self._add(labels, inside, {"labeled": inside})
+        self._add(labels, None, {"labeled": torch.ones_like(labels)})
 
     @torch.no_grad()
     def observe(
@@ -100,16 +100,12 @@ class ClassStatistics:
             known = counts_after & valid & (truth >= 0) & (truth < self.num_labels)
             self._add(after, valid, {"known_after": known, "right_after": known & (truth == after)})
 
-    def _add(self, labels: Tensor, inside: Tensor, values: dict[str, Tensor]) -> None:
+    def _add(self, labels: Tensor, inside: Tensor | None, values: dict[str, Tensor]) -> None:
         rows = torch.stack(
-            [
-                values[name].long().flatten() if name in values else torch.zeros_like(labels).flatten()
-                for name in COLUMNS
-            ],
-            dim=1,
-        )  # (P, columns)
-        place = torch.where(inside, labels, self.num_labels).flatten()
-        added = rows.new_zeros(self.num_labels + 1, len(COLUMNS)).index_add_(0, place, rows)[:-1]
+            [values[name].long() if name in values else torch.zeros_like(labels) for name in COLUMNS],
+            dim=-1,
+        )
+        added = sums_per_class(rows, labels, self.num_labels, inside)
         self._counts = added if self._counts is None else self._counts.to(added.device).add_(added)
 
     def read(self) -> tuple[dict[str, list[float | None]], dict[str, float]]:

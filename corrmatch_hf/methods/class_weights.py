@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import all_reduce
+from ..ops.per_class import sums_per_class
 
 
 class ClassWeights(nn.Module):
@@ -35,12 +36,8 @@ class ClassWeights(nn.Module):
     @torch.no_grad()
     def update(self, labels: Tensor) -> None:
         """Count labels (N, H, W); ids outside 0..K-1 are ignored."""
-        classes = len(self.counts)
-        inside = (labels >= 0) & (labels < classes)
-        places = torch.where(inside, labels, classes).flatten()
-        seen = torch.zeros(classes + 1, dtype=torch.float64, device=labels.device)
-        seen.index_add_(0, places, torch.ones_like(places, dtype=torch.float64))
-        self.counts += all_reduce(seen[:classes])
+        pixels = torch.ones_like(labels, dtype=torch.float64)
+        self.counts += all_reduce(sums_per_class(pixels, labels, len(self.counts)))
 
     def weights(self) -> Tensor:
         """(K,) float32. A class without a pixel so far counts as one pixel."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce
 from ..errors import unknown_name
+from ..ops.per_class import largest_per_class
 
 ThresholdUpdate = Literal["class_max", "global_max", "global_mean", "per_class", "fixed"]
 UPDATES: tuple[str, ...] = get_args(ThresholdUpdate)
@@ -82,18 +83,3 @@ class DynamicThreshold(nn.Module):
     def scalar(self) -> Tensor:
         """One number for the ratios of region propagation and for logs: the value, or its mean over classes."""
         return self.value.mean()
-
-
-def largest_per_class(values: Tensor, labels: Tensor, num_labels: int, columns: int = 1) -> Tensor:
-    """The largest value of each class, (num_labels,); -1 where a class has none.
-
-    Args:
-        values: (N, H, W) float, -1 or above.
-        labels: (N, H, W) int64 in 0..num_labels-1.
-        num_labels: number of classes.
-        columns: intermediate maxima per class; N*H*W must be a multiple of it. It does not change the result.
-    """
-    best = values.new_full((num_labels, columns), -1.0)
-    # Transposed, because on a CPU one long line takes less than half the time of as many lines of one pixel.
-    best.T.scatter_reduce_(1, labels.reshape(-1, columns).T, values.reshape(-1, columns).T, reduce="amax")
-    return best.amax(1)

@@ -61,6 +61,7 @@ from ..data.batch import SemiBatch
 from ..distributed import all_reduce, per_process, rank, world_size
 from ..evaluation.inference import evaluating
 from ..model import CorrMatchFeatures, correlation_rows, pixel_propagation, resize
+from ..ops.per_class import sums_per_class
 from ..ops.random_masks import stacked_channel_mask, step_generator
 from ..ops.region_propagation import propagate_rows
 from ..options import option
@@ -581,10 +582,9 @@ class GateMatch(Method):
         if self.options.threshold not in ("class_mean", "soft"):
             return
         classes = len(self.confidence_mean)
-        places = torch.where(valid, labels, classes).flatten()
 
         def per_class(values: Tensor) -> Tensor:
-            return all_reduce(values.new_zeros(classes + 1).index_add_(0, places, values.flatten())[:-1])
+            return all_reduce(sums_per_class(values, labels, classes, valid))
 
         count = per_class(torch.ones_like(confidence))
         mean = per_class(confidence) / count.clamp(min=1)

@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 
 from corrmatch_hf.errors import InputError
 from corrmatch_hf.methods import DynamicThreshold
-from corrmatch_hf.methods.dynamic_threshold import largest_per_class
 
 
 def test_reference(shared_dir):
@@ -87,10 +86,3 @@ def test_value_is_saved_with_the_state():
 def test_unknown_rule_names_the_nearest():
     with pytest.raises(InputError, match="class_max"):
         DynamicThreshold(3, update="clas_max")
-
-
-def test_largest_per_class_in_columns():
-    values, labels = torch.rand(2, 6, 8), torch.randint(0, 4, (2, 6, 8))
-    want = torch.stack([values[labels == c].max() for c in range(4)] + [torch.tensor(-1.0)])
-    for columns in (1, 8):
-        assert torch.equal(largest_per_class(values, labels, 5, columns), want)
