@@ -87,7 +87,7 @@ class Setting:
     learning_rate: float = 2e-4
     head_multiplier: float = 5.0
     weight_decay: float = 0.01
-    frozen_stages: int = 5  # first stages of the encoder that are not trained (EfficientNet and MobileNet)
+    frozen_stages: int = 5  # of EfficientNet, MobileNet or ResNet, the first ones: they are not trained
     teacher_decay: float = 0.99
     restart: float = 0.0  # above 0: the schedule is done again, from this share of the learning rates
     restart_at: float = 0.4  # the share of the steps that the first one takes
@@ -237,7 +237,9 @@ def build(
 
 def freeze(method: Method, setting: Setting) -> None:
     """The first stages of the encoder are not trained."""
-    stages = ("conv_stem", "bn1", *(f"blocks.{i}" for i in range(setting.frozen_stages)))
+    stages = ["conv_stem", "conv1", "bn1"]
+    stages += [f"blocks.{i}" for i in range(setting.frozen_stages)]
+    stages += [f"layer{i + 1}" for i in range(setting.frozen_stages)]
     if setting.frozen_stages:
         for name, parameter in method.model.encoder.body.named_parameters():
             if name.startswith(tuple(f"{stage}." for stage in stages)):

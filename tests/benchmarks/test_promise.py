@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import promise
 from benchmarks.depthwise import fast_depthwise
+from corrmatch_hf.methods import METHODS
 from corrmatch_hf.model import CorrMatchConfig, CorrMatchForSegmentation
 
 
@@ -30,6 +31,20 @@ def test_fast_depthwise_convolutions_are_equal(kernel, dilation):
         found.append((y, own.grad, next(module.parameters()).grad))
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "encoder, stages, first_trained",
+    [("mobilenetv2_050", 5, "blocks.5."), ("resnet18", 2, "layer3."), ("resnet18", 0, "conv1.")],
+)
+def test_first_stages_are_frozen(encoder, stages, first_trained):
+    config = CorrMatchConfig(
+        encoder_name=encoder, aspp_channels=8, decoder_channels=8, low_level_channels=8, num_labels=2
+    )
+    method = METHODS["supervised"](CorrMatchForSegmentation(config))
+    promise.freeze(method, promise.Setting("few", "splits/2", frozen_stages=stages))
+    trained = [name for name, p in method.model.encoder.body.named_parameters() if p.requires_grad]
+    assert trained[0].startswith(first_trained)
 
 
 @pytest.fixture
