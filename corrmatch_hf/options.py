@@ -40,6 +40,7 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    only_with: str | tuple[str, ...] = (),
     default_factory: Any = MISSING,
 ) -> Any:
     """A dataclass field. Choices are the field's `Literal` type; None is accepted where the default is None.
@@ -51,9 +52,12 @@ def option(
         positional: the value is given without the option's name.
         metavar: what stands for the value in `--help`; by default it follows from the type.
         at_least, above, at_most, below: the range of a number; NaN and infinity are never accepted.
+        only_with: other options of the class, one of which must be on, "name", or have a value, "name=value", for this
+            one to matter.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {"help": help, "group": group, "common": common, "positional": positional, "metavar": metavar}
+    metadata["only_with"] = (only_with,) if isinstance(only_with, str) else only_with
     metadata |= {"bounds": {name: bound for name, bound in bounds.items() if bound is not None}}
     if default_factory is not MISSING:
         return field(default_factory=default_factory, metadata=metadata)
@@ -85,6 +89,23 @@ class Options:
             for spec in fields(self)
             if (text := _problem(spec, hints[spec.name], getattr(self, spec.name)))
         ]
+
+    def idle(self) -> list[str]:
+        """Options that were changed and do nothing, because of others: a sentence each."""
+        return [
+            f"--{spec.name} is {short(getattr(self, spec.name))}, which does nothing without "
+            f"{' or '.join('--' + other.replace('=', ' ') for other in needed)}."
+            for spec in fields(self)
+            if (needed := spec.metadata.get("only_with"))
+            and getattr(self, spec.name) != spec.default
+            and not any(self._holds(other) for other in needed)
+        ]
+
+    def _holds(self, condition: str) -> bool:
+        """Whether "name" is on, or "name=value" is so."""
+        name, _, value = condition.partition("=")
+        found = getattr(self, name)
+        return str(found) == value if value else bool(found)
 
     def check(self) -> None:
         """Raise one `InputError` that lists all problems, if there are any."""

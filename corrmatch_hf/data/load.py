@@ -70,7 +70,7 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
         semi = synthetic_semi_dataset(
             labeled=chosen.labeled_count or 12, seed=chosen.split_seed, diagnosis=chosen.diagnose_with_masks
         )
-        notes: list[str] = []
+        notes = chosen.idle()
         pool = [semi.unlabeled, *_extra_unlabeled(chosen, notes)]
         return dataclasses.replace(
             semi,
@@ -108,7 +108,7 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
         ignored_ids=classes.ignored_ids,
         name=name,
         hub_id=hub_id,
-        notes=(*source.notes, *classes.notes),
+        notes=(*chosen.idle(), *source.notes, *classes.notes),
     )
 
 

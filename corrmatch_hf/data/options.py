@@ -32,10 +32,14 @@ class DataOptions(Options):
         common=True,
     )
     dataset_config_name: str | None = option(
-        None, "Configuration of the Hub dataset.", group="Data", metavar="NAME"
+        None, "Configuration of the Hub dataset.", group="Data", metavar="NAME", only_with="dataset_name"
     )
     dataset_revision: str | None = option(
-        None, "Branch, tag or commit of the Hub dataset.", group="Data", metavar="NAME"
+        None,
+        "Branch, tag or commit of the Hub dataset.",
+        group="Data",
+        metavar="NAME",
+        only_with="dataset_name",
     )
     data_dir: str | None = option(
         None,
@@ -102,7 +106,12 @@ class DataOptions(Options):
         below=1,
     )
     split_seed: int = option(
-        0, "Seed of the random choices of labelled images.", group="Data", at_least=0, at_most=LARGEST_SEED
+        0,
+        "Seed of the random choices of labelled images.",
+        group="Data",
+        at_least=0,
+        at_most=LARGEST_SEED,
+        only_with=("labeled_fraction", "labeled_count", "hold_out"),
     )
     extra_unlabeled: str | None = option(
         None,
@@ -179,6 +188,10 @@ class DataOptions(Options):
     def synthetic(self) -> bool:
         """Whether the built-in synthetic dataset is used."""
         return self.dataset_name == "synthetic" or all(getattr(self, name) is None for name in SOURCES)
+
+    def idle(self) -> list[str]:
+        # The built-in set is drawn from --split_seed.
+        return [text for text in super().idle() if not (self.synthetic and text.startswith("--split_seed "))]
 
     def problems(self) -> list[str]:
         problems = super().problems()

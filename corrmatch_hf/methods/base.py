@@ -41,12 +41,14 @@ class MethodOptions(Options):
         group="Method",
         at_least=0,
         at_most=1,
+        only_with="labeled_loss=ohem",
     )
     ohem_min_kept: int = option(
         100_000,
         "ohem: keep at least this many pixels of a forward pass over all processes.",
         group="Method",
         at_least=1,
+        only_with="labeled_loss=ohem",
     )
 
 

@@ -62,7 +62,16 @@ class CorrMatchOptions(InterPixelOptions):
         0.85, "Confidence threshold at the start (table 13).", at_least=0, at_most=1
     )
     threshold_momentum: float = option(
-        0.999, "Share of the old threshold kept by a step (table 12).", at_least=0, at_most=1
+        0.999,
+        "Share of the old threshold kept by a step (table 12).",
+        at_least=0,
+        at_most=1,
+        only_with=(
+            "threshold_update=class_max",
+            "threshold_update=global_max",
+            "threshold_update=global_mean",
+            "threshold_update=per_class",
+        ),
     )
     threshold_update: ThresholdUpdate = option(
         "class_max", "What the threshold follows; 'fixed' keeps --threshold_initial."
@@ -71,10 +80,15 @@ class CorrMatchOptions(InterPixelOptions):
         "region", "Spread confident labels along correlation shapes, or not (table 5)."
     )
     num_shapes: int = option(
-        128, "Correlation shapes sampled per image; for none at all use --propagation none.", at_least=1
+        128,
+        "Correlation shapes sampled per image; for none at all use --propagation none.",
+        at_least=1,
+        only_with="propagation=region",
     )
     shape_sampling: Literal["random", "uniform"] = option(
-        "random", "Rows of the correlation map drawn at random, or evenly spaced."
+        "random",
+        "Rows of the correlation map drawn at random, or evenly spaced.",
+        only_with="propagation=region",
     )
     hard_weight: float = option(0.5, "lambda1: losses against hard pseudo-labels (table 11).", at_least=0)
     soft_weight: float = option(
@@ -106,13 +120,21 @@ class CorrMatchOptions(InterPixelOptions):
         "that each have the channels the other lacks.",
     )
     feature_dropout: float = option(
-        0.5, "Share of channels dropped by the feature perturbation 'dropout'.", at_least=0, below=1
+        0.5,
+        "Share of channels dropped by the feature perturbation 'dropout'.",
+        at_least=0,
+        below=1,
+        only_with="feature_perturbation=dropout",
     )
     teacher: Literal["none", "ema"] = option(
         "none", "Source of the pseudo-labels: the student itself, or its moving average (EMA)."
     )
     teacher_decay: float = option(
-        0.996, "teacher ema: share of the average kept by a step.", at_least=0, below=1
+        0.996,
+        "teacher ema: share of the average kept by a step.",
+        at_least=0,
+        below=1,
+        only_with="teacher=ema",
     )
 
 

@@ -49,7 +49,11 @@ class FixMatchOptions(ConfidenceOptions):
         "none", "Source of the pseudo-labels: the student itself, or its moving average (EMA)."
     )
     teacher_decay: float = option(
-        0.996, "teacher ema: share of the average kept by a step.", at_least=0, below=1
+        0.996,
+        "teacher ema: share of the average kept by a step.",
+        at_least=0,
+        below=1,
+        only_with="teacher=ema",
     )
 
 

@@ -118,9 +118,14 @@ class GateMatchOptions(MethodOptions):
         "fixed: the threshold; class_mean: its largest value (0.95; fixed with soft_labels: 0).",
         at_least=0,
         at_most=1,
+        only_with=("threshold=fixed", "threshold=class_mean"),
     )
     statistics_momentum: float = option(
-        0.99, "class_mean, soft, alignment: share of old statistics kept by a step.", at_least=0, below=1
+        0.99,
+        "class_mean, soft, alignment: share of old statistics kept by a step.",
+        at_least=0,
+        below=1,
+        only_with=("threshold=class_mean", "threshold=soft", "alignment"),
     )
     class_weight_power: float = option(
         0.0, "Class weights frequency^-power in the labelled loss; 0: none.", at_least=0
@@ -132,15 +137,27 @@ class GateMatchOptions(MethodOptions):
     feature_perturbation: Literal["none", "dropout", "complementary"] = option(
         "none", "Drop channels of the strong view's features, or share them out to two strong views."
     )
-    feature_dropout: float = option(0.5, "dropout: share of channels dropped.", at_least=0, below=1)
+    feature_dropout: float = option(
+        0.5,
+        "dropout: share of channels dropped.",
+        at_least=0,
+        below=1,
+        only_with="feature_perturbation=dropout",
+    )
     correlation_weight: float = option(
         0.0, "Pixel propagation: weight of the propagated logits' losses; 0: off.", at_least=0
     )
     region_propagation: bool = option(False, "Spread confident labels along correlation shapes.")
     region_ratio: float = option(
-        0.85, "Share of a shape that must be confident, and of one class.", at_least=0, at_most=1
+        0.85,
+        "Share of a shape that must be confident, and of one class.",
+        at_least=0,
+        at_most=1,
+        only_with="region_propagation",
     )
-    num_shapes: int = option(128, "Correlation shapes sampled per image.", at_least=1)
+    num_shapes: int = option(
+        128, "Correlation shapes sampled per image.", at_least=1, only_with="region_propagation"
+    )
     propagation_accuracy: float = option(
         0.0, "Accuracy on labelled images that added pixels need; 0: no such gate.", at_least=0, at_most=1
     )
@@ -148,6 +165,7 @@ class GateMatchOptions(MethodOptions):
         10,
         "Steps between measurements on labelled images, for propagation_accuracy and teacher_recall.",
         at_least=1,
+        only_with=("propagation_accuracy", "teacher_recall"),
     )
 
     @property
@@ -170,6 +188,11 @@ class GateMatchOptions(MethodOptions):
             )
         if self.region_propagation and self.soft_labels:
             found.append("--region_propagation spreads whole labels: give --soft_labels False")
+        if self.class_weight_power and self.labeled_loss != "ce":
+            found.append(
+                f"--labeled_loss {self.labeled_loss} has no class weights; give --labeled_loss ce, "
+                "or --class_weight_power 0"
+            )
         if self.sharpening != 1 and not self.soft_labels:
             found.append("--sharpening changes soft labels alone: leave it out, or give --soft_labels")
         if self.unlabeled_class_weights and not self.class_weight_power:

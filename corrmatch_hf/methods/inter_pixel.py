@@ -36,18 +36,21 @@ class InterPixelOptions(MethodOptions):
         "Weight of the inter-pixel loss among the unlabelled losses; try 0.1, 0.5 and 1, choose by validation.",
         group="Method",
         at_least=0,
+        only_with=("inter_pixel_loss=kl", "inter_pixel_loss=correlation", "inter_pixel_loss=pairwise"),
     )
     inter_pixel_temperature: float = option(
         1.0,
         "kl, pairwise: logits or similarities are divided by it before the softmax over pixels.",
         group="Method",
         above=0,
+        only_with=("inter_pixel_loss=kl", "inter_pixel_loss=pairwise"),
     )
     inter_pixel_pixels: int = option(
         1024,
         "pairwise: confident pixels sampled per image; memory grows with their square.",
         group="Method",
         at_least=2,
+        only_with="inter_pixel_loss=pairwise",
     )
 
 

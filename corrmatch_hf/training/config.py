@@ -105,6 +105,7 @@ class TrainingConfig(Options):
         "What the CutMix box shows: a second view of the same image (as in the published runs), the next image of the "
         "total batch, or the image at the same place in the reversed batch (as in UniMatch V2).",
         group="Augmentation",
+        only_with="cutmix_probability",
     )
 
     optimizer: Literal["sgd", "adamw"] = option("sgd", "Optimiser.", group="Optimiser")
@@ -124,10 +125,15 @@ class TrainingConfig(Options):
         group="Optimiser",
         at_least=1,
     )
-    momentum: float = option(0.9, "Momentum of SGD.", group="Optimiser", at_least=0, below=1)
+    momentum: float = option(
+        0.9, "Momentum of SGD.", group="Optimiser", at_least=0, below=1, only_with="optimizer=sgd"
+    )
     weight_decay: float = option(1e-4, "Weight decay, on all parameters.", group="Optimiser", at_least=0)
     no_decay_norm_bias: bool = option(
-        False, "No weight decay on biases and norms (as in CPS's published runs).", group="Optimiser"
+        False,
+        "No weight decay on biases and norms (as in CPS's published runs).",
+        group="Optimiser",
+        only_with="weight_decay",
     )
     lr_power: float = option(0.9, "Exponent of the polynomial decay to zero.", group="Optimiser", above=0)
     lr_restart: float = option(
@@ -224,7 +230,11 @@ class TrainingConfig(Options):
         None, "Write a checkpoint every so many steps.", group="Saving", common=True, at_least=1
     )
     max_checkpoints: int = option(
-        2, "Number of checkpoints kept; older ones are deleted.", group="Saving", at_least=1
+        2,
+        "Number of checkpoints kept; older ones are deleted.",
+        group="Saving",
+        at_least=1,
+        only_with="save_steps",
     )
     logging_steps: int = option(
         10, "Log losses and learning rate every so many steps.", group="Evaluation", at_least=1
@@ -258,7 +268,11 @@ class TrainingConfig(Options):
         group="Reliability",
     )
     max_skipped_steps: int = option(
-        10, "Stop after more than this many skipped steps in a row.", group="Reliability", at_least=1
+        10,
+        "Stop after more than this many skipped steps in a row.",
+        group="Reliability",
+        at_least=1,
+        only_with="on_non_finite=skip",
     )
     ddp_timeout: int = option(
         1800,
@@ -287,7 +301,10 @@ class TrainingConfig(Options):
     hub_private: bool = option(False, "Make a new repository private.", group="Hub")
     hub_revision: str | None = option(None, "Branch to publish to; it is created if missing.", group="Hub")
     hub_strategy: Literal["end", "every_save"] = option(
-        "end", "Publish at the end only, or with every checkpoint as well.", group="Hub"
+        "end",
+        "Publish at the end only, or with every checkpoint as well.",
+        group="Hub",
+        only_with="push_to_hub",
     )
     hub_license: str | None = option(
         None,

@@ -214,6 +214,8 @@ def prepare_output(
                 print(
                     f"Note: the stream has {shards} shards for {processes} processes, so each reads all of it."
                 )
+        for text in (*config.idle(), *method.options.idle()):
+            warnings.warn(text, stacklevel=5)
         print(estimate.summary(accelerator.device, folder, config.max_checkpoints))
         if config.mixed_precision == "bf16" and bfloat16_is_slow(accelerator.device):
             warnings.warn(

@@ -24,7 +24,7 @@ def read(path):
 
 @pytest.mark.parametrize("path", [*sorted(RECIPES.glob("*.yaml")), *ABLATIONS], ids=lambda path: path.stem)
 def test_every_recipe_can_be_read(path):
-    read(path)
+    assert [text for group in read(path) for text in group.idle()] == []
 
 
 def test_an_ablation_is_the_recipe_but_for_what_it_names():

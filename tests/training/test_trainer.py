@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from corrmatch_hf import CorrMatchConfig, CorrMatchForSegmentation
-from corrmatch_hf.methods import CorrMatch
+from corrmatch_hf.methods import CorrMatch, FixMatchOptions
 from corrmatch_hf.training import interruption
 from corrmatch_hf.training.non_finite import NonFiniteLossError
 
@@ -166,3 +166,13 @@ def test_a_tracker_that_fails_does_not_end_the_training(make_trainer, monkeypatc
     assert trainer.train()["steps"] == 3 and calls == [1]
     assert capsys.readouterr().err.count("the network is down") == 1
     assert (trainer.output_dir / "model.safetensors").exists()
+
+
+def test_options_without_effect_are_told_before_training(make_trainer):
+    options = FixMatchOptions(teacher_decay=0.9)
+    trainer = make_trainer("fixmatch", options=options, optimizer="adamw", momentum=0.8, max_steps=1)
+    with pytest.warns(UserWarning) as told:
+        trainer.train()
+    texts = [str(warning.message) for warning in told]
+    assert "--momentum is 0.8, which does nothing without --optimizer sgd." in texts
+    assert "--teacher_decay is 0.9, which does nothing without --teacher ema." in texts
