@@ -341,6 +341,21 @@ def test_what_is_taught_is_decided_when_the_labelling_copy_is_renewed():
     assert [step for step, _ in measured] == [0, 2, 4, 7, 8]
 
 
+def test_classes_that_are_not_taught_can_be_those_that_are_pasted():
+    ours = method(num_labels=3, paste_probability=1.0, paste="untaught", teacher_recall=0.5)
+    ours.class_recall.taught.copy_(torch.tensor([True, False, True]))
+    seen = []
+    for step in range(6):
+        batch = random_batch(step, num_labels=3, seed=step)
+        pixels, rows = ours.pasted_objects(batch, 0)
+        for place, row in zip(pixels, rows, strict=True):
+            assert not place.any() or torch.equal(place, batch.label[row] == 1)
+            seen.append(bool(place.any()))
+    assert {True, False} == set(seen)  # each class of a crop with chance 1/2
+    with pytest.raises(InputError, match="give --teacher_recall"):
+        GateMatchOptions(paste_probability=0.5, paste="untaught").check()
+
+
 def test_objects_of_labelled_images_are_pasted_with_their_labels():
     ours = method(num_labels=3, paste_probability=1.0)
     batch = random_batch(labeled=2, unlabeled=3, num_labels=3)
