@@ -11,7 +11,7 @@ With f the network, g its moving average, t the share of the run that is done an
     2. f on x
     3. f on u_s, strong views (with `paste_probability`, objects of the labelled images with their true labels are
        pasted into some of them: every class of a labelled crop with chance 1/2, but for the most frequent class, or
-       with `paste` "untaught" those alone that `teacher_recall` leaves out, which become less rare so;
+       with `paste_classes` "untaught" those alone that `teacher_recall` leaves out, which become less rare so;
        with feature perturbation "dropout", some channels of the features are dropped; "complementary": two strong
        views, each with the channels that the other lacks)
 
@@ -135,7 +135,7 @@ class GateMatchOptions(MethodOptions):
     paste_probability: float = option(
         0.0, "Chance that objects of a labelled image are pasted into a strong view.", at_least=0, at_most=1
     )
-    paste: Literal["all", "untaught"] = option(
+    paste_classes: Literal["all", "untaught"] = option(
         "all",
         "Classes that are pasted: all but the most frequent one, or those that teacher_recall leaves out.",
         only_with="paste_probability",
@@ -199,9 +199,10 @@ class GateMatchOptions(MethodOptions):
                 f"--labeled_loss {self.labeled_loss} has no class weights; give --labeled_loss ce, "
                 "or --class_weight_power 0"
             )
-        if self.paste == "untaught" and self.paste_probability and not self.teacher_recall:
+        if self.paste_classes == "untaught" and self.paste_probability and not self.teacher_recall:
             found.append(
-                "--paste untaught pastes the classes that --teacher_recall leaves out: give --teacher_recall, e.g. 0.7"
+                "--paste_classes untaught pastes the classes that --teacher_recall leaves out: give "
+                "--teacher_recall, e.g. 0.7, or --paste_probability 0"
             )
         if self.sharpening != 1 and not self.soft_labels:
             found.append("--sharpening changes soft labels alone: leave it out, or give --soft_labels")
@@ -450,12 +451,13 @@ class GateMatch(Method):
         """Pixels of strong view `view` that show objects of labelled images: (B_u, H, W) bool, and the row of the
         labelled image that each of the B_u views takes them from, (B_u,) int64."""
         count, classes, device = len(batch.weak), len(self.class_weights.counts), batch.weak.device
-        rows = torch.arange(count, device=device) % len(batch.image)
+        # The same pairs on one process or several.
+        rows = torch.arange(count, device=device) * len(batch.image) // count
         generator = step_generator(device, self.seed, batch.step, f"paste {view}")
         draw = torch.rand(count * world_size(), classes + 1, generator=generator, device=device)
         draw = draw[rank() * count : (rank() + 1) * count]
         taken = draw[:, :-1] < 0.5  # (B_u, K)
-        if self.options.paste == "untaught":
+        if self.options.paste_classes == "untaught":
             taken &= ~self.class_recall.taught
         else:
             taken &= torch.arange(classes, device=device) != self.class_weights.counts.argmax()

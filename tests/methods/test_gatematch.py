@@ -342,7 +342,7 @@ def test_what_is_taught_is_decided_when_the_labelling_copy_is_renewed():
 
 
 def test_classes_that_are_not_taught_can_be_those_that_are_pasted():
-    ours = method(num_labels=3, paste_probability=1.0, paste="untaught", teacher_recall=0.5)
+    ours = method(num_labels=3, paste_probability=1.0, paste_classes="untaught", teacher_recall=0.5)
     ours.class_recall.taught.copy_(torch.tensor([True, False, True]))
     seen = []
     for step in range(6):
@@ -353,7 +353,7 @@ def test_classes_that_are_not_taught_can_be_those_that_are_pasted():
             seen.append(bool(place.any()))
     assert {True, False} == set(seen)  # each class of a crop with chance 1/2
     with pytest.raises(InputError, match="give --teacher_recall"):
-        GateMatchOptions(paste_probability=0.5, paste="untaught").check()
+        GateMatchOptions(paste_probability=0.5, paste_classes="untaught").check()
 
 
 def test_objects_of_labelled_images_are_pasted_with_their_labels():
@@ -366,7 +366,7 @@ def test_objects_of_labelled_images_are_pasted_with_their_labels():
     for step in range(12):
         batch.step = step
         pixels, rows = ours.pasted_objects(batch, 0)
-        assert rows.tolist() == [0, 1, 0]
+        assert rows.tolist() == [0, 0, 1]
         for row, mask in zip(rows.tolist(), pixels, strict=True):
             label = batch.label[row]
             shown = frozenset(label[mask].tolist())

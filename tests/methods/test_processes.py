@@ -77,6 +77,10 @@ OPTIONS = {  # name and options of a method
         "gatematch",
         GateMatchOptions(soft_labels=True, confidence_threshold=0.0, teacher_decay=0.7, teacher_recall=1e-9),
     ),
+    "gatematch paste": (
+        "gatematch",
+        GateMatchOptions(soft_labels=True, teacher_decay=0.7, paste_probability=0.7),
+    ),
     "unimatch_v2": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22, teacher_decay=0.7)),
     "unimatch_v2, encoder frozen": ("unimatch_v2", UniMatchV2Options(confidence_threshold=0.22)),
     "fixmatch": ("fixmatch", FixMatchOptions(confidence_threshold=0.22)),
@@ -106,8 +110,9 @@ def make_method(case):
     return method.train()
 
 
-def batch_of_total(step, views):
-    batch = random_batch(step=step, labeled=4, unlabeled=4, rows=(0, 1, 3), seed=step, views=views)
+def batch_of_total(step, views, case):
+    labeled = 8 if "paste" in case else 4
+    batch = random_batch(step=step, labeled=labeled, unlabeled=4, rows=(0, 1, 3), seed=step, views=views)
     batch.valid[0] = False  # the processes have different numbers of valid pixels
     batch.label[3, 10:] = 255
     return batch
@@ -115,11 +120,13 @@ def batch_of_total(step, views):
 
 def part(batch, rank):
     rows = slice(2 * rank, 2 * rank + 2)
+    half = len(batch.image) // 2
+    labeled = slice(half * rank, half * rank + half)
     own = [i for i, row in enumerate(batch.partner_rows) if row // 2 == rank]
     return dataclasses.replace(
         batch,
-        image=batch.image[rows],
-        label=batch.label[rows],
+        image=batch.image[labeled],
+        label=batch.label[labeled],
         weak=batch.weak[rows],
         strong=batch.strong[rows],
         valid=batch.valid[rows],
@@ -136,7 +143,8 @@ def of_all_cases(rank):
         method = make_method(case)
         wrapped = DistributedDataParallel(method)
         frozen_batch_norm(wrapped)
-        batches = [part(batch_of_total(step, max(method.strong_views, 1)), rank) for step in range(STEPS)]
+        views = max(method.strong_views, 1)
+        batches = [part(batch_of_total(step, views, case), rank) for step in range(STEPS)]
         found[case] = {"losses": run(wrapped, batches), "state": method.state_dict()}
     return found
 
@@ -151,7 +159,7 @@ def two_processes(tmp_path_factory):
 def test_two_processes_equal_one(case, two_processes):
     two = [found[case] for found in two_processes]
     method = make_method(case)
-    one = run(method, [batch_of_total(step, max(method.strong_views, 1)) for step in range(STEPS)])
+    one = run(method, [batch_of_total(step, max(method.strong_views, 1), case) for step in range(STEPS)])
 
     assert torch.equal(two[0]["losses"], two[1]["losses"])
     torch.testing.assert_close(two[0]["losses"], one, rtol=1e-5, atol=0)
