@@ -52,8 +52,8 @@ def option(
         positional: the value is given without the option's name.
         metavar: what stands for the value in `--help`; by default it follows from the type.
         at_least, above, at_most, below: the range of a number; NaN and infinity are never accepted.
-        only_with: other options of the class, one of which must be on, "name", or have a value, "name=value", for this
-            one to matter.
+        only_with: conditions, one of which must hold for the option to matter: "name" of another option (or property)
+            of the class that must be on, or "name=value".
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {"help": help, "group": group, "common": common, "positional": positional, "metavar": metavar}
@@ -92,20 +92,30 @@ class Options:
 
     def idle(self) -> list[str]:
         """Options that were changed and do nothing, because of others: a sentence each."""
-        return [
-            f"--{spec.name} is {short(getattr(self, spec.name))}, which does nothing without "
-            f"{' or '.join('--' + other.replace('=', ' ') for other in needed)}."
-            for spec in fields(self)
-            if (needed := spec.metadata.get("only_with"))
-            and getattr(self, spec.name) != spec.default
-            and not any(self._holds(other) for other in needed)
-        ]
+        found = []
+        for spec in fields(self):
+            needed = spec.metadata.get("only_with", ())
+            default = spec.default if spec.default_factory is MISSING else spec.default_factory()
+            value = getattr(self, spec.name)
+            if needed and value != default and not any(self._holds(other) for other in needed):
+                found.append(f"--{spec.name} is {short(value)}, which does nothing {self._state(needed)}.")
+        return found
 
     def _holds(self, condition: str) -> bool:
-        """Whether "name" is on, or "name=value" is so."""
+        """Whether "name" is on, or "name=value" is so; the name of an option or a property."""
         name, _, value = condition.partition("=")
         found = getattr(self, name)
         return str(found) == value if value else bool(found)
+
+    def _state(self, conditions: tuple[str, ...]) -> str:
+        """How the options of conditions are: "with --optimizer adamw", "without --hold_out"."""
+        options = {spec.name for spec in fields(self)}
+        names = [name for name in dict.fromkeys(c.partition("=")[0] for c in conditions) if name in options]
+        values = {name: getattr(self, name) for name in names}
+        return " and ".join(
+            f"without --{name}" if value is None else f"with --{name} {value}"
+            for name, value in values.items()
+        )
 
     def check(self) -> None:
         """Raise one `InputError` that lists all problems, if there are any."""

@@ -63,10 +63,20 @@ class ModelOptions(Options):
     correlation_channels: int = option(
         256, "Channels of the projection in the correlation head.", group="Model"
     )
-    aspp_channels: int = option(256, "Channels of each branch of the ASPP.", group="Model")
-    low_level_channels: int = option(48, "Channels of the low-level features in the decoder.", group="Model")
+    aspp_channels: int = option(
+        256, "Channels of each branch of the ASPP.", group="Model", only_with="decoder=deeplabv3plus"
+    )
+    low_level_channels: int = option(
+        48,
+        "Channels of the low-level features in the decoder.",
+        group="Model",
+        only_with="decoder=deeplabv3plus",
+    )
     decoder_channels: int = option(
-        256, "Channels of the fused features of deeplabv3plus and dpt.", group="Model"
+        256,
+        "Channels of the fused features of deeplabv3plus and dpt.",
+        group="Model",
+        only_with=("decoder=deeplabv3plus", "decoder=dpt"),
     )
     decoder_separable: bool = option(
         False,
@@ -78,6 +88,7 @@ class ModelOptions(Options):
         "Channels of the four levels of dpt, such as 256 512 1024 1024; by default an eighth, a quarter, a half and "
         "all of the encoder's.",
         group="Model",
+        only_with="decoder=dpt",
     )
     gradient_checkpointing: bool = option(
         False, "Recompute the encoder in the backward pass: less memory, slower steps.", group="Model"

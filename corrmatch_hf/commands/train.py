@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,9 @@ def main(args: Sequence[str]) -> None:
     )
     if trainer.accelerator.is_main_process and default_config(args, None, PHOTOS_RECIPE):
         print("recipe: photos (supervised first, then with unlabelled photos); --config paper is CorrMatch's")
+    if trainer.accelerator.is_main_process:
+        for text in model_options.idle():
+            warnings.warn(text, stacklevel=1)
     result = trainer.train()
     if trainer.accelerator.is_main_process and "published" in result and result["published"] is None:
         sys.exit("error: the model is trained and saved, but not published; see above.")

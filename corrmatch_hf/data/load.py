@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 
 from ..errors import InputError, unknown_name
+from ..text import short
 from .classes import Classes, classes_of, numbered_names, read_class_file, read_colors, read_names
 from .masks import MaskFormat
 from .options import DataOptions
@@ -70,7 +71,7 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
         semi = synthetic_semi_dataset(
             labeled=chosen.labeled_count or 12, seed=chosen.split_seed, diagnosis=chosen.diagnose_with_masks
         )
-        notes = chosen.idle()
+        notes = [*chosen.idle(), *_for_hub_alone(chosen, "the built-in pictures")]
         pool = [semi.unlabeled, *_extra_unlabeled(chosen, notes)]
         return dataclasses.replace(
             semi,
@@ -79,6 +80,8 @@ def load_semi_dataset(dataset_name: str | DataOptions | None = None, **options: 
         )
 
     source = _open_source(chosen)
+    if isinstance(source, LocalSource):
+        source.notes += _for_hub_alone(chosen, "folders of photos")
     classes, mask_format = _given_classes(source, chosen)
     labeled, rest = _labeled_and_rest(source, chosen, mask_format)
     own = [rest, source.unlabeled() if chosen.unlabeled_list is None else None]
@@ -120,6 +123,16 @@ def _as_options(dataset_name: str | DataOptions | None, options: dict[str, Any])
         if name not in known:
             raise unknown_name("option of load_semi_dataset", name, known)
     return DataOptions(dataset_name=dataset_name, **options)
+
+
+def _for_hub_alone(options: DataOptions, data: str) -> list[str]:
+    """Options that were given and do nothing with this kind of data."""
+    given = {name: getattr(options, name) for name in ("dataset_config_name", "dataset_revision")}
+    return [
+        f"--{name} is {short(value)}, which does nothing with {data}."
+        for name, value in given.items()
+        if value is not None
+    ]
 
 
 def _local_folder(options: DataOptions) -> str | None:

@@ -32,14 +32,10 @@ class DataOptions(Options):
         common=True,
     )
     dataset_config_name: str | None = option(
-        None, "Configuration of the Hub dataset.", group="Data", metavar="NAME", only_with="dataset_name"
+        None, "Configuration of the Hub dataset.", group="Data", metavar="NAME"
     )
     dataset_revision: str | None = option(
-        None,
-        "Branch, tag or commit of the Hub dataset.",
-        group="Data",
-        metavar="NAME",
-        only_with="dataset_name",
+        None, "Branch, tag or commit of the Hub dataset.", group="Data", metavar="NAME"
     )
     data_dir: str | None = option(
         None,
@@ -111,7 +107,7 @@ class DataOptions(Options):
         group="Data",
         at_least=0,
         at_most=LARGEST_SEED,
-        only_with=("labeled_fraction", "labeled_count", "hold_out"),
+        only_with=("labeled_fraction", "labeled_count", "hold_out", "synthetic"),
     )
     extra_unlabeled: str | None = option(
         None,
@@ -188,10 +184,6 @@ class DataOptions(Options):
     def synthetic(self) -> bool:
         """Whether the built-in synthetic dataset is used."""
         return self.dataset_name == "synthetic" or all(getattr(self, name) is None for name in SOURCES)
-
-    def idle(self) -> list[str]:
-        # The built-in set is drawn from --split_seed.
-        return [text for text in super().idle() if not (self.synthetic and text.startswith("--split_seed "))]
 
     def problems(self) -> list[str]:
         problems = super().problems()

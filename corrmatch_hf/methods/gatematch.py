@@ -118,10 +118,11 @@ class GateMatchOptions(MethodOptions):
     )
     confidence_threshold: float | None = option(
         None,
-        "fixed: the threshold; class_mean: its largest value (0.95; fixed with soft_labels: 0).",
+        "fixed: the threshold; class_mean: its largest value; soft: the means at the start (0.95; fixed with "
+        "soft_labels: 0).",
         at_least=0,
         at_most=1,
-        only_with=("threshold=fixed", "threshold=class_mean"),
+        only_with=("threshold=fixed", "threshold=class_mean", "threshold=soft"),
     )
     statistics_momentum: float = option(
         0.99,
@@ -198,10 +199,7 @@ class GateMatchOptions(MethodOptions):
         if self.region_propagation and self.soft_labels:
             found.append("--region_propagation spreads whole labels: give --soft_labels False")
         if self.class_weight_power and self.labeled_loss != "ce":
-            found.append(
-                f"--labeled_loss {self.labeled_loss} has no class weights; give --labeled_loss ce, "
-                "or --class_weight_power 0"
-            )
+            found.append(f"--labeled_loss {self.labeled_loss} has no class weights: give --labeled_loss ce")
         if self.paste_classes == "untaught" and self.paste_probability and not self.teacher_recall:
             found.append(
                 "--paste_classes untaught pastes the classes that --teacher_recall leaves out: give "

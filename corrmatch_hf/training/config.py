@@ -234,7 +234,6 @@ class TrainingConfig(Options):
         "Number of checkpoints kept; older ones are deleted.",
         group="Saving",
         at_least=1,
-        only_with="save_steps",
     )
     logging_steps: int = option(
         10, "Log losses and learning rate every so many steps.", group="Evaluation", at_least=1

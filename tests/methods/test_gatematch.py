@@ -263,6 +263,8 @@ def test_options_that_cannot_work():
         GateMatchOptions(propagation_accuracy=0.9).check()
     with pytest.raises(InputError, match="give --burn_in"):
         GateMatchOptions(burn_in=0, teacher_rounds=1, teacher_recall=0.5).check()
+    with pytest.raises(InputError, match="give --labeled_loss ce"):
+        GateMatchOptions(class_weight_power=0.5, labeled_loss="ohem").check()
     with pytest.raises(InputError, match="--num_shapes is 0"):
         GateMatchOptions(num_shapes=0).check()
 

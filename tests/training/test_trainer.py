@@ -174,5 +174,5 @@ def test_options_without_effect_are_told_before_training(make_trainer):
     with pytest.warns(UserWarning) as told:
         trainer.train()
     texts = [str(warning.message) for warning in told]
-    assert "--momentum is 0.8, which does nothing without --optimizer sgd." in texts
-    assert "--teacher_decay is 0.9, which does nothing without --teacher ema." in texts
+    assert "--momentum is 0.8, which does nothing with --optimizer adamw." in texts
+    assert "--teacher_decay is 0.9, which does nothing with --teacher none." in texts
