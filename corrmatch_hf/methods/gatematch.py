@@ -11,7 +11,7 @@ With f the network, g its moving average, t the share of the run that is done an
     2. f on x
     3. f on u_s, strong views (with `paste_probability`, objects of the labelled images with their true labels are
        pasted into some of them: every class of a labelled crop with chance 1/2, but for the most frequent class, or
-       with `paste_classes` "untaught" those alone that `teacher_recall` leaves out, with what is around them;
+       with `paste_classes` "untaught" those alone that `teacher_recall` leaves out, which become less rare so;
        with feature perturbation "dropout", some channels of the features are dropped; "complementary": two strong
        views, each with the channels that the other lacks)
 
@@ -72,8 +72,6 @@ from .class_weights import ClassWeights
 from .dynamic_threshold import DynamicThreshold
 from .feature_perturbation import with_complementary_channels
 from .teacher import Teacher
-
-MARGIN = 1 / 16  # of a view's side: what is pasted around an object with its true labels
 
 
 @dataclass
@@ -140,8 +138,7 @@ class GateMatchOptions(MethodOptions):
     )
     paste_classes: Literal["all", "untaught"] = option(
         "all",
-        "Classes that are pasted: all but the most frequent one; or those that teacher_recall leaves out, with what is "
-        "around them.",
+        "Classes that are pasted: all but the most frequent one, or those that teacher_recall leaves out.",
         only_with="paste_probability",
     )
     feature_perturbation: Literal["none", "dropout", "complementary"] = option(
@@ -222,12 +219,11 @@ class GateMatchOptions(MethodOptions):
 
 
 class Targets(NamedTuple):
-    """Pseudo-labels of N views: labels (N, H, W) int64, how much each pixel counts, (N, H, W) float32, where labels are
-    true, (N, H, W) bool, and with `soft_labels` the probabilities that are taught, (N, K, H, W) float32."""
+    """Pseudo-labels of N views: labels (N, H, W) int64, how much each pixel counts, (N, H, W) float32, and with
+    `soft_labels` the probabilities that are taught, (N, K, H, W) float32."""
 
     labels: Tensor
     weight: Tensor
-    true: Tensor
     probability: Tensor | None = None
 
     def of(self, views: slice | Tensor) -> Targets:
@@ -236,10 +232,13 @@ class Targets(NamedTuple):
 
     def pasted(self, other: Targets, box: Tensor) -> Targets:
         """These with `other`'s inside the box (N, H, W)."""
-        maps = (torch.where(box, theirs, own) for theirs, own in zip(other[:3], self[:3], strict=True))
+        labels, weight = (
+            torch.where(box, other.labels, self.labels),
+            torch.where(box, other.weight, self.weight),
+        )
         if self.probability is None:
-            return Targets(*maps)
-        return Targets(*maps, torch.where(box.unsqueeze(1), other.probability, self.probability))
+            return Targets(labels, weight)
+        return Targets(labels, weight, torch.where(box.unsqueeze(1), other.probability, self.probability))
 
 
 class GateMatch(Method):
@@ -377,8 +376,13 @@ class GateMatch(Method):
 
     def _among_taught_classes(self, logits: Tensor, target: Targets) -> Tensor:
         """Logits (N, K, H, W) without the classes that unlabelled images do not teach: their pixels are neither given
-        to another class nor taken from one. Where true labels were pasted, all classes remain."""
-        absent = ~self.class_recall.taught[:, None, None] & ~target.true.unsqueeze(1)
+        to another class nor taken from one. A pasted object's true class stays where it is."""
+        left = ~self.class_recall.taught[:, None, None]
+        if target.probability is not None:
+            absent = left & (target.probability == 0)
+        else:
+            classes = torch.arange(logits.shape[1], device=logits.device)[:, None, None]
+            absent = left & (classes != target.labels.unsqueeze(1))
         return logits.masked_fill(absent, -1e9)
 
     def _unlabeled(self, batch: SemiBatch) -> tuple[Tensor, Logs]:
@@ -435,11 +439,11 @@ class GateMatch(Method):
         """Labels (N, H, W) that all count. Ignored pixels have class 0: they are pasted nowhere."""
         classes = self.model.config.num_labels
         labels = torch.where((labels >= 0) & (labels < classes), labels, 0)
-        weight, true = torch.ones_like(labels, dtype=torch.float32), torch.ones_like(labels, dtype=torch.bool)
+        weight = torch.ones_like(labels, dtype=torch.float32)
         if not self.options.soft_labels:
-            return Targets(labels, weight, true)
+            return Targets(labels, weight)
         shape = (len(labels), classes, *labels.shape[1:])
-        return Targets(labels, weight, true, weight.new_zeros(shape).scatter_(1, labels.unsqueeze(1), 1))
+        return Targets(labels, weight, weight.new_zeros(shape).scatter_(1, labels.unsqueeze(1), 1))
 
     def pasted_objects(self, batch: SemiBatch, view: int) -> tuple[Tensor, Tensor]:
         """Pixels of strong view `view` that show objects of labelled images: (B_u, H, W) bool, and the row of the
@@ -459,12 +463,7 @@ class GateMatch(Method):
         label = batch.label[rows]
         inside = (label >= 0) & (label < classes)
         chosen = taken.gather(1, torch.where(inside, label, 0).flatten(1)).view_as(label)
-        chosen &= inside
-        if self.options.paste_classes == "untaught":
-            margin = round(MARGIN * label.shape[-1])
-            near = F.max_pool2d(chosen.float(), 2 * margin + 1, stride=1, padding=margin)
-            chosen = (near > 0) & inside
-        return chosen, rows
+        return chosen & inside, rows
 
     # ----------------------------------------------------------------------------------------------- networks
 
@@ -540,8 +539,7 @@ class GateMatch(Method):
                     weight = weight * self.class_recall.taught[labels]
                 else:
                     taught = taught * self.class_recall.taught[:, None, None]
-            true = torch.zeros_like(labels, dtype=torch.bool)
-            plain = Targets(labels, weight, true, taught)
+            plain = Targets(labels, weight, taught)
             if not o.region_propagation or (gated and not self.gate_is_open):
                 self._observe(batch, confidence, plain, plain, valid)
                 return plain, plain
@@ -554,7 +552,7 @@ class GateMatch(Method):
         labels, kept = propagate_rows(
             rows, labels, weight > 0.5, valid, o.region_ratio, num_labels=network.config.num_labels
         )
-        propagated = Targets(labels, torch.maximum(weight, kept.float()), true)
+        propagated = Targets(labels, torch.maximum(weight, kept.float()))
         self._observe(batch, confidence, plain, propagated, valid)
         return plain, propagated
 
