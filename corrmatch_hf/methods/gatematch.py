@@ -10,8 +10,8 @@ With f the network, g its moving average, t the share of the run that is done an
        (with `teacher_flip` p is the mean over the view and its mirror image); CutMix pastes the partner's Y and c
     2. f on x
     3. f on u_s, strong views (with `paste_probability`, objects of the labelled images with their true labels are
-       pasted into some of them: every class of a labelled crop with chance 1/2, but for the most frequent class, or
-       with `paste_classes` "untaught" those alone that `teacher_recall` leaves out, which become less rare so;
+       pasted into some of them: every class of a labelled crop with chance 1/2, but for the most frequent class;
+       with `paste_while` "untaught" only while `teacher_recall` leaves out a class, which is seen more often so;
        with feature perturbation "dropout", some channels of the features are dropped; "complementary": two strong
        views, each with the channels that the other lacks)
 
@@ -136,9 +136,9 @@ class GateMatchOptions(MethodOptions):
     paste_probability: float = option(
         0.0, "Chance that objects of a labelled image are pasted into a strong view.", at_least=0, at_most=1
     )
-    paste_classes: Literal["all", "untaught"] = option(
-        "all",
-        "Classes that are pasted: all but the most frequent one, or those that teacher_recall leaves out.",
+    paste_while: Literal["always", "untaught"] = option(
+        "always",
+        "Paste always, or only while teacher_recall leaves out a class.",
         only_with="paste_probability",
     )
     feature_perturbation: Literal["none", "dropout", "complementary"] = option(
@@ -197,10 +197,10 @@ class GateMatchOptions(MethodOptions):
             found.append("--region_propagation spreads whole labels: give --soft_labels False")
         if self.class_weight_power and self.labeled_loss != "ce":
             found.append(f"--labeled_loss {self.labeled_loss} has no class weights: give --labeled_loss ce")
-        if self.paste_classes == "untaught" and self.paste_probability and not self.teacher_recall:
+        if self.paste_while == "untaught" and self.paste_probability and not self.teacher_recall:
             found.append(
-                "--paste_classes untaught pastes the classes that --teacher_recall leaves out: give "
-                "--teacher_recall, e.g. 0.7, or --paste_probability 0"
+                "--paste_while untaught pastes while --teacher_recall leaves out a class: give --teacher_recall, "
+                "e.g. 0.7, or --paste_while always"
             )
         if self.sharpening != 1 and not self.soft_labels:
             found.append("--sharpening changes soft labels alone: leave it out, or give --soft_labels")
@@ -455,10 +455,9 @@ class GateMatch(Method):
         draw = torch.rand(count * world_size(), classes + 1, generator=generator, device=device)
         draw = draw[rank() * count : (rank() + 1) * count]
         taken = draw[:, :-1] < 0.5  # (B_u, K)
-        if self.options.paste_classes == "untaught":
-            taken &= ~self.class_recall.taught
-        else:
-            taken &= torch.arange(classes, device=device) != self.class_weights.counts.argmax()
+        taken &= torch.arange(classes, device=device) != self.class_weights.counts.argmax()
+        if self.options.paste_while == "untaught":
+            taken &= ~self.class_recall.taught.all()
         taken &= draw[:, -1:] < self.options.paste_probability
         label = batch.label[rows]
         inside = (label >= 0) & (label < classes)

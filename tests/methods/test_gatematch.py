@@ -343,19 +343,20 @@ def test_what_is_taught_is_decided_when_the_labelling_copy_is_renewed():
     assert [step for step, _ in measured] == [0, 2, 4, 7, 8]
 
 
-def test_classes_that_are_not_taught_can_be_those_that_are_pasted():
-    ours = method(num_labels=3, paste_probability=1.0, paste_classes="untaught", teacher_recall=0.5)
-    ours.class_recall.taught.copy_(torch.tensor([True, False, True]))
-    seen = []
-    for step in range(6):
-        batch = random_batch(step, num_labels=3, seed=step)
-        pixels, rows = ours.pasted_objects(batch, 0)
-        for place, row in zip(pixels, rows, strict=True):
-            assert not place.any() or torch.equal(place, batch.label[row] == 1)
-            seen.append(bool(place.any()))
-    assert {True, False} == set(seen)  # each class of a crop with chance 1/2
+def test_objects_can_be_pasted_while_a_class_is_not_taught():
+    ours = method(num_labels=3, paste_probability=1.0, paste_while="untaught", teacher_recall=0.5)
+    always = method(num_labels=3, paste_probability=1.0)
+    batch = random_batch(num_labels=3)
+    for each in (ours, always):
+        each.class_weights.update(batch.label)
+    for taught in ([False] * 3, [True, False, True]):
+        ours.class_recall.taught.copy_(torch.tensor(taught))
+        pixels, _ = ours.pasted_objects(batch, 0)
+        assert pixels.any() and torch.equal(pixels, always.pasted_objects(batch, 0)[0])
+    ours.class_recall.taught.fill_(True)
+    assert not ours.pasted_objects(batch, 0)[0].any()
     with pytest.raises(InputError, match="give --teacher_recall"):
-        GateMatchOptions(paste_probability=0.5, paste_classes="untaught").check()
+        GateMatchOptions(paste_probability=0.5, paste_while="untaught").check()
 
 
 def test_objects_of_labelled_images_are_pasted_with_their_labels():
