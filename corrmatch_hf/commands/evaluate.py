@@ -144,11 +144,15 @@ def main(args: Sequence[str]) -> dict:
     data = load_evaluated(data_options, options.split, model.config.num_labels)
     if data.validation is None:
         raise InputError(f"{data.name} has no images to evaluate on; name a split with masks by --split.")
+    notes = list(data.notes)  # what was assumed about the masks, and files that are left out
     names = [list(classes.values()) for classes in (model.config.id2label, data.id2label)]
     if names[0] != names[1] and "LABEL_0" not in (names[0][0], names[1][0]):
-        print(f"note: the model was trained for {names[0]}, the dataset has {names[1]}.", file=sys.stderr)
+        notes.append(f"the model was trained for {names[0]}, the dataset has {names[1]}.")
 
     process = PartialState()
+    if process.is_main_process:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     with explain_lost_loaders():
         metrics = measure(model, processor, data, options, process)
     if process.is_main_process:

@@ -65,6 +65,17 @@ def test_the_command_prints_a_table_and_writes_the_figures(saved_model, photos, 
         assert any(line.startswith(figure) for line in lines)
 
 
+def test_what_was_assumed_about_the_data_is_told(saved_model, photos, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    shutil.copy(
+        folder / "validation" / "masks" / "0.png", folder / "validation" / "masks" / "of_no_photo.png"
+    )
+    main(["--model", str(saved_model), "--data_dir", str(folder), "--num_workers", "0"])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(told) == 1 and "of_no_photo.png" in told[0]
+
+
 def test_split_and_inference_options_are_used(saved_model, photos, capsys):
     base = ["--model", str(saved_model), "--data_dir", str(photos), "--num_workers", "0"]
     test = main([*base, "--split", "test"])
