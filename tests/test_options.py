@@ -7,6 +7,9 @@ from typing import get_type_hints
 import pytest
 import torch
 
+from corrmatch_hf.commands.arguments import parse
+from corrmatch_hf.commands.demo import DemoOptions
+from corrmatch_hf.commands.import_ import ImportOptions
 from corrmatch_hf.commands.train import GROUPS
 from corrmatch_hf.data.load import load_semi_dataset
 from corrmatch_hf.data.options import DataOptions
@@ -16,7 +19,7 @@ from corrmatch_hf.training import TrainingConfig
 
 from .methods.tiny import batch_for, tiny_method, tiny_model
 
-CLASSES = [*GROUPS, *(method.Options for method in METHODS.values())]
+CLASSES = [*GROUPS, DemoOptions, ImportOptions, *(method.Options for method in METHODS.values())]
 
 
 def dependent(classes):
@@ -135,6 +138,15 @@ def test_those_of_the_data_are_told():
     )
     notes = load_semi_dataset(dataset_revision="v1").notes
     assert notes == ("--dataset_revision is 'v1', which does nothing with the built-in pictures.",)
+
+
+def test_other_commands_tell_theirs(capsys):
+    parse("import", ImportOptions, args=["export", "photos", "--seed", "3"])
+    told = "note: --seed is 3, which does nothing without --validation_fraction."
+    assert capsys.readouterr().err.splitlines() == [told]
+    parse("import", ImportOptions, args=["export", "photos", "--seed", "3", "--validation_fraction", "0.2"])
+    parse("demo", DemoOptions, args=["run", "--photos", "photos", "--precision", "int8"])
+    assert not capsys.readouterr().err
 
 
 def test_training_options():

@@ -53,6 +53,7 @@ class DemoOptions(Options):
         "Folder of photos to measure the cost of --precision on, by default the run's sample photos.",
         common=True,
         metavar="FOLDER",
+        only_with=("precision=float16", "precision=int8"),
     )
     runtime: str | None = option(
         None,

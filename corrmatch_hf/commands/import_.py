@@ -68,7 +68,12 @@ class ImportOptions(Options):
         metavar="FILE",
     )
     seed: int = option(
-        0, "Seed of the choice of validation photos.", common=True, at_least=0, at_most=LARGEST_SEED
+        0,
+        "Seed of the choice of validation photos.",
+        common=True,
+        at_least=0,
+        at_most=LARGEST_SEED,
+        only_with="validation_fraction",
     )
 
 
