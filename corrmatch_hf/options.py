@@ -109,9 +109,8 @@ class Options:
 
     def _state(self, conditions: tuple[str, ...]) -> str:
         """How the options of conditions are: "with --optimizer adamw", "without --hold_out"."""
-        options = {spec.name for spec in fields(self)}
-        names = [name for name in dict.fromkeys(c.partition("=")[0] for c in conditions) if name in options]
-        values = {name: getattr(self, name) for name in names}
+        names = {condition.partition("=")[0] for condition in conditions}
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name in names}
         return " and ".join(
             f"without --{name}" if value is None else f"with --{name} {value}"
             for name, value in values.items()

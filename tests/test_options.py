@@ -17,6 +17,7 @@ from corrmatch_hf.methods import METHODS
 from corrmatch_hf.options import Options, choices_of, option
 from corrmatch_hf.training import TrainingConfig
 
+from .conftest import write_synthetic
 from .methods.tiny import batch_for, tiny_method, tiny_model
 
 CLASSES = [*GROUPS, DemoOptions, ImportOptions, *(method.Options for method in METHODS.values())]
@@ -129,15 +130,17 @@ def test_an_option_does_something_where_its_condition_holds(name, others, change
     assert losses(name, model, others | change) != losses(name, model, others)
 
 
-def test_those_of_the_data_are_told():
+def test_those_of_the_data_are_told(tmp_path):
     assert DataOptions(split_seed=3, labeled_count=12).idle() == []
     assert DataOptions(split_seed=3).idle() == []  # the built-in pictures are drawn from it
-    (told,) = DataOptions(data_dir="photos", split_seed=3).idle()
-    assert told.endswith(
-        "nothing without --labeled_fraction and without --labeled_count and without --hold_out."
-    )
     notes = load_semi_dataset(dataset_revision="v1").notes
     assert notes == ("--dataset_revision is 'v1', which does nothing with the built-in pictures.",)
+    write_synthetic(tmp_path, labeled=3, validation=2)
+    notes = load_semi_dataset(data_dir=str(tmp_path), dataset_config_name="a", split_seed=3).notes
+    assert [note.split(", which ")[1] for note in notes] == [
+        "does nothing without --labeled_fraction and without --labeled_count and without --hold_out.",
+        "does nothing with folders of photos.",
+    ]
 
 
 def test_other_commands_tell_theirs(capsys):

@@ -106,9 +106,11 @@ def parse(
         if method is not None or not isinstance(group, DataOptions):
             problems += group.problems()
     refuse(problems)
-    if method is None:  # a training tells them itself, once for all processes, and data where they are loaded
-        for text in (text for group in parsed if not isinstance(group, DataOptions) for text in group.idle()):
-            print(f"note: {text}", file=sys.stderr)
+    for group in parsed:
+        # A training tells them itself, once for all processes, and data where they are loaded.
+        if method is None and not isinstance(group, DataOptions):
+            for text in group.idle():
+                print(f"note: {text}", file=sys.stderr)
     return (*parsed[:-1], method, parsed[-1]) if method is not None else tuple(parsed)
 
 

@@ -74,9 +74,11 @@ def main(args: Sequence[str]) -> None:
     trainer = SemiSupervisedTrainer(
         method, data, config, processor, recipe, command=typed_command("train", args)
     )
-    if trainer.accelerator.is_main_process and default_config(args, None, PHOTOS_RECIPE):
-        print("recipe: photos (supervised first, then with unlabelled photos); --config paper is CorrMatch's")
     if trainer.accelerator.is_main_process:
+        if default_config(args, None, PHOTOS_RECIPE):
+            print(
+                "recipe: photos (supervised first, then with unlabelled photos); --config paper is CorrMatch's"
+            )
         for text in model_options.idle():
             warnings.warn(text, stacklevel=1)
     result = trainer.train()

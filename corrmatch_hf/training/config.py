@@ -230,10 +230,7 @@ class TrainingConfig(Options):
         None, "Write a checkpoint every so many steps.", group="Saving", common=True, at_least=1
     )
     max_checkpoints: int = option(
-        2,
-        "Number of checkpoints kept; older ones are deleted.",
-        group="Saving",
-        at_least=1,
+        2, "Number of checkpoints kept; older ones are deleted.", group="Saving", at_least=1
     )
     logging_steps: int = option(
         10, "Log losses and learning rate every so many steps.", group="Evaluation", at_least=1

@@ -1,6 +1,7 @@
 """Training as a command: in one process, in two that the command starts, and its errors."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,8 @@ def status_of(*args):
 def test_a_run_in_one_and_in_two_processes(launcher, batch, folder, tmp_path, capfd):
     out = tmp_path / "out"
     data = ["--data_dir", str(folder), "--output_dir", str(out), "--per_device_batch_size", batch]
-    status = status_of(*launcher, *data, *SMALL)
+    with warnings.catch_warnings(record=True) as own:
+        status = status_of(*launcher, *data, *SMALL, "--pyramid_channels", "8", "8", "8", "8")
     printed = capfd.readouterr()
     assert status == 0, printed.err[-3000:]
     metrics = json.loads((out / "metrics.json").read_text())
@@ -56,6 +58,8 @@ def test_a_run_in_one_and_in_two_processes(launcher, batch, folder, tmp_path, ca
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
     assert printed.out.count("share %") == 1, "the summary is printed by one process"
     assert "4 labelled, 6 unlabelled" in printed.out
+    told = printed.err + "".join(str(warning.message) for warning in own)
+    assert told.count("which does nothing with --decoder deeplabv3plus") == 1
 
 
 @pytest.mark.parametrize(
